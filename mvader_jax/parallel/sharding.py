@@ -1,0 +1,145 @@
+"""The only table from logical axes to mesh axes, and everything that reads it.
+
+Modules name the axes of their parameters with `partitioned`; nothing else in the project writes a
+PartitionSpec for a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+#: The axes of every mesh, slowest network first.
+MESH_AXES = ("replica", "data", "fsdp", "tensor")
+
+#: logical axis -> mesh axes. Two axes of one array may not meet on the same mesh axis.
+LOGICAL_AXES: dict[str, tuple[str, ...]] = {
+    "batch": ("replica", "data", "fsdp"),
+    "sequence": (),
+    "layers": (),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),  # the residual width of a transformer, as a parameter's axis
+    "heads": ("tensor",),  # heads x head width, flattened
+    "mlp": ("tensor",),
+    "context": ("fsdp",),  # width of the condition at a cross-attention
+    "channels_in": ("fsdp",),
+    "channels_out": ("tensor",),
+    "kernel": (),  # a convolution's window
+    "vector": (),  # biases and norms: small, replicated
+    "activation": (),  # the width of an activation
+}
+
+#: A tensor larger than this must be shardable on the mesh; a smaller one is replicated instead.
+REPLICATE_BELOW_BYTES = 1 << 20
+
+
+class ShardingError(ValueError):
+    """An unknown axis, two axes on one mesh axis, or a large tensor that does not divide."""
+
+
+def mesh_axes(name: str) -> tuple[str, ...]:
+    """The mesh axes of a logical axis. Raises ShardingError for an unknown name."""
+    try:
+        return LOGICAL_AXES[name]
+    except KeyError:
+        raise ShardingError(
+            f"unknown logical axis {name!r}; known: {', '.join(sorted(LOGICAL_AXES))}"
+        ) from None
+
+
+def partitioned(init: Callable[..., jax.Array], *names: str) -> Callable[..., Any]:
+    """Names the axes of the parameter that `init` makes, checked against the table at once."""
+    used: list[str] = []
+    for name in names:
+        used += mesh_axes(name)
+    if len(used) != len(set(used)):
+        raise ShardingError(f"axes {names} meet on one mesh axis: {used}")
+    return nn.with_logical_partitioning(init, names)
+
+
+def partition_spec(
+    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, itemsize: int = 4, what: str = "array"
+) -> PartitionSpec:
+    """The PartitionSpec of one array.
+
+    A dimension that its mesh axes do not divide stays whole when the array is small
+    (REPLICATE_BELOW_BYTES); for a larger array that is an error, so nothing large is ever
+    replicated by accident.
+    """
+    size = itemsize
+    for dim in shape:
+        size *= dim
+    entries: list[Any] = []
+    for name, dim in zip(names, shape, strict=True):
+        axes = () if name is None else tuple(a for a in mesh_axes(name) if mesh.shape.get(a, 1) > 1)
+        ways = 1
+        for axis in axes:
+            ways *= mesh.shape[axis]
+        if dim % ways:
+            if size > REPLICATE_BELOW_BYTES:
+                raise ShardingError(
+                    f"{what}: axis {name!r} of length {dim} does not divide over {ways} devices ({'x'.join(axes)})"
+                )
+            axes = ()
+        entries.append(axes if len(axes) != 1 else axes[0])
+    return PartitionSpec(*(entry or None for entry in entries))
+
+
+def batch_sharding(mesh: Mesh, ndim: int = 1) -> NamedSharding:
+    """Sharding of an array whose first axis is the batch."""
+    axes = tuple(a for a in mesh_axes("batch") if mesh.shape.get(a, 1) > 1)
+    return NamedSharding(mesh, PartitionSpec(axes or None, *([None] * (ndim - 1))))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def abstract_init(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Shapes and logical axes of a module's parameters, without computing any.
+
+    Returns (tree of ShapeDtypeStruct, tree of tuples of axis names), both unboxed.
+    """
+    boxed = jax.eval_shape(lambda key: module.init(key, *args, **kwargs)["params"], jax.random.key(0))
+    names = jax.tree.map(
+        lambda leaf: leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * leaf.ndim,
+        boxed,
+        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+    )
+    return nn.unbox(boxed), names
+
+
+def param_shardings(abstract: Any, names: Any, mesh: Mesh) -> Any:
+    """NamedShardings of a tree of parameters on a mesh, by the table."""
+
+    def one(path: Any, leaf: Any, axes: tuple[str | None, ...]) -> NamedSharding:
+        what = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh, leaf.dtype.itemsize, what))
+
+    return jax.tree_util.tree_map_with_path(one, abstract, names)
+
+
+def init_params(module: nn.Module, key: jax.Array, *args: Any, mesh: Mesh | None = None, **kwargs: Any) -> Any:
+    """A module's parameters, unboxed; on a mesh each device makes only its own shard."""
+
+    def init(key: jax.Array) -> Any:
+        return nn.unbox(module.init(key, *args, **kwargs)["params"])
+
+    if mesh is None:
+        return jax.jit(init)(key)
+    abstract, names = abstract_init(module, *args, **kwargs)
+    return jax.jit(init, out_shardings=param_shardings(abstract, names, mesh))(key)
+
+
+def constrain(x: jax.Array, *names: str) -> jax.Array:
+    """Pins an activation's sharding inside `jax.set_mesh`; without a mesh it does nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        for name in names:
+            mesh_axes(name)
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh, 0, "activation"))
