@@ -1,0 +1,336 @@
+"""A prompt: ordered text and image elements, each with a weight (theta of the paper's eq. 2).
+
+No JAX here, and NumPy and Pillow only where a mask or an image is at hand: the command line reads its
+arguments through this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from mvader_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+
+    ImageSource: TypeAlias = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray
+
+#: Where weights act: in the decoder's self-attentions, in the UNet's cross-attentions, or in both.
+Site = Literal["decoder", "cross_attention", "both"]
+SITES: tuple[str, ...] = get_args(Site)
+
+#: (left, top, right, bottom) as fractions of the picture's width and height, the origin top left.
+Box: TypeAlias = tuple[float, float, float, float]
+
+#: A command-line part that ends so is the path of an image.
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def check_weight(weight: Any, what: str) -> float:
+    """`weight` as a float. Raises UserError unless it is a finite number of at least 0."""
+    try:
+        value = float(weight)
+    except (TypeError, ValueError):
+        raise UserError(f"the weight of {what} is {weight!r}; a weight is a number of at least 0") from None
+    if isinstance(weight, bool) or not math.isfinite(value) or value < 0:
+        raise UserError(f"the weight of {what} is {weight!r}; a weight is a finite number of at least 0")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text element.
+
+    weight: theta of each of its tokens; 1 leaves them as they are, 0 suppresses them.
+    spans: substring -> a factor on the weight of every token that touches any of its occurrences;
+        where spans overlap their factors multiply. Given as a mapping, kept as a tuple of pairs.
+    Raises UserError for an empty text, a bad weight, or a span that the text does not contain.
+    """
+
+    text: str
+    weight: float = 1.0
+    spans: Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise UserError(f"a text element holds a {type(self.text).__name__}; expected a string")
+        if not self.text.strip():
+            raise UserError("a text of the prompt is empty; write at least one word or leave the element out")
+        object.__setattr__(self, "weight", check_weight(self.weight, _quote(self.text)))
+        object.__setattr__(self, "spans", self._checked_spans())
+
+    def _checked_spans(self) -> tuple[tuple[str, float], ...]:
+        spans = self.spans.items() if isinstance(self.spans, Mapping) else self.spans or ()
+        checked = []
+        for span, weight in spans:
+            if not isinstance(span, str) or not span.strip() or span not in self.text:
+                raise UserError(f"the span {span!r} does not occur in the text {_quote(self.text)}")
+            checked.append((span, check_weight(weight, f"the span {_quote(span)}")))
+        return tuple(checked)
+
+    @property
+    def span_weights(self) -> tuple[tuple[str, float], ...]:
+        """The spans as pairs (substring, factor)."""
+        assert isinstance(self.spans, tuple)
+        return self.spans
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Image:
+    """An image element.
+
+    image: a path, the bytes of an image file, a PIL image, or an array [H, W, 3] of uint8 or of floats
+        in [-1, 1]; read only when the prompt is tokenised.
+    weight: theta of each of its tokens.
+    regions: pairs (region, factor); a region is a `Box` or a mask [h, w] (bool, or numbers in [0, 1]),
+        laid over the whole picture as the user sees it, before the encoder's centre crop. A token whose
+        cell the region covers by a fraction f has its weight multiplied by 1 + f (factor - 1).
+    Raises UserError for a bad weight, box or mask.
+    """
+
+    image: ImageSource
+    weight: float = 1.0
+    regions: Sequence[tuple[Box | np.ndarray, float]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", check_weight(self.weight, self.describe()))
+        try:
+            regions = [
+                (_checked_region(where), check_weight(weight, "a region")) for where, weight in self.regions
+            ]
+        except (TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError("regions is not a list of pairs (box or mask, weight)") from None
+        object.__setattr__(self, "regions", tuple(regions))
+
+    def describe(self) -> str:
+        """The file's name, or 'an image' where there is none."""
+        path = self.path
+        return "an image" if path is None else f"the image {path!r}"
+
+    @property
+    def path(self) -> str | None:
+        """The path, where the image is a file."""
+        return os.fspath(self.image) if isinstance(self.image, (str, os.PathLike)) else None
+
+    def _key(self) -> tuple[Any, ...]:
+        regions = tuple(
+            (where if isinstance(where, tuple) else (where.shape, where.tobytes()), weight)
+            for where, weight in self.regions
+        )
+        return (self.path or id(self.image), self.weight, regions)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal when they name the same file, or hold the same object, under the same weights."""
+        return isinstance(other, Image) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+Element: TypeAlias = Text | Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One or more elements in order, and how their weights are meant.
+
+    elements: anything `Prompt.of` takes; kept as a tuple of Text and Image.
+    site: where the weights act.
+    balance: take an element's weight as its total share, whatever its token count: the thetas of its
+        tokens are scaled to sum to weight * N / E, for the N tokens and E elements of the prompt that
+        are not suppressed. So a caption of 10 tokens stands level with an image of 144, the mean theta
+        of a prompt of weights 1 stays 1, and elements of equal length keep their weights unchanged.
+    Raises UserError for an empty prompt or an element of another kind. (The null condition of
+    classifier-free guidance is not a prompt: `Tokenizer.to_batch` takes None for it.)
+    """
+
+    elements: tuple[Element, ...]
+    site: Site = "both"
+    balance: bool = False
+
+    def __post_init__(self) -> None:
+        elements = tuple(_elements(self.elements))
+        if not elements:
+            raise UserError("the prompt is empty; give at least one text or image")
+        if self.site not in SITES:
+            raise UserError(f"the site of the weights is {self.site!r}; accepted: {', '.join(SITES)}")
+        object.__setattr__(self, "elements", elements)
+
+    @classmethod
+    def of(cls, prompt: Any, *, site: Site = "both", balance: bool = False) -> Prompt:
+        """A Prompt from a str (always a text), Text, Image, path, PIL image, array, or a list of these."""
+        return prompt if isinstance(prompt, Prompt) else cls(prompt, site=site, balance=balance)
+
+    @classmethod
+    def from_json(cls, value: Any, root: str | os.PathLike[str] = ".", **options: Any) -> Prompt:
+        """A Prompt from plain JSON: `[{"text": "a red hat", "weight": 1, "spans": {"red": 2}},
+        {"image": "a.png", "weight": 0.3, "regions": [{"box": [0, 0, 0.5, 1], "weight": 2}]}]`.
+
+        A bare string is a text; image paths are relative to `root`. Raises UserError for anything else.
+        """
+        values = value if isinstance(value, list) else [value]
+        return cls(tuple(_from_json(item, pathlib.Path(root)) for item in values), **options)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The inverse of `from_json`; an image that is no file is written as null, a mask as its shape."""
+        return [_to_json(element) for element in self.elements]
+
+
+def parse_part(part: str) -> Element:
+    """An element from a command-line argument: a text or an image's path, with an optional weight `@0.3`.
+
+    What follows the last '@' is the weight if it holds neither blanks nor a path separator. An existing
+    file, or a string that ends with an image's extension, is an image; `text:` and `image:` in front
+    settle doubt. Raises UserError for a weight that is no finite number of at least 0, an empty text,
+    and an image that does not exist.
+    """
+    kind, body = _strip_prefix(part)
+    weight: Any = 1.0
+    if kind == "text" or not _is_image_path(body):
+        head, at, tail = body.rpartition("@")
+        if at and not any(c.isspace() or c in "/\\" for c in tail):
+            body, weight = head, _parse_weight(tail, part)
+    if kind == "text" or (kind is None and not _is_image_path(body)):
+        return Text(body, weight)
+    if not body:
+        raise UserError(f"{part!r} names no image; write image:PATH")
+    if not os.path.exists(body):
+        hint = "" if kind == "image" else f"; write 'text:{body}' if it is meant as text"
+        raise UserError(f"the image {body!r} does not exist{hint}")
+    return Image(body, weight)
+
+
+def format_part(element: Element) -> str:
+    """The command-line argument that `parse_part` reads back; spans and regions have no such form.
+
+    Raises UserError for an image that is no file.
+    """
+    if isinstance(element, Text):
+        return f"text:{element.text}@{element.weight!r}"
+    if element.path is None:
+        raise UserError("an image that is no file has no command-line form")
+    return f"image:{element.path}@{element.weight!r}"
+
+
+def _strip_prefix(part: str) -> tuple[str | None, str]:
+    for kind in ("text", "image"):
+        if part.startswith(f"{kind}:"):
+            return kind, part[len(kind) + 1 :]
+    return None, part
+
+
+def _is_image_path(body: str) -> bool:
+    try:
+        return body.lower().endswith(IMAGE_EXTENSIONS) or os.path.isfile(body)
+    except ValueError:  # a NUL in the string
+        return False
+
+
+def _parse_weight(tail: str, part: str) -> float:
+    try:
+        value = float(tail)
+    except ValueError:
+        raise UserError(
+            f"the weight {tail!r} of {part!r} is not a number; a weight is a number of at least 0, "
+            f"and a text that ends so needs one more suffix, as in '{part}@1'"
+        ) from None
+    return check_weight(value, f"{part!r}")
+
+
+def _elements(value: Any) -> Iterable[Element]:
+    if isinstance(value, (Text, Image)):
+        return (value,)
+    if isinstance(value, Prompt):
+        return value.elements
+    if isinstance(value, (list, tuple)):
+        return tuple(_element(item) for item in value)
+    return (_element(value),)
+
+
+def _element(value: Any) -> Element:
+    if isinstance(value, (Text, Image)):
+        return value
+    if isinstance(value, str):
+        return Text(value)
+    # An array or a PIL image, without importing either library.
+    if (
+        isinstance(value, (os.PathLike, bytes))
+        or hasattr(value, "__array_interface__")
+        or hasattr(value, "__array__")
+    ):
+        return Image(value)
+    raise UserError(f"a prompt holds a {type(value).__name__}; accepted: texts, images and lists of them")
+
+
+def _from_json(item: Any, root: pathlib.Path) -> Element:
+    if isinstance(item, str):
+        return Text(item)
+    if not isinstance(item, dict) or ("text" in item) == ("image" in item):
+        raise UserError(f"a prompt's element is {item!r}; expected an object with either 'text' or 'image'")
+    kind = "text" if "text" in item else "image"
+    known = {kind, "weight", "spans" if kind == "text" else "regions"}
+    if unknown := sorted(set(item) - known):
+        raise UserError(f"unknown key {unknown[0]!r} in a prompt's {kind}; known: {', '.join(sorted(known))}")
+    weight = item.get("weight", 1.0)
+    if kind == "text":
+        spans = item.get("spans")
+        if spans is not None and not isinstance(spans, dict):
+            raise UserError(f"spans is {spans!r}; expected an object of substring: weight")
+        return Text(item["text"], weight, spans)
+    if not isinstance(item["image"], str) or not item["image"]:
+        raise UserError(f"an image of the prompt is {item['image']!r}; expected a path")
+    regions = item.get("regions") or []
+    try:
+        pairs = [(tuple(region["box"]), region["weight"]) for region in regions]
+    except (TypeError, KeyError):
+        raise UserError(
+            'regions must be a list of {"box": [left, top, right, bottom], "weight": w}'
+        ) from None
+    return Image(os.fspath(root / item["image"]), weight, pairs)
+
+
+def _to_json(element: Element) -> dict[str, Any]:
+    if isinstance(element, Text):
+        spans = {"spans": dict(element.span_weights)} if element.span_weights else {}
+        return {"text": element.text, "weight": element.weight, **spans}
+    regions = [
+        {"box": list(where), "weight": weight}
+        if isinstance(where, tuple)
+        else {"mask": list(where.shape), "weight": weight}
+        for where, weight in element.regions
+    ]
+    return {"image": element.path, "weight": element.weight, **({"regions": regions} if regions else {})}
+
+
+def _checked_region(region: Any) -> Box | np.ndarray:
+    import numpy as np
+
+    array = np.asarray(region, dtype=np.float32)
+    if array.shape == (4,):
+        left, top, right, bottom = (float(v) for v in region)
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise UserError(
+                f"the region {tuple(region)!r} is no box; expected (left, top, right, bottom) in [0, 1], "
+                "left < right, top < bottom"
+            )
+        return (left, top, right, bottom)
+    if array.ndim != 2 or not array.size or not np.all((array >= 0) & (array <= 1)):
+        raise UserError(
+            f"a region has shape {array.shape}; "
+            "expected a box of four numbers or a mask [h, w] of numbers in [0, 1]"
+        )
+    array = array.copy()
+    array.setflags(write=False)
+    return array
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -1,0 +1,452 @@
+"""Prompts -> PromptBatch, and the byte-level BPE tokenizers that it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from mvader_jax import images
+from mvader_jax.errors import UserError
+from mvader_jax.prompt import SITES, Image, Prompt, Site, Text
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from mvader_jax.condition import PromptBatch
+
+END_OF_TEXT = "<|endoftext|>"
+START_OF_TEXT = "<|startoftext|>"
+#: How CLIP cuts text into words before BPE (the pattern of openai/CLIP clip/simple_tokenizer.py).
+_CLIP_WORDS = (
+    r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """What a prompt's tokens look like to the model behind it; the vocabulary is in tokenizer.json.
+
+    kind: which byte-level BPE, where it is built from vocab.json and merges.txt.
+    eos_id: ends a caption in training, and is the whole of the null condition.
+    bos_id, add_bos, add_eos: what stands around a prompt's tokens.
+    length: every prompt is padded with `pad_id` to this many positions, which count like others (CLIP:
+        no mask); None pads at the right with positions that do not exist.
+    max_positions: the most tokens of a prompt, images included.
+    """
+
+    kind: Literal["gpt2", "clip"] = "gpt2"
+    eos_id: int = 50256
+    bos_id: int | None = None
+    pad_id: int = 0
+    add_bos: bool = False
+    add_eos: bool = False
+    length: int | None = None
+    max_positions: int = 2048
+
+    @classmethod
+    def gpt2(cls) -> TokenizerConfig:
+        """GPT-2's, as GPT-J and MAGMA use it."""
+        return cls()
+
+    @classmethod
+    def clip(cls) -> TokenizerConfig:
+        """The text tower of CLIP ViT-L/14, as Stable Diffusion 1.x uses it."""
+        return cls(
+            kind="clip",
+            eos_id=49407,
+            bos_id=49406,
+            pad_id=49407,
+            add_bos=True,
+            add_eos=True,
+            length=77,
+            max_positions=77,
+        )
+
+
+def bucket(length: int, max_positions: int | None = None) -> int:
+    """The padded length for a prompt of `length` tokens: 8, 16, 32, 64, then multiples of 64, so that
+    few shapes are ever compiled; never above `max_positions`."""
+    padded = max(8, 1 << (length - 1).bit_length()) if length <= 64 else math.ceil(length / 64) * 64
+    return padded if max_positions is None else min(padded, max(max_positions, length))
+
+
+class Tokenizer:
+    """A `tokenizers` tokenizer and the config that says how prompts are laid out with it."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
+        """Raises UserError if the vocabulary lacks a token that the config names."""
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.config = config
+        for name in ("eos_id", "bos_id"):
+            token = getattr(config, name)
+            if token is not None and backend.id_to_token(token) is None:
+                raise UserError(
+                    f"the tokenizer has no token {token} ({name}); it has {self.vocab_size} tokens"
+                )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], config: TokenizerConfig | None = None) -> Tokenizer:
+        """From a tokenizer.json, or a directory that holds one, or vocab.json and merges.txt.
+
+        Without `config` the file tells whether it is CLIP's kind. Raises UserError if it cannot be read.
+        """
+        import tokenizers
+
+        where = pathlib.Path(path)
+        file = where / "tokenizer.json" if where.is_dir() else where
+        if where.is_dir() and not file.exists():
+            return cls.from_vocabulary(where / "vocab.json", where / "merges.txt", config)
+        if not file.exists():
+            raise UserError(f"the tokenizer {os.fspath(path)!r} does not exist")
+        try:
+            backend = tokenizers.Tokenizer.from_file(os.fspath(file))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{os.fspath(file)!r} is not a tokenizer that can be read: {error}") from None
+        return cls(backend, config or _guess_config(backend))
+
+    @classmethod
+    def from_vocabulary(
+        cls,
+        vocab: str | os.PathLike[str],
+        merges: str | os.PathLike[str],
+        config: TokenizerConfig | None = None,
+    ) -> Tokenizer:
+        """From the vocab.json and merges.txt of GPT-2 or CLIP. Raises UserError if they cannot be read."""
+        import tokenizers
+        from tokenizers import models
+
+        for file in (vocab, merges):
+            if not os.path.isfile(file):
+                raise UserError(f"the tokenizer's file {os.fspath(file)!r} does not exist")
+        try:
+            tokens, pairs = models.BPE.read_file(os.fspath(vocab), os.fspath(merges))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{os.fspath(vocab)!r} is not a vocabulary that can be read: {error}") from None
+        clip = config.kind == "clip" if config else START_OF_TEXT in tokens
+        if clip:
+            backend = tokenizers.Tokenizer(
+                models.BPE(tokens, pairs, unk_token=END_OF_TEXT, end_of_word_suffix="</w>", fuse_unk=False)
+            )
+        else:
+            backend = tokenizers.Tokenizer(models.BPE(tokens, pairs))
+        _add_pipeline(backend, clip=clip)
+        backend.add_special_tokens([t for t in (START_OF_TEXT, END_OF_TEXT) if t in tokens])
+        return cls(backend, config or _guess_config(backend))
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write tokenizer.json into `directory`, made if need be."""
+        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+        self.backend.save(os.fspath(pathlib.Path(directory) / "tokenizer.json"))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, without BOS or EOS."""
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of many texts, each on its own, without BOS or EOS; several threads."""
+        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, without special tokens."""
+        return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def encode_text(
+        self, texts: Sequence[str], length: int, *, eos: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Captions for training: (ids int32 [B, length], mask bool [B, length]).
+
+        Padded with EOS, as MAGMA pads; the mask covers the caption and, if `eos`, the first EOS after it.
+        Longer captions are cut (the EOS is kept).
+        """
+        ids = np.full((len(texts), length), self.config.eos_id, np.int32)
+        mask = np.zeros((len(texts), length), bool)
+        for row, tokens in enumerate(self.encode_many(texts)):
+            kept = tokens[: length - eos]
+            ids[row, : len(kept)] = kept
+            mask[row, : len(kept) + eos] = True
+        return ids, mask
+
+    def to_batch(
+        self,
+        prompts: Sequence[Any],
+        *,
+        image_size: int = 0,
+        image_tokens: int = 0,
+        max_positions: int | None = None,
+        length: int | None = None,
+        num_images: int | None = None,
+        site: Site | None = None,
+        balance: bool | None = None,
+        pixels: np.ndarray | None = None,
+    ) -> PromptBatch:
+        """Prompts laid out for an embedder, a row each; NumPy throughout.
+
+        prompts: anything `Prompt.of` takes; None is the null condition (one EOS; for CLIP an empty text).
+        image_size, image_tokens: side of the encoder's input, and tokens an image becomes (a square
+            number); 0 for an embedder that takes text only.
+        max_positions: default, the config's.
+        length: pad to this many positions; default, the `bucket` of the longest prompt.
+        num_images: pad the images of a row to this many; default, the most of any row.
+        site, balance: override the prompts' own.
+        pixels: float32 [N, image_size, image_size, 3], already preprocessed: all images of the batch in
+            order, in place of reading them from the prompts.
+        Elements follow one another without delimiters, each text tokenised on its own (as in the public
+        repository Aleph-Alpha/magma). Weight 1 everywhere gives log weights of exactly 0.
+        Raises UserError for a prompt of more tokens than positions, for an image where the embedder takes
+        none, and for images that cannot be read.
+        """
+        from mvader_jax.condition import PADDING, PromptBatch
+
+        config = self.config
+        rows = [None if p is None else Prompt.of(p) for p in prompts]
+        if site is not None and site not in SITES:
+            raise UserError(f"the site of the weights is {site!r}; accepted: {', '.join(SITES)}")
+        if not image_tokens and any(isinstance(e, Image) for p in rows if p for e in p.elements):
+            raise UserError("this bundle's embedder takes text only, but the prompt holds an image")
+        limit = config.max_positions if max_positions is None else max_positions
+        texts = self._encode_texts(e for p in rows if p for e in p.elements if isinstance(e, Text))
+        reader = _ImageReader(image_size, image_tokens, pixels)
+        laid_out = [self._row(p, texts, reader, limit, balance) for p in rows]
+
+        longest = max((len(row.ids) for row in laid_out), default=1)
+        if length is None:
+            length = config.length or bucket(longest, limit)
+        if longest > length:
+            raise UserError(
+                f"a prompt has {longest} tokens, more than the {length} positions it is padded to"
+            )
+        most = max((len(row.images) for row in laid_out), default=0)
+        if num_images is None:
+            num_images = most
+        if most > num_images:
+            raise UserError(f"a prompt has {most} images, more than the {num_images} of its batch")
+
+        # CLIP's padding is made of tokens like others: Stable Diffusion uses no mask.
+        fill = PADDING if config.length is None else 0.0
+        shape = (len(rows), length)
+        token_ids = np.full(shape, 0 if config.length is None else config.pad_id, np.int32)
+        image_index = np.full(shape, -1, np.int32)
+        decoder = np.full(shape, fill, np.float32)
+        cross = np.full(shape, fill, np.float32)
+        stack = np.zeros((len(rows), num_images, image_size, image_size, 3), np.float32)
+        for i, (row, prompt) in enumerate(zip(laid_out, rows, strict=True)):
+            n = len(row.ids)
+            token_ids[i, :n] = row.ids
+            image_index[i, :n] = row.image_index
+            where = site or (prompt.site if prompt else "both")
+            decoder[i, :n] = row.log_weights if where != "cross_attention" else 0.0
+            cross[i, :n] = row.log_weights if where != "decoder" else 0.0
+            for j, image in enumerate(row.images):
+                stack[i, j] = image
+        return PromptBatch(
+            token_ids=token_ids,
+            pixels=stack,
+            image_index=image_index,
+            log_weights=decoder,
+            condition_log_weights=cross,
+        )
+
+    def _encode_texts(self, elements: Iterable[Text]) -> dict[Text, tuple[list[int], np.ndarray]]:
+        """Ids and per-token factors of every text; offsets are asked for only where there are spans."""
+        unique = list(dict.fromkeys(elements))
+        plain = [t for t in unique if not t.span_weights]
+        known = {
+            t: (ids, np.ones(len(ids)))
+            for t, ids in zip(plain, self.encode_many([t.text for t in plain]), strict=True)
+        }
+        for text in unique:
+            if text.span_weights:
+                encoding = self.backend.encode(text.text, add_special_tokens=False)
+                known[text] = (list(encoding.ids), _span_weights(text, encoding.offsets))
+        return known
+
+    def _row(
+        self,
+        prompt: Prompt | None,
+        texts: dict[Text, tuple[list[int], np.ndarray]],
+        reader: _ImageReader,
+        limit: int,
+        balance: bool | None,
+    ) -> _Row:
+        config = self.config
+        ids: list[int] = []
+        index: list[int] = []
+        pixels: list[np.ndarray] = []
+        thetas: list[np.ndarray] = []
+        for element in prompt.elements if prompt else ():
+            if isinstance(element, Text):
+                tokens, factors = texts[element]
+                index += [-1] * len(tokens)
+            else:
+                picture, factors = reader.read(element)
+                tokens = [0] * reader.tokens
+                start = len(pixels) * reader.tokens
+                index += range(start, start + reader.tokens)
+                pixels.append(picture)
+            ids += tokens
+            with np.errstate(over="ignore", under="ignore"):
+                thetas.append(element.weight * factors)
+        if prompt and (prompt.balance if balance is None else balance):
+            thetas = _balanced(thetas)
+        logs = _log_weights(np.concatenate(thetas)) if thetas else np.zeros(0, np.float32)
+        if config.add_bos:
+            assert config.bos_id is not None
+            ids, index, logs = [config.bos_id, *ids], [-1, *index], np.concatenate([[0.0], logs])
+        if config.add_eos or prompt is None:
+            ids, index, logs = [*ids, config.eos_id], [*index, -1], np.concatenate([logs, [0.0]])
+        if len(ids) > limit:
+            assert prompt is not None
+            raise UserError(_too_long(prompt, len(ids), reader.tokens, limit))
+        return _Row(ids, index, logs, pixels)
+
+
+@dataclasses.dataclass
+class _Row:
+    ids: list[int]
+    image_index: list[int]
+    log_weights: np.ndarray
+    images: list[np.ndarray]
+
+
+class _ImageReader:
+    """Reads and preprocesses the images of a batch, each source once."""
+
+    def __init__(self, size: int, tokens: int, pixels: np.ndarray | None) -> None:
+        self.size = size
+        self.tokens = tokens
+        self.grid = math.isqrt(tokens)
+        if self.grid**2 != tokens:
+            raise ValueError(f"{tokens} tokens an image are no square grid")
+        self.given = None if pixels is None else iter(pixels)
+        self.known: dict[Any, tuple[np.ndarray, tuple[int, int]]] = {}
+
+    def read(self, element: Image) -> tuple[np.ndarray, np.ndarray]:
+        """(pixels [size, size, 3], factors [tokens])."""
+        if self.given is not None:
+            picture, size = next(self.given), (1, 1)
+        else:
+            key = element.path or id(element.image)
+            if key not in self.known:
+                loaded = images.load_image(element.image)
+                self.known[key] = (images.clip_preprocess(loaded, self.size), loaded.size)
+            picture, size = self.known[key]
+        if not element.regions:
+            return picture, np.ones(self.tokens)
+        return picture, images.region_weights(element.regions, self.grid, size)
+
+
+def _span_weights(text: Text, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    weights = np.ones(len(offsets))
+    for span, weight in text.span_weights:
+        start = text.text.find(span)
+        touched = np.zeros(len(offsets), bool)
+        while start >= 0:
+            end = start + len(span)
+            for i, (low, high) in enumerate(offsets):
+                # The blank that BPE keeps with the word after it belongs to neither span.
+                low += len(text.text[low:high]) - len(text.text[low:high].lstrip())
+                touched[i] |= low < end and high > start
+            start = text.text.find(span, start + 1)
+        weights[touched] *= weight
+    return weights
+
+
+def _balanced(thetas: list[np.ndarray]) -> list[np.ndarray]:
+    """Each element's thetas scaled so that they sum to weight * N / E (see `prompt.Prompt`)."""
+    alive = [t for t in thetas if t.any()]
+    if not alive:
+        return thetas
+    mean_tokens = sum(t.size for t in alive) / len(alive)
+    return [t * (mean_tokens / max(t.size, 1)) for t in thetas]
+
+
+def _log_weights(thetas: np.ndarray) -> np.ndarray:
+    """log theta, SUPPRESSED for 0; float32, finite for every theta >= 0."""
+    from mvader_jax.condition import SUPPRESSED
+
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.minimum(thetas, np.finfo(np.float64).max))
+    return np.maximum(logs, SUPPRESSED).astype(np.float32)
+
+
+def _too_long(prompt: Prompt, total: int, image_tokens: int, limit: int) -> str:
+    pictures = sum(isinstance(e, Image) for e in prompt.elements)
+    text = total - pictures * image_tokens
+    what = f"{text} text tokens"
+    if pictures:
+        what += f" and {pictures} image{'s' * (pictures > 1)} of {image_tokens} tokens"
+    return f"a prompt has {what}, {total} in all, more than this model's {limit} positions"
+
+
+def _add_pipeline(backend: tokenizers.Tokenizer, *, clip: bool) -> None:
+    """Everything of the tokenizer around its BPE model."""
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not clip)
+    if not clip:
+        backend.pre_tokenizer = byte_level
+        backend.decoder = decoders.ByteLevel()
+        return
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
+
+
+def _guess_config(backend: tokenizers.Tokenizer) -> TokenizerConfig:
+    """The config that a file without one implies: CLIP's where it has CLIP's start token, else GPT-2's."""
+    eos, bos = backend.token_to_id(END_OF_TEXT), backend.token_to_id(START_OF_TEXT)
+    if eos is None:
+        raise UserError(f"the tokenizer has no {END_OF_TEXT!r}; give its config with the id of its end token")
+    if bos is None:
+        return dataclasses.replace(TokenizerConfig.gpt2(), eos_id=eos)
+    return dataclasses.replace(TokenizerConfig.clip(), eos_id=eos, bos_id=bos, pad_id=eos)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, max_positions: int = 2048) -> Tokenizer:
+    """A byte-level BPE of GPT-2's kind trained on `texts`; the same texts give the same tokenizer.
+
+    It can write any string (the 256 bytes are in it) and has EOS as token 0. `vocab_size` is an upper
+    bound: fewer tokens come out where the texts hold no more pairs. Raises UserError below 257.
+    """
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, trainers
+
+    if vocab_size < 257:
+        raise UserError(
+            f"a vocabulary of {vocab_size} cannot hold the 256 bytes and {END_OF_TEXT!r}; at least 257"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    _add_pipeline(backend, clip=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend, TokenizerConfig(eos_id=0, max_positions=max_positions))
+
+
+def write_vocabulary(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> None:
+    """vocab.json and merges.txt of the tokenizer's BPE, as GPT-2's and CLIP's releases keep them."""
+    model = json.loads(tokenizer.backend.to_str())["model"]
+    where = pathlib.Path(directory)
+    (where / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (where / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
