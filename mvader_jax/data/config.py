@@ -1,0 +1,59 @@
+"""What a stage of training reads, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+#: Where records come from: the synthetic world drawn as it is read, data sets built by `mvader data
+#: build`, or JSONL of query, positive and negatives.
+SourceName = Literal["scenes", "records", "pairs"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data of one stage.
+
+    source: scenes need no path; records take directories, pairs take JSONL files.
+    paths: local or gs://; several are mixed by `weights` (default: by their number of records).
+    num_records: scenes in an epoch.
+    image_size: side of the target pictures in pixels.
+    caption_length: tokens of a caption row; longer captions are cut.
+    p_image: share of samples conditioned on their own image, exact over the run (paper section 3: 0.2).
+    p_interleaved: share conditioned on a prompt of several elements, from `interleaved` or from scenes.
+    interleaved: JSONL files of prompts and targets; interleaved_length and interleaved_images: the
+        tokens and images that every such prompt is padded to.
+    crop: which square of the picture is kept; flip: probability of mirroring it (text in pictures
+        becomes unreadable, hence 0).
+    aspect_buckets: sides (height, width) that whole batches take, nearest to each picture's own shape;
+        empty for square pictures only.
+    omit: for scenes, the probability that a caption leaves an attribute out; languages: of its captions.
+    precomputed: directory of latents or features written by `mvader data encode`.
+    threads: that read and decode; workers: processes to use in their place on hosts of many cores.
+    cache_bytes: memory for pictures of scenes already drawn.
+    bad_limit: distinct damaged records that a run skips before it stops.
+    """
+
+    source: SourceName = "scenes"
+    paths: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    num_records: int = 100_000
+    image_size: int = 64
+    caption_length: int = 77
+    p_image: float = 0.2
+    p_interleaved: float = 0.0
+    interleaved: tuple[str, ...] = ()
+    interleaved_length: int = 0
+    interleaved_images: int = 2
+    crop: Literal["centre", "random"] = "centre"
+    flip: float = 0.0
+    aspect_buckets: tuple[tuple[int, int], ...] = ()
+    languages: tuple[str, ...] = ("en", "de")
+    omit: float = 0.0
+    precomputed: str | None = None
+    seed: int = 0
+    shuffle: bool = True
+    threads: int = 2
+    workers: int = 0
+    cache_bytes: int = 1 << 30
+    bad_limit: int = 1000
