@@ -1,0 +1,14 @@
+"""The commands, a file each: argument parsing and printing, no logic. Heavy imports wait for the call."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Hooks every command into the application."""
+    from mvader_jax.cli.sample import sample
+    from mvader_jax.cli.train import train
+
+    app.command()(sample)
+    app.command()(train)

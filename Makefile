@@ -1,0 +1,39 @@
+# Two commands do all the set-up: `make demo` draws the first pictures, `make test` checks everything.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint slow clean
+
+demo: $(VENV)/.demo
+	$(BIN)/mvader demo
+
+test: $(VENV)/.test lint
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.demo: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mvader: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	$(PIP) -e .
+	@touch $@
+
+# clip-anytorch holds the PyTorch ModifiedResNet the parity tests compare with; its own requirements
+# (torchvision among them) would break the CPU build of torch.
+$(VENV)/.test: $(VENV)/.demo
+	@echo "installing what the tests need ..."
+	$(PIP) -e '.[test]'
+	$(PIP) --no-deps clip-anytorch==2.6.0
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info outputs

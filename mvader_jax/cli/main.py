@@ -1,0 +1,51 @@
+"""The `mvader` command: names the commands, and turns a user's mistake into one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+import typer
+
+from mvader_jax.errors import UserError
+
+app = typer.Typer(
+    name="mvader",
+    help="M-VADER: images from any sequence of texts and images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; never shows a traceback for what the user can mend."""
+    # XLA's C++ start-up chatter is not for a person at a terminal; an explicit setting wins.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from mvader_jax.cli import register
+
+    register(app)
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except UserError as error:
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _fail("interrupted", 130)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"mvader: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

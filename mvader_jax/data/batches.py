@@ -1,0 +1,154 @@
+"""What one step of each objective reads: a function of the step's number, of fixed shapes, in NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from mvader_jax import images
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.prompts import caption_rows, captioning_rows, image_rows
+from mvader_jax.data.reader import Damage, Reader, Record
+from mvader_jax.data.rows import IMAGE, INTERLEAVED, TEXT, kinds, row_layout
+from mvader_jax.errors import UserError
+from mvader_jax.prompt import Image, Prompt, Text
+from mvader_jax.tokenizer import Tokenizer
+
+Objective = Literal["vae", "captioning", "contrastive", "diffusion"]
+Batch = dict[str, Any]
+BatchFn = Callable[[int], tuple[Batch, list[Damage]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The part of every global batch that this process makes.
+
+    batch_size: samples of the global batch; groups: into how many groups it is cut for the row shares;
+    process_index, process_count: this process makes the process_index-th of equal runs of groups.
+    image_tokens, encoder_size: positions an image prompt takes, and the side of the encoder's input; 0
+    for an embedder without images.
+    """
+
+    batch_size: int
+    groups: int = 1
+    process_index: int = 0
+    process_count: int = 1
+    image_tokens: int = 0
+    encoder_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.batch_size % self.groups or self.groups % self.process_count:
+            raise UserError(
+                f"a batch of {self.batch_size} does not divide into {self.groups} groups over "
+                f"{self.process_count} processes"
+            )
+
+    @property
+    def rows(self) -> int:
+        return self.batch_size // self.process_count
+
+    def positions(self, step: int) -> range:
+        """Positions of the run that this process's rows of a step take."""
+        start = step * self.batch_size + self.process_index * self.rows
+        return range(start, start + self.rows)
+
+
+def pixel_batch(reader: Reader, shape: Shape, config: DataConfig) -> BatchFn:
+    """{"pixels": float32 [B, H, W, 3] in [-1, 1]}."""
+
+    def make(step: int) -> tuple[Batch, list[Damage]]:
+        records, damage = _read(reader, shape.positions(step), config)
+        return {"pixels": to_float(np.stack([r["image"] for r in records]))}, damage
+
+    return make
+
+
+def captioning_batch(
+    reader: Reader, shape: Shape, config: DataConfig, tokenizer: Tokenizer, with_images: bool
+) -> BatchFn:
+    """{"prompt": PromptBatch of [image] and caption, "labels": int32 [B, S], IGNORED where not learnt}."""
+
+    def make(step: int) -> tuple[Batch, list[Damage]]:
+        records, damage = _read(reader, shape.positions(step), config, pixels=with_images)
+        pixels = _encoder_pixels([r["image"] for r in records], shape.encoder_size) if with_images else None
+        captions = [r["caption"] for r in records]
+        prompt, labels = captioning_rows(tokenizer, captions, config.caption_length, pixels, shape.image_tokens)
+        return {"prompt": prompt, "labels": labels}, damage
+
+    return make
+
+
+def contrastive_batch(reader: Reader, shape: Shape, config: DataConfig, tokenizer: Tokenizer) -> BatchFn:
+    """{"query", "positive", "negative"}: PromptBatches of captions, row i of each from one record."""
+
+    def make(step: int) -> tuple[Batch, list[Damage]]:
+        records, damage = _read(reader, shape.positions(step), config, pixels=False)
+        batch = {
+            name: caption_rows(tokenizer, [r[name] for r in records], config.caption_length)
+            for name in ("query", "positive", "negative")
+        }
+        return batch, damage
+
+    return make
+
+
+def diffusion_batch(
+    reader: Reader, interleaved: Reader | None, shape: Shape, config: DataConfig, tokenizer: Tokenizer
+) -> BatchFn:
+    """{"pixels", "image_prompt", "text_prompt", "use_image": bool [B]}: see `rows` for which row is whose.
+
+    With interleaved prompts also "interleaved_prompt" and "use_interleaved". Where records hold latents
+    "latent_mean" and "latent_logvar" [B, h, w, C] stand in place of "pixels".
+    """
+    layout = row_layout(shape.batch_size // shape.groups, config.p_image, config.p_interleaved)
+    groups = shape.groups // shape.process_count
+
+    def make(step: int) -> tuple[Batch, list[Damage]]:
+        first = step * shape.groups + shape.process_index * groups
+        kind = kinds(layout, first, groups)
+        mixed = _count_interleaved(layout, first)
+        at = shape.positions(step).start
+        records: list[Record] = []
+        damage: list[Damage] = []
+        for row, k in enumerate(kind.reshape(-1)):
+            # The two kinds of record are counted apart, so that each set is seen whole in its epochs.
+            if k == INTERLEAVED:
+                assert interleaved is not None
+                record, passed = interleaved.read(mixed, lambda r: decode_interleaved(r, config))
+                mixed += 1
+            else:
+                place = at + row - mixed
+                record, passed = reader.read(place, lambda r, p=place: decode(r, config, reader.rng(p)))
+            records.append(record)
+            damage += passed
+        return _diffusion_rows(records, kind), damage
+
+    def _diffusion_rows(records: Sequence[Record], kind: np.ndarray) -> Batch:
+        grouped = np.arange(len(records)).reshape(kind.shape)
+        image = grouped[:, : layout.image_rows].reshape(-1)
+        text = grouped[:, layout.text_start :].reshape(-1)
+        batch: Batch = _targets(records)
+        batch["image_prompt"] = image_rows(
+            _encoder_pixels([records[i]["image"] for i in image], shape.encoder_size), shape.image_tokens
+        )
+        # An unused row where two kinds overlap may be of a record without a caption.
+        captions = [records[i].get("caption", "") for i in text]
+        batch["text_prompt"] = caption_rows(tokenizer, captions, config.caption_length, shape.encoder_size)
+        batch["use_image"] = kind.reshape(-1) == IMAGE
+        if layout.interleaved_rows:
+            middle = slice(layout.interleaved_start, layout.interleaved_start + layout.interleaved_rows)
+            prompts = [records[i].get("prompt") for i in grouped[:, middle].reshape(-1)]
+            batch["interleaved_prompt"] = tokenizer.to_batch(
+                prompts,
+                image_size=shape.encoder_size,
+                image_tokens=shape.image_tokens,
+                length=config.interleaved_length,
+                num_images=config.interleaved_images,
+            )
+            batch["use_interleaved"] = kind.reshape(-1) == INTERLEAVED
+        return batch
+
+    return make

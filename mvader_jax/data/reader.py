@@ -1,0 +1,102 @@
+"""From a position in the run to a decoded record: order, mixtures, and records that cannot be read.
+
+A run is an endless sequence of positions. Which record stands at a position follows from the seed
+alone, so that nothing but the position needs saving, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from mvader_jax.errors import UserError
+
+Record = dict[str, Any]
+
+#: Neighbours tried in place of a damaged record before giving up.
+_SUBSTITUTES = 100
+
+
+class DamagedRecord(ValueError):
+    """A record that cannot be read or decoded; the message names its file."""
+
+
+class Source(Protocol):
+    """Records by number."""
+
+    def __len__(self) -> int: ...
+
+    def record(self, index: int, rng: np.random.Generator) -> Record:
+        """The record; `rng` makes its random choices (the wording of a caption). Raises DamagedRecord."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Damage:
+    """A record that was passed over: which source, which number, why."""
+
+    source: int
+    index: int
+    reason: str
+
+
+class Reader:
+    """Several sources in one shuffled endless order, one epoch after the other.
+
+    Without weights the sources are one long set and every record is seen once an epoch; with weights
+    they are mixed in these proportions, each in epochs of its own.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float], seed: int, shuffle: bool) -> None:
+        if not sources or not all(len(source) for source in sources):
+            raise UserError("a data set has no records")
+        if weights and (len(weights) != len(sources) or not all(w > 0 for w in weights)):
+            raise UserError(f"weights are {tuple(weights)}; expected a number above 0 for each of {len(sources)} paths")
+        self.sources = tuple(sources)
+        self._seed = seed
+        self._starts = np.cumsum([0, *(len(source) for source in sources)])
+        if weights and len(sources) > 1:
+            parts = [
+                self._order(int(start), int(stop), seed + number, shuffle)
+                for number, (start, stop) in enumerate(zip(self._starts, self._starts[1:], strict=False))
+            ]
+            self.order = grain.MapDataset.mix(parts, list(weights))
+        else:
+            self.order = self._order(0, int(self._starts[-1]), seed, shuffle)
+
+    def __len__(self) -> int:
+        """Records in all sources together."""
+        return int(self._starts[-1])
+
+    @staticmethod
+    def _order(start: int, stop: int, seed: int, shuffle: bool) -> grain.MapDataset[int]:
+        numbers = grain.MapDataset.range(start, stop)
+        # Seeds of neighbouring numbers must not give the same permutations an epoch apart.
+        mixed = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
+        return (numbers.shuffle(seed=mixed) if shuffle else numbers).repeat()
+
+    def rng(self, position: int) -> np.random.Generator:
+        """The random choices that belong to a position of the run."""
+        return np.random.default_rng([self._seed, position])
+
+    def read(self, position: int, decode: Callable[[Record], Record]) -> tuple[Record, list[Damage]]:
+        """The decoded record at a position, and what was passed over to find one.
+
+        A damaged record is replaced by the next one in its source that is whole: the choice depends on
+        nothing else, so that a resumed run makes the same. Raises UserError after 100 in a row.
+        """
+        number = int(self.order[position])
+        which = int(np.searchsorted(self._starts, number, side="right")) - 1
+        source, first = self.sources[which], number - int(self._starts[which])
+        passed: list[Damage] = []
+        for step in range(_SUBSTITUTES):
+            index = (first + step) % len(source)
+            try:
+                return decode(source.record(index, self.rng(position))), passed
+            except (DamagedRecord, UserError) as error:
+                passed.append(Damage(which, index, str(error)))
+        raise UserError(f"{_SUBSTITUTES} damaged records in a row; the last: {passed[-1].reason}")

@@ -1,0 +1,97 @@
+"""A training config: a model, and the stages that train it. `configs/*.py` build one each."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from mvader_jax.config import ModelConfig, nearest, override
+from mvader_jax.data.config import DataConfig
+from mvader_jax.errors import UserError
+from mvader_jax.train.optimizer import OptimizerConfig
+
+Objective = Literal["vae", "captioning", "contrastive", "diffusion"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters that train together: a regular expression over `component/path`, and its peak rate."""
+
+    parameters: str
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training run of the model: what trains, on what, for how long.
+
+    init: stages of the same config (their finished bundles) or bundle names and paths, in order;
+        later ones replace components of earlier ones. A component that none holds is made anew.
+    dropout: embedding dropout of the diffusion objective: the share of rows whose whole condition is
+        replaced by the null condition (classifier-free guidance; table 2 of the paper).
+    """
+
+    objective: Objective
+    groups: Mapping[str, Group]
+    steps: int
+    batch_size: int
+    data: DataConfig
+    init: tuple[str, ...] = ()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    #: diffusion: embedding dropout, and what the dropped rows see.
+    dropout: float = 0.1
+    null: Literal["empty", "zeros"] = "empty"
+    #: captioning: the image stands before the caption (False trains the bare language model).
+    images: bool = True
+    #: contrastive: cosine similarities are multiplied by this before the softmax.
+    similarity_scale: float = 20.0
+    #: vae: weight of the Kullback-Leibler term beside the mean absolute error a pixel.
+    kl_weight: float = 1e-6
+    #: microbatches a step.
+    accumulate: int = 1
+    #: compute dtype; parameters that train stay float32, frozen ones are kept in `frozen_dtype`.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 500
+    keep: int = 2
+    validate_every: int = 500
+    sample_every: int = 0
+    #: updates with a non-finite loss or gradient that are skipped before the run stops.
+    max_bad_updates: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """name: directory of the runs below `runs/`; model: every component's architecture."""
+
+    name: str
+    model: ModelConfig
+    stages: Mapping[str, Stage]
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name. Raises UserError naming the nearest for an unknown one."""
+        if name not in self.stages:
+            raise UserError(f"unknown objective {name!r} in config {self.name!r}; {nearest(name, self.stages)}")
+        return self.stages[name]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Runs a config file's `get_config()` and applies overrides.
+
+    Raises UserError when there is no such file, no such function, or an override names no key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no config file {str(path)!r}; the project's own are in configs/")
+    module = runpy.run_path(str(path))
+    if "get_config" not in module:
+        raise UserError(f"{path} defines no get_config(); a config file returns a TrainConfig from it")
+    config = module["get_config"]()
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"{path}: get_config() returned {type(config).__name__}, not a TrainConfig")
+    return override(config, overrides)

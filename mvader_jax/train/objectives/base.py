@@ -1,0 +1,23 @@
+"""What every objective is: a pure function of components, a batch and a key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+#: name -> float32 [2], a sum and the count it runs over, so that means over steps, microbatches and
+#: modalities of unequal size stay exact.
+Metrics = dict[str, jax.Array]
+
+#: (components, batch, key, groups) -> (loss, metrics). `groups` is how many groups the batch's rows
+#: are laid out in (see data/rows.py); objectives without mixed rows ignore it.
+LossFn = Callable[[Mapping[str, Any], Mapping[str, Any], jax.Array, int], tuple[jax.Array, Metrics]]
+
+
+def mean_metric(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """A metric from per-row values [B], over the rows where `mask` is set."""
+    weight = jnp.ones(values.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
+    return jnp.stack([jnp.sum(values.astype(jnp.float32) * weight), jnp.sum(weight)])

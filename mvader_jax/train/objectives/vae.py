@@ -1,0 +1,47 @@
+"""The autoencoder's objective: mean absolute error and a small Kullback-Leibler term.
+
+Latent diffusion's autoencoder (Rombach et al. 2022, appendix G) without its perceptual and
+adversarial terms, which need networks of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mvader_jax.condition import PromptBatch
+from mvader_jax.config import ModelConfig
+from mvader_jax.models.vae import VAE
+from mvader_jax.train.config import Stage
+from mvader_jax.train.objectives.base import LossFn, Metrics, mean_metric
+
+
+def vae(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None = None) -> LossFn:
+    """Batch: pixels float32 [B, H, W, 3] in [-1, 1]. Component: vae."""
+    del null_prompt
+    assert model.vae is not None
+    module = VAE(model.vae, dtype=jnp.dtype(stage.dtype))
+
+    def loss_fn(
+        components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
+    ) -> tuple[jax.Array, Metrics]:
+        del groups
+        params = {"params": components["vae"]}
+        pixels = batch["pixels"]
+        mean, logvar = module.apply(params, pixels, method="encode")
+        mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+        latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        decoded = module.apply(params, latents, method="decode").astype(jnp.float32)
+        error = jnp.mean(jnp.abs(decoded - pixels), axis=(1, 2, 3))
+        divergence = 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
+        loss = jnp.mean(error) + stage.kl_weight * jnp.mean(divergence)
+        return loss, {
+            "reconstruction": mean_metric(error),
+            "kl": mean_metric(divergence),
+            "latent_variance": mean_metric(jnp.mean(mean**2, axis=(1, 2, 3))),
+        }
+
+    return loss_fn

@@ -1,0 +1,88 @@
+"""AdamW with a learning rate a group, warm-up and decay, clipping, and an exponential moving average."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mvader_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. Stable Diffusion's values by default (facts of its training: betas .9/.999, decay 1e-2)."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    #: global norm over all groups; 0 turns clipping off.
+    clip_norm: float = 1.0
+    warmup_steps: int = 0
+    #: after warm-up: constant, or down to `final_fraction` of the rate at `decay_steps` (0: the last step).
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    decay_steps: int = 0
+    final_fraction: float = 0.0
+    #: 0 keeps no average: the last parameters are the result.
+    ema_decay: float = 0.9999
+
+
+def learning_rate(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
+    """The rate of one group over a run of `steps` updates."""
+    length = max((config.decay_steps or steps) - config.warmup_steps, 1)
+    floor = peak * config.final_fraction
+    after: optax.Schedule
+    if config.decay == "constant":
+        after = optax.constant_schedule(peak)
+    elif config.decay == "linear":
+        after = optax.linear_schedule(peak, floor, length)
+    else:
+        after = optax.cosine_decay_schedule(peak, length, alpha=config.final_fraction)
+    if not config.warmup_steps:
+        return after
+    # The first update already moves: the ramp begins at 1/warmup, not at 0.
+    ramp = optax.linear_schedule(peak / config.warmup_steps, peak, max(config.warmup_steps - 1, 1))
+    return optax.join_schedules([ramp, after], [config.warmup_steps])
+
+
+def make_optimizer(
+    config: OptimizerConfig, rates: Mapping[str, float], steps: int, labels: Any
+) -> optax.GradientTransformation:
+    """The optimizer of a stage.
+
+    rates: peak learning rate of each group; labels: the group of each trainable leaf.
+    Raises UserError for a negative rate.
+    """
+    for group, rate in rates.items():
+        if not rate >= 0:
+            raise UserError(f"learning rate of group {group!r} is {rate}; it must be zero or more")
+    scales = {
+        group: optax.scale_by_learning_rate(learning_rate(config, rate, steps)) for group, rate in rates.items()
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        # Decay pulls matrices and kernels, never norms and biases (stacked layers add one dimension).
+        optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
+        optax.multi_transform(scales, labels),
+    )
+
+
+def ema_update(config: OptimizerConfig, ema: Any, params: Any, step: jax.Array) -> Any:
+    """The average after update number `step` (from 0), warmed up so that early weights are forgotten."""
+    if not config.ema_decay:
+        return params
+    count = step.astype(jnp.float32)
+    decay = jnp.minimum(config.ema_decay, (1.0 + count) / (10.0 + count))
+    return jax.tree.map(lambda a, p: (a * decay + p.astype(a.dtype) * (1.0 - decay)).astype(a.dtype), ema, params)
+
+
+def _is_kernel(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: str(getattr(path[-1], "key", "")) in ("kernel", "embedding"), params
+    )

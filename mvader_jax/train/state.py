@@ -1,0 +1,70 @@
+"""What a training run carries from step to step, and how parameters split into trainable and frozen.
+
+Parameters are addressed by one path, `component/sub/tree/leaf`. A stage's groups are regular
+expressions over these paths: the first group that matches a leaf owns it, a leaf that none matches
+is frozen. Gradients, optimizer state and EMA exist for the trainable leaves alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mvader_jax.errors import UserError
+
+Tree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: int32 []; key: the run's random key, folded with the step and never split.
+
+    trainable, ema: the same partial tree {component: ...}; frozen: the rest; opt_state: optax's.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    trainable: Tree
+    frozen: Tree
+    opt_state: Any
+    ema: Tree
+
+
+def partition(components: Mapping[str, Tree], patterns: Mapping[str, str]) -> tuple[Tree, Tree, dict[str, str]]:
+    """Splits components into (trainable, frozen, {path: group}).
+
+    components: {component: tree}, of arrays or of shapes.
+    patterns: {group: regular expression matched against a leaf's whole path}, in order.
+    Raises UserError where a group matches nothing: a typo must not freeze a model silently.
+    """
+    flat = flatten_dict(dict(components), sep="/", keep_empty_nodes=False)
+    groups: dict[str, str] = {}
+    for path in flat:
+        for group, pattern in patterns.items():
+            if re.fullmatch(pattern, path):
+                groups[path] = group
+                break
+    for group, pattern in patterns.items():
+        if group not in groups.values():
+            raise UserError(
+                f"trainable group {group!r} ({pattern}) matches no parameter of: {', '.join(sorted(components))}"
+            )
+    trainable = {path: leaf for path, leaf in flat.items() if path in groups}
+    frozen = {path: leaf for path, leaf in flat.items() if path not in groups}
+    return unflatten_dict(trainable, sep="/"), unflatten_dict(frozen, sep="/"), groups
+
+
+def merge(trainable: Tree, frozen: Tree) -> Tree:
+    """The inverse of `partition`: whole components again."""
+    return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trainable)})
+
+
+def labels(trainable: Tree, groups: Mapping[str, str]) -> Tree:
+    """The group of every trainable leaf, as a tree of the same structure (for optax.multi_transform)."""
+    flat = flatten_dict(trainable, sep="/")
+    return unflatten_dict({path: groups[path] for path in flat}, sep="/")
