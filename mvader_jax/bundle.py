@@ -209,3 +209,15 @@ def overlay_components(bundles: list[Bundle]) -> Bundle:
         records.update(bundle.records)
         tokenizer = bundle.tokenizer or tokenizer
     return Bundle(ModelConfig(**fields), components, tokenizer, records)
+
+
+def carry_over(path: Path, sources: Mapping[str, Path]) -> None:
+    """Adds components of other bundles to the bundle being written at `path`, file by file, unread.
+
+    sources: {component: its directory}. Their architecture must be in the written config already.
+    """
+    data = read_config(path)
+    for component, source in sources.items():
+        shutil.copytree(source, path / component)
+        data["components"][component] = read_config(source.parent)["components"][component]
+    (path / "config.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -53,3 +53,27 @@ class Condition:
     hidden: Array
     log_weights: Array
     factors: Array | None = None
+
+
+def pad(condition: Condition, length: int) -> Condition:
+    """`condition` with positions that do not exist added at its end, up to `length`."""
+    import jax.numpy as jnp
+
+    extra = length - condition.hidden.shape[1]
+    if extra == 0:
+        return condition
+    return condition.replace(
+        hidden=jnp.pad(condition.hidden, ((0, 0), (0, extra), (0, 0))),
+        log_weights=jnp.pad(condition.log_weights, ((0, 0), (0, extra)), constant_values=PADDING),
+    )
+
+
+def concatenate(first: Condition, second: Condition) -> Condition:
+    """The rows of both, which have equal lengths and the same `factors`."""
+    import jax.numpy as jnp
+
+    return Condition(
+        jnp.concatenate([first.hidden, second.hidden.astype(first.hidden.dtype)]),
+        jnp.concatenate([first.log_weights, second.log_weights]),
+        first.factors if first.factors is not None else second.factors,
+    )

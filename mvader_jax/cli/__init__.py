@@ -7,8 +7,9 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Hooks every command into the application."""
-    from mvader_jax.cli.sample import sample
+    from mvader_jax.cli.sample import demo, sample
     from mvader_jax.cli.train import train
 
     app.command()(sample)
+    app.command()(demo)
     app.command()(train)

@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mvader_jax import images
 from mvader_jax.data.config import DataConfig
+from mvader_jax.data.decode import decode, encoder_pixels, to_float
 from mvader_jax.data.prompts import caption_rows, captioning_rows, image_rows
 from mvader_jax.data.reader import Damage, Reader, Record
-from mvader_jax.data.rows import IMAGE, INTERLEAVED, TEXT, kinds, row_layout
+from mvader_jax.data.rows import IMAGE, INTERLEAVED, interleaved_before, kinds, row_layout
 from mvader_jax.errors import UserError
-from mvader_jax.prompt import Image, Prompt, Text
 from mvader_jax.tokenizer import Tokenizer
 
 Objective = Literal["vae", "captioning", "contrastive", "diffusion"]
@@ -61,7 +60,7 @@ def pixel_batch(reader: Reader, shape: Shape, config: DataConfig) -> BatchFn:
 
     def make(step: int) -> tuple[Batch, list[Damage]]:
         records, damage = _read(reader, shape.positions(step), config)
-        return {"pixels": to_float(np.stack([r["image"] for r in records]))}, damage
+        return {"pixels": _pixels(records)}, damage
 
     return make
 
@@ -72,8 +71,8 @@ def captioning_batch(
     """{"prompt": PromptBatch of [image] and caption, "labels": int32 [B, S], IGNORED where not learnt}."""
 
     def make(step: int) -> tuple[Batch, list[Damage]]:
-        records, damage = _read(reader, shape.positions(step), config, pixels=with_images)
-        pixels = _encoder_pixels([r["image"] for r in records], shape.encoder_size) if with_images else None
+        records, damage = _read(reader, shape.positions(step), config)
+        pixels = encoder_pixels([r["image"] for r in records], shape.encoder_size) if with_images else None
         captions = [r["caption"] for r in records]
         prompt, labels = captioning_rows(tokenizer, captions, config.caption_length, pixels, shape.image_tokens)
         return {"prompt": prompt, "labels": labels}, damage
@@ -85,12 +84,10 @@ def contrastive_batch(reader: Reader, shape: Shape, config: DataConfig, tokenize
     """{"query", "positive", "negative"}: PromptBatches of captions, row i of each from one record."""
 
     def make(step: int) -> tuple[Batch, list[Damage]]:
-        records, damage = _read(reader, shape.positions(step), config, pixels=False)
-        batch = {
-            name: caption_rows(tokenizer, [r[name] for r in records], config.caption_length)
-            for name in ("query", "positive", "negative")
-        }
-        return batch, damage
+        records, damage = _read(reader, shape.positions(step), config)
+        names = ("query", "positive", "negative")
+        texts = {name: [r[name] for r in records] for name in names}
+        return {n: caption_rows(tokenizer, texts[n], config.caption_length) for n in names}, damage
 
     return make
 
@@ -100,55 +97,71 @@ def diffusion_batch(
 ) -> BatchFn:
     """{"pixels", "image_prompt", "text_prompt", "use_image": bool [B]}: see `rows` for which row is whose.
 
-    With interleaved prompts also "interleaved_prompt" and "use_interleaved". Where records hold latents
-    "latent_mean" and "latent_logvar" [B, h, w, C] stand in place of "pixels".
+    With interleaved prompts also "interleaved_prompt" and "use_interleaved".
     """
     layout = row_layout(shape.batch_size // shape.groups, config.p_image, config.p_interleaved)
     groups = shape.groups // shape.process_count
 
-    def make(step: int) -> tuple[Batch, list[Damage]]:
-        first = step * shape.groups + shape.process_index * groups
-        kind = kinds(layout, first, groups)
-        mixed = _count_interleaved(layout, first)
-        at = shape.positions(step).start
+    def read(step: int, kind: np.ndarray) -> tuple[list[Record], list[Damage]]:
+        mixed = interleaved_before(layout, step * shape.groups + shape.process_index * groups)
         records: list[Record] = []
         damage: list[Damage] = []
-        for row, k in enumerate(kind.reshape(-1)):
+        for place, which in zip(shape.positions(step), kind, strict=True):
             # The two kinds of record are counted apart, so that each set is seen whole in its epochs.
-            if k == INTERLEAVED:
+            if which == INTERLEAVED:
                 assert interleaved is not None
-                record, passed = interleaved.read(mixed, lambda r: decode_interleaved(r, config))
+                record, passed = _read_one(interleaved, mixed, config)
                 mixed += 1
             else:
-                place = at + row - mixed
-                record, passed = reader.read(place, lambda r, p=place: decode(r, config, reader.rng(p)))
+                record, passed = _read_one(reader, place - mixed, config)
             records.append(record)
             damage += passed
-        return _diffusion_rows(records, kind), damage
+        return records, damage
 
-    def _diffusion_rows(records: Sequence[Record], kind: np.ndarray) -> Batch:
-        grouped = np.arange(len(records)).reshape(kind.shape)
-        image = grouped[:, : layout.image_rows].reshape(-1)
-        text = grouped[:, layout.text_start :].reshape(-1)
-        batch: Batch = _targets(records)
-        batch["image_prompt"] = image_rows(
-            _encoder_pixels([records[i]["image"] for i in image], shape.encoder_size), shape.image_tokens
-        )
-        # An unused row where two kinds overlap may be of a record without a caption.
-        captions = [records[i].get("caption", "") for i in text]
-        batch["text_prompt"] = caption_rows(tokenizer, captions, config.caption_length, shape.encoder_size)
-        batch["use_image"] = kind.reshape(-1) == IMAGE
+    def make(step: int) -> tuple[Batch, list[Damage]]:
+        kind = kinds(layout, step * shape.groups + shape.process_index * groups, groups)
+        records, damage = read(step, kind.reshape(-1))
+        number = np.arange(len(records)).reshape(kind.shape)
+        with_image = [records[i]["image"] for i in number[:, : layout.image_rows].reshape(-1)]
+        # Where two kinds overlap, the row that is not used may have no caption.
+        captions = [records[i].get("caption", "") for i in number[:, layout.text_start :].reshape(-1)]
+        batch: Batch = {
+            "pixels": _pixels(records),
+            "image_prompt": image_rows(encoder_pixels(with_image, shape.encoder_size), shape.image_tokens),
+            "text_prompt": caption_rows(tokenizer, captions, config.caption_length, shape.encoder_size),
+            "use_image": kind.reshape(-1) == IMAGE,
+        }
         if layout.interleaved_rows:
-            middle = slice(layout.interleaved_start, layout.interleaved_start + layout.interleaved_rows)
-            prompts = [records[i].get("prompt") for i in grouped[:, middle].reshape(-1)]
+            end = layout.interleaved_start + layout.interleaved_rows
+            middle = number[:, layout.interleaved_start : end].reshape(-1)
             batch["interleaved_prompt"] = tokenizer.to_batch(
-                prompts,
+                [records[i].get("prompt") for i in middle],
                 image_size=shape.encoder_size,
                 image_tokens=shape.image_tokens,
                 length=config.interleaved_length,
                 num_images=config.interleaved_images,
             )
             batch["use_interleaved"] = kind.reshape(-1) == INTERLEAVED
-        return batch
+        return batch, damage
 
     return make
+
+
+def _read(reader: Reader, positions: range, config: DataConfig) -> tuple[list[Record], list[Damage]]:
+    records: list[Record] = []
+    damage: list[Damage] = []
+    for position in positions:
+        record, passed = _read_one(reader, position, config)
+        records.append(record)
+        damage += passed
+    return records, damage
+
+
+def _read_one(reader: Reader, position: int, config: DataConfig) -> tuple[Record, list[Damage]]:
+    # The crop's choices are apart from the source's, which made the caption from the same position.
+    rng = reader.rng(position, "decode")
+    return reader.read(position, lambda record: decode(record, config, rng))
+
+
+def _pixels(records: Sequence[Record]) -> np.ndarray:
+    return to_float(np.stack([record["image"] for record in records]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import grain
 import numpy as np
@@ -17,6 +17,7 @@ from mvader_jax.errors import UserError
 
 Record = dict[str, Any]
 
+_PURPOSES = {"record": 0, "decode": 1}
 #: Neighbours tried in place of a damaged record before giving up.
 _SUBSTITUTES = 100
 
@@ -79,9 +80,9 @@ class Reader:
         mixed = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
         return (numbers.shuffle(seed=mixed) if shuffle else numbers).repeat()
 
-    def rng(self, position: int) -> np.random.Generator:
+    def rng(self, position: int, purpose: Literal["record", "decode"] = "record") -> np.random.Generator:
         """The random choices that belong to a position of the run."""
-        return np.random.default_rng([self._seed, position])
+        return np.random.default_rng([self._seed, position, _PURPOSES[purpose]])
 
     def read(self, position: int, decode: Callable[[Record], Record]) -> tuple[Record, list[Damage]]:
         """The decoded record at a position, and what was passed over to find one.

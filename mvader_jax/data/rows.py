@@ -78,6 +78,13 @@ def row_ends(layout: RowLayout, group: int) -> tuple[int, int]:
     return first, second
 
 
+def interleaved_before(layout: RowLayout, group: int) -> int:
+    """Samples with an interleaved prompt in all groups of the run before the `group`-th."""
+    rate = layout.samples * layout.p_image
+    both = layout.samples * (layout.p_image + layout.p_interleaved)
+    return math.floor(group * both) - math.floor(group * rate)
+
+
 def kinds(layout: RowLayout, first_group: int, groups: int) -> np.ndarray:
     """int8 [groups, samples]: 0 image, 1 interleaved, 2 caption, for consecutive groups of the run."""
     out = np.full((groups, layout.samples), TEXT, np.int8)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvader_jax.condition import PADDING, Condition, PromptBatch
+from mvader_jax.condition import PADDING, Condition, PromptBatch, pad
 from mvader_jax.config import ModelConfig
 from mvader_jax.diffusion.objective import diffusion_loss
 from mvader_jax.diffusion.schedule import Schedule

@@ -1,0 +1,106 @@
+"""The embedded model: M-VADER V2 of the paper at a size that two CPU cores train in under five hours.
+
+Run the stages in this order; each starts from the bundles its `init` names:
+
+    for stage in vae language captioning contrastive diffusion; do
+        mvader train configs/tiny.py --objective $stage
+    done
+
+The result is runs/tiny/diffusion/bundle. Every stage goes on where it stopped when started again.
+V1 of the paper (semantic biases train too, no adapters) is a setting away:
+
+    mvader train configs/tiny.py --objective diffusion model.adapters=null \
+        'stages.diffusion.groups.biases.parameters=biases/.*'
+"""
+
+from mvader_jax.config import ModelConfig
+from mvader_jax.data.config import DataConfig
+from mvader_jax.diffusion.schedule import ScheduleConfig
+from mvader_jax.models.decoder import AdaptersConfig, DecoderConfig
+from mvader_jax.models.image_encoder import ImageEncoderConfig
+from mvader_jax.models.image_prefix import ImagePrefixConfig
+from mvader_jax.models.unet import UNetConfig
+from mvader_jax.models.vae import VAEConfig
+from mvader_jax.tokenizer import TokenizerConfig
+from mvader_jax.train.config import Group, Stage, TrainConfig
+from mvader_jax.train.optimizer import OptimizerConfig
+
+SCENES = DataConfig(source="scenes", num_records=40_000, image_size=64, caption_length=32, omit=0.3)
+
+
+def get_config() -> TrainConfig:
+    model = ModelConfig(
+        embedder="s_magma",
+        decoder=DecoderConfig.tiny(),
+        adapters=AdaptersConfig.tiny(),
+        image_encoder=ImageEncoderConfig.tiny(),
+        image_prefix=ImagePrefixConfig.tiny(),
+        unet=UNetConfig.tiny(),
+        vae=VAEConfig.tiny(),
+        schedule=ScheduleConfig(),
+        tokenizer=TokenizerConfig(eos_id=0, max_positions=192),
+    )
+    adam = OptimizerConfig(warmup_steps=100, decay="cosine", ema_decay=0.999)
+    return TrainConfig(
+        name="tiny",
+        model=model,
+        stages={
+            "vae": Stage(
+                objective="vae",
+                data=SCENES,
+                groups={"vae": Group("vae/.*", 2e-3)},
+                steps=4000,
+                batch_size=32,
+                kl_weight=1e-5,
+                optimizer=adam,
+            ),
+            # The language model itself: captions alone, every weight of the decoder.
+            "language": Stage(
+                objective="captioning",
+                images=False,
+                data=SCENES,
+                groups={"decoder": Group("decoder/.*", 2e-3)},
+                steps=2000,
+                batch_size=64,
+                optimizer=adam,
+            ),
+            # MAGMA: the decoder frozen, adapters, prefix and encoder learn to caption.
+            "captioning": Stage(
+                objective="captioning",
+                init=("language",),
+                data=SCENES,
+                groups={
+                    "adapters": Group("(adapters|image_prefix)/.*", 1e-3),
+                    # The statistics of batch norm stay as calibrated.
+                    "encoder": Group("image_encoder/(?!.*/(mean|var)$).*", 1e-3),
+                },
+                steps=3000,
+                batch_size=32,
+                optimizer=adam,
+            ),
+            # Semantic search: biases alone, on the bare language model.
+            "contrastive": Stage(
+                objective="contrastive",
+                init=("captioning",),
+                data=SCENES,
+                groups={"biases": Group("biases/.*", 1e-3)},
+                steps=400,
+                batch_size=128,
+                optimizer=adam,
+            ),
+            "diffusion": Stage(
+                objective="diffusion",
+                init=("vae", "contrastive"),
+                data=SCENES,
+                groups={
+                    "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 1e-3),
+                    "unet": Group("unet/.*", 1e-3),
+                },
+                steps=20_000,
+                batch_size=64,
+                dropout=0.1,
+                optimizer=OptimizerConfig(warmup_steps=200, decay="cosine", final_fraction=0.05, ema_decay=0.999),
+                save_every=250,
+            ),
+        },
+    )

@@ -1,0 +1,28 @@
+"""`mvader train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="a file of configs/, such as configs/tiny.py")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in stages.vae.steps=100")] = None,
+    objective: Annotated[str, typer.Option(help="which of the config's stages to train")] = "diffusion",
+    workdir: Annotated[Path | None, typer.Option(help="where runs live [default: runs/NAME]")] = None,
+    mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+) -> int:
+    """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved."""
+    from mvader_jax.parallel.mesh import initialize_distributed, make_mesh, parse_mesh
+    from mvader_jax.pipeline import compilation_cache
+    from mvader_jax.train.config import load_config
+    from mvader_jax.train.loop import train as run
+
+    initialize_distributed()
+    compilation_cache()
+    loaded = load_config(config, overrides or ())
+    return run(loaded, objective, workdir or Path("runs") / loaded.name, make_mesh(parse_mesh(mesh)), quiet=quiet)

@@ -1,0 +1,48 @@
+"""The one door to attention: scaled dot products with log weights added to the scores (eq. 2)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mvader_jax.condition import PADDING
+
+#: Score of a key that causality hides; finite, and below any padding so that no row is ever NaN.
+_HIDDEN = -2e9
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    log_weights: jax.Array | None = None,
+    causal: bool = False,
+    factors: jax.Array | None = None,
+) -> jax.Array:
+    """Multi-head attention, eq. 2 of the paper: softmax(q k / sqrt(K) + log theta) v.
+
+    q: [B, Sq, H, K]; k, v: [B, Sk, H, K]. log_weights: [B, Sk], added to every score of that key;
+    zeros give bitwise the unweighted result. factors: [H], multiplies the log weights of a head (theta
+    to the power of the factor); padding stays padding. causal: query i sees keys up to i (Sq == Sk).
+    Scores and softmax are float32. Returns [B, Sq, H, K] in q's dtype.
+    """
+    scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
+    scores = scores * jnp.float32(q.shape[-1] ** -0.5)
+    if log_weights is not None:
+        scores = scores + key_bias(log_weights, factors)
+    if causal:
+        length = q.shape[1]
+        visible = jnp.tril(jnp.ones((length, k.shape[1]), bool))
+        scores = jnp.where(visible, scores, _HIDDEN)
+    shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqs,bshk->bqhk", shares, v)
+
+
+def key_bias(log_weights: jax.Array, factors: jax.Array | None) -> jax.Array:
+    """[B, Sk] log weights and [H] factors -> float32 bias [B, H or 1, 1, Sk]."""
+    bias = log_weights.astype(jnp.float32)[:, None, None, :]
+    if factors is None:
+        return bias
+    scaled = bias * factors.astype(jnp.float32)[None, :, None, None]
+    return jnp.where(bias <= PADDING, bias, scaled)

@@ -1,0 +1,166 @@
+"""Builds everything one stage runs with: its start, its sharded state, its compiled step, its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mvader_jax.components import abstract_components
+from mvader_jax.data.loader import Loader, make_loader
+from mvader_jax.models.vae import VAE, VAEConfig
+from mvader_jax.parallel.sharding import mesh_axes, param_shardings, replicated
+from mvader_jax.train.config import Stage, TrainConfig
+from mvader_jax.train.objectives import OBJECTIVES, LossFn, Metrics
+from mvader_jax.train.optimizer import learning_rate, make_optimizer
+from mvader_jax.train.setup import Start, gather_start, null_prompt, stage_model
+from mvader_jax.train.state import TrainState, labels, merge, partition
+from mvader_jax.train.step import Step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One stage, ready to go: where it starts, its state on the mesh, its step."""
+
+    stage: Stage
+    mesh: Mesh
+    start: Start
+    state: TrainState
+    shardings: TrainState
+    step: Step
+    evaluate: Callable[[Any, Any, Any, jax.Array], Metrics]
+    groups: Mapping[str, str]
+    rates: Mapping[str, Callable[[int], Any]]
+
+
+def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh) -> Run:
+    """Raises UserError for a mistake in the config or a missing earlier stage."""
+    start = gather_start(config, stage, workdir, mesh)
+    model = stage_model(start.bundle.model, stage)
+    patterns = {name: group.parameters for name, group in stage.groups.items()}
+    trainable, frozen, groups = partition(start.bundle.components, patterns)
+    trainable = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
+    frozen = jax.tree.map(functools.partial(_as_frozen, dtype=jnp.dtype(stage.frozen_dtype)), frozen)
+
+    peaks = {name: group.learning_rate for name, group in stage.groups.items()}
+    optimizer = make_optimizer(stage.optimizer, peaks, stage.steps, labels(trainable, groups))
+    shardings = state_shardings(start, trainable, frozen, patterns, optimizer, mesh)
+
+    def begin(trainable: Any, frozen: Any) -> TrainState:
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=jax.random.key(stage.seed + 1),
+            trainable=trainable,
+            frozen=frozen,
+            opt_state=optimizer.init(trainable),
+            # A copy: the step donates its state, and one buffer may not be donated twice.
+            ema=jax.tree.map(jnp.copy, trainable),
+        )
+
+    state = jax.jit(begin, out_shardings=shardings)(trainable, frozen)
+    loss_fn = OBJECTIVES[stage.objective](model, stage, null_prompt(start.bundle, stage))
+    step = make_train_step(loss_fn, optimizer, stage, groups, batch_shards(mesh))
+    return Run(
+        stage=stage,
+        mesh=mesh,
+        start=start,
+        state=state,
+        shardings=shardings,
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+        evaluate=jax.jit(_evaluator(loss_fn, batch_shards(mesh))),
+        groups=groups,
+        rates={name: learning_rate(stage.optimizer, peak, stage.steps) for name, peak in peaks.items()},
+    )
+
+
+def state_shardings(
+    start: Start,
+    trainable: Any,
+    frozen: Any,
+    patterns: Mapping[str, str],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """The sharding of every leaf of the state; optimizer and average lie as their parameters do."""
+    _, axes = abstract_components(start.bundle.model, list(start.bundle.components))
+    trainable_axes, frozen_axes, _ = partition(axes, patterns)
+    of_trainable = param_shardings(trainable, trainable_axes, mesh)
+    whole = replicated(mesh)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, trainable),
+        of_trainable,
+        transform_non_params=lambda _: whole,
+    )
+    return TrainState(
+        step=whole,
+        key=whole,
+        trainable=of_trainable,
+        frozen=param_shardings(frozen, frozen_axes, mesh),
+        opt_state=opt_state,
+        ema=of_trainable,
+    )
+
+
+def saved(state: TrainState) -> dict[str, Any]:
+    """What of a state (or of its shardings) a checkpoint holds; the frozen part comes from its bundles."""
+    names = ("step", "key", "trainable", "opt_state", "ema")
+    return {name: getattr(state, name) for name in names}
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Over how many devices the batch is divided."""
+    ways = 1
+    for axis in mesh_axes("batch"):
+        ways *= mesh.shape[axis]
+    return ways
+
+
+def data_loader(run: Run, split: str) -> Loader:
+    """This process's part of the stage's data."""
+    bundle, stage = run.start.bundle, run.stage
+    model = bundle.model
+    encoder = model.image_encoder
+    factor = 2 ** (len(model.vae.block_out_channels) - 1) if model.vae else 0
+    return make_loader(
+        stage.data,
+        stage.objective,
+        bundle.tokenizer,
+        batch_size=stage.batch_size,
+        image_size=model.unet.sample_size * factor if model.unet else 0,
+        image_tokens=encoder.num_tokens if encoder else 0,
+        encoder_size=encoder.image_size if encoder else 0,
+        images=stage.images,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        groups=batch_shards(run.mesh) * stage.accumulate,
+        split=split,
+    )
+
+
+def encode_posterior(config: VAEConfig, params: Any, pixels: jax.Array) -> jax.Array:
+    """The mean of the posterior, unscaled: [B, h, w, C]."""
+    mean, _ = VAE(config).apply({"params": params}, pixels, method="encode")
+    return mean
+
+
+def _as_frozen(leaf: Any, dtype: Any) -> Any:
+    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _evaluator(loss_fn: LossFn, shards: int) -> Callable[[Any, Any, Any, jax.Array], Metrics]:
+    def evaluate(ema: Any, frozen: Any, batch: Any, key: jax.Array) -> Metrics:
+        loss, metrics = loss_fn(merge(ema, frozen), batch, key, shards)
+        return {"loss": jnp.stack([loss, jnp.ones_like(loss)]), **metrics}
+
+    return evaluate
+
+
