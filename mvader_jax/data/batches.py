@@ -74,7 +74,9 @@ def captioning_batch(
         records, damage = _read(reader, shape.positions(step), config)
         pixels = encoder_pixels([r["image"] for r in records], shape.encoder_size) if with_images else None
         captions = [r["caption"] for r in records]
-        prompt, labels = captioning_rows(tokenizer, captions, config.caption_length, pixels, shape.image_tokens)
+        prompt, labels = captioning_rows(
+            tokenizer, captions, config.caption_length, pixels, shape.image_tokens
+        )
         return {"prompt": prompt, "labels": labels}, damage
 
     return make

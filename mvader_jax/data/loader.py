@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -51,8 +52,6 @@ def make_loader(
     The global batch of a step is the same for every number of processes. Raises UserError for data that
     does not exist or does not suit the objective, and from `next` when too many records are damaged.
     """
-    import dataclasses
-
     if image_size is not None:
         config = dataclasses.replace(config, image_size=image_size)
     shape = Shape(batch_size, groups, process_index, process_count, image_tokens, encoder_size)
@@ -118,7 +117,9 @@ class Loader(Iterator[Batch]):
         Raises UserError if the data has changed or the samples seen are no whole number of batches.
         """
         if state["records"] != self._records:
-            raise UserError(f"the data has {self._records} records, but the run began with {state['records']}")
+            raise UserError(
+                f"the data has {self._records} records, but the run began with {state['records']}"
+            )
         self.step, rest = divmod(int(state["samples"]), self._batch_size)
         if rest:
             raise UserError(

@@ -20,7 +20,9 @@ def image_rows(pixels: np.ndarray, image_tokens: int) -> PromptBatch:
     return _plain(np.zeros(shape, np.int32), pixels[:, None], index)
 
 
-def caption_rows(tokenizer: Tokenizer, captions: Sequence[str], length: int, image_size: int = 0) -> PromptBatch:
+def caption_rows(
+    tokenizer: Tokenizer, captions: Sequence[str], length: int, image_size: int = 0
+) -> PromptBatch:
     """Prompts of one text each, weight 1, padded to `length` tokens; longer captions are cut.
 
     A caption without tokens becomes the null condition, one EOS.

@@ -56,7 +56,9 @@ class Reader:
         if not sources or not all(len(source) for source in sources):
             raise UserError("a data set has no records")
         if weights and (len(weights) != len(sources) or not all(w > 0 for w in weights)):
-            raise UserError(f"weights are {tuple(weights)}; expected a number above 0 for each of {len(sources)} paths")
+            raise UserError(
+                f"weights are {tuple(weights)}; expected a number above 0 for each of {len(sources)} paths"
+            )
         self.sources = tuple(sources)
         self._seed = seed
         self._starts = np.cumsum([0, *(len(source) for source in sources)])

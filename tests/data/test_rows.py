@@ -48,5 +48,5 @@ def test_shares_are_exact_over_the_run_and_every_used_row_exists(samples, p_imag
 
 @pytest.mark.parametrize("shares", [(1.2, 0.0), (-0.1, 0.0), (0.7, 0.4), (float("nan"), 0.0)])
 def test_impossible_shares_are_refused(shares):
-    with pytest.raises(UserError, match="p_image|p_interleaved"):
+    with pytest.raises(UserError, match=r"p_(image|interleaved)"):
         row_layout(8, *shares)
