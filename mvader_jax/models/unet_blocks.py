@@ -1,0 +1,200 @@
+"""The blocks that Stable Diffusion's UNet and VAE are built of, NHWC (diffusers models/resnet.py, attention.py).
+
+Convolution and projection parameters name their axes for the sharding table; norms run in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mvader_jax.models.attention import attend
+from mvader_jax.parallel.sharding import constrain, partitioned
+
+Dtype = Any
+_KERNEL = nn.initializers.lecun_normal()
+_ZEROS = nn.initializers.zeros
+
+
+def conv(features: int, size: int, *, name: str, dtype: Dtype, stride: int = 1, padding: Any = None) -> nn.Conv:
+    """A square convolution; pads by size // 2 unless told otherwise."""
+    pad = size // 2
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)) if padding is None else padding,
+        kernel_init=partitioned(_KERNEL, "kernel", "kernel", "channels_in", "channels_out"),
+        dtype=dtype,
+        name=name,
+    )
+
+
+def dense(features: int, axes: tuple[str, str], *, name: str, dtype: Dtype, bias: bool = True) -> nn.Dense:
+    """A linear layer whose kernel's axes are named."""
+    return nn.Dense(features, use_bias=bias, kernel_init=partitioned(_KERNEL, *axes), dtype=dtype, name=name)
+
+
+def group_norm(x: jax.Array, groups: int, eps: float, *, name: str) -> jax.Array:
+    """GroupNorm computed in float32, returned in x's dtype."""
+    return nn.GroupNorm(num_groups=groups, epsilon=eps, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, *, name: str, eps: float = 1e-5) -> jax.Array:
+    """LayerNorm computed in float32, returned in x's dtype."""
+    return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+
+
+def timestep_embedding(timesteps: jax.Array, width: int) -> jax.Array:
+    """Sinusoids of the timestep, cosines first (flip_sin_to_cos, freq_shift 0). [B] -> float32 [B, width]."""
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+    embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, width % 2)))
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers on the sinusoids: [B, C] -> [B, width]."""
+
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = dense(self.width, ("channels_in", "channels_out"), name="linear_1", dtype=self.dtype)(x)
+        return dense(self.width, ("channels_in", "channels_out"), name="linear_2", dtype=self.dtype)(nn.silu(x))
+
+
+class ResnetBlock(nn.Module):
+    """norm, silu, conv, (+ time), norm, silu, conv, + shortcut. [B, h, w, C] -> [B, h, w, features]."""
+
+    features: int
+    groups: int
+    eps: float
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
+        hidden = nn.silu(group_norm(x, self.groups, self.eps, name="norm1"))
+        hidden = conv(self.features, 3, name="conv1", dtype=self.dtype)(hidden)
+        if time is not None:
+            shift = dense(self.features, ("channels_in", "channels_out"), name="time_emb_proj", dtype=self.dtype)
+            hidden = hidden + shift(nn.silu(time))[:, None, None, :]
+        hidden = nn.silu(group_norm(hidden, self.groups, self.eps, name="norm2"))
+        hidden = conv(self.features, 3, name="conv2", dtype=self.dtype)(hidden)
+        if x.shape[-1] != self.features:
+            x = conv(self.features, 1, name="conv_shortcut", dtype=self.dtype)(x)
+        return x + hidden
+
+
+class Downsample(nn.Module):
+    """A convolution of stride 2. symmetric: padded by one all round (UNet), else right and below (VAE)."""
+
+    features: int
+    symmetric: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        pad = (1, 1) if self.symmetric else (0, 1)
+        return conv(self.features, 3, name="conv", dtype=self.dtype, stride=2, padding=(pad, pad))(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour to twice the size, then a convolution."""
+
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return conv(self.features, 3, name="conv", dtype=self.dtype)(x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention over x, or from x to a context. x: [B, S, C]; context: [B, S', D]."""
+
+    num_heads: int
+    bias: bool = False
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        log_weights: jax.Array | None = None,
+        factors: jax.Array | None = None,
+    ) -> jax.Array:
+        width = x.shape[-1]
+        source_axis = "channels_in" if context is None else "context"
+        source = x if context is None else context
+
+        def heads(y: jax.Array, name: str, axis: str) -> jax.Array:
+            y = dense(width, (axis, "heads"), name=name, dtype=self.dtype, bias=self.bias)(y)
+            return y.reshape(*y.shape[:-1], self.num_heads, width // self.num_heads)
+
+        q = heads(x, "to_q", "channels_in")
+        k = heads(source, "to_k", source_axis)
+        v = heads(source, "to_v", source_axis)
+        out = attend(q, k, v, log_weights=log_weights, factors=factors).reshape(x.shape)
+        return dense(width, ("heads", "channels_in"), name="to_out_0", dtype=self.dtype)(out)
+
+
+class FeedForward(nn.Module):
+    """GEGLU: a linear layer to twice 4 C, one half gated by the exact gelu of the other, and back."""
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        projected = dense(8 * width, ("channels_in", "mlp"), name="net_0_proj", dtype=self.dtype)(x)
+        value, gate = jnp.split(projected, 2, axis=-1)
+        gated = value * nn.gelu(gate, approximate=False)
+        return dense(width, ("mlp", "channels_in"), name="net_2", dtype=self.dtype)(gated)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the condition (eq. 2), feed-forward; each after its LayerNorm."""
+
+    num_heads: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: jax.Array, log_weights: jax.Array, factors: jax.Array | None
+    ) -> jax.Array:
+        x = x + Attention(self.num_heads, dtype=self.dtype, name="attn1")(layer_norm(x, name="norm1"))
+        cross = Attention(self.num_heads, dtype=self.dtype, name="attn2")
+        x = x + cross(layer_norm(x, name="norm2"), context, log_weights, factors)
+        return x + FeedForward(dtype=self.dtype, name="ff")(layer_norm(x, name="norm3"))
+
+
+class Transformer2D(nn.Module):
+    """A transformer block over the positions of a feature map, between two 1x1 convolutions."""
+
+    num_heads: int
+    groups: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: jax.Array, log_weights: jax.Array, factors: jax.Array | None
+    ) -> jax.Array:
+        batch, height, width, channels = x.shape
+        hidden = group_norm(x, self.groups, 1e-6, name="norm")
+        hidden = conv(channels, 1, name="proj_in", dtype=self.dtype)(hidden)
+        hidden = hidden.reshape(batch, height * width, channels)
+        block = TransformerBlock(self.num_heads, dtype=self.dtype, name="transformer_blocks_0")
+        hidden = block(hidden, context, log_weights, factors).reshape(x.shape)
+        return constrain(x + conv(channels, 1, name="proj_out", dtype=self.dtype)(hidden), *_ACTIVATION)
+
+
+_ACTIVATION = ("batch", "kernel", "kernel", "activation")

@@ -1,0 +1,162 @@
+"""Stable Diffusion's autoencoder (diffusers AutoencoderKL): images to latents and back, NHWC."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mvader_jax.models.attention import attend
+from mvader_jax.models.unet_blocks import Downsample, ResnetBlock, Upsample, conv, dense, group_norm
+
+Dtype = Any
+_EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """scaling_factor: what latents are multiplied by for the diffusion model, by callers, not here.
+    sample_size: pixels a side it was trained at."""
+
+    in_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_groups: int = 32
+    scaling_factor: float = 0.18215
+    sample_size: int = 512
+
+    @classmethod
+    def sd14(cls) -> VAEConfig:
+        """Stable Diffusion 1.x: 83,653,863 parameters."""
+        return cls()
+
+    @classmethod
+    def tiny(cls) -> VAEConfig:
+        """64 x 64 pixels to 8 x 8 x 4 latents, small enough for a CPU."""
+        return cls(
+            block_out_channels=(16, 32, 64, 64), layers_per_block=1, norm_groups=8, scaling_factor=1.0, sample_size=64
+        )
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over positions, with biases, after a GroupNorm."""
+
+    groups: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        hidden = group_norm(x, self.groups, _EPS, name="group_norm").reshape(batch, height * width, channels)
+        q, k, v = (
+            dense(channels, ("channels_in", "heads"), name=name, dtype=self.dtype)(hidden)[:, :, None, :]
+            for name in ("to_q", "to_k", "to_v")
+        )
+        hidden = attend(q, k, v)[:, :, 0, :]
+        hidden = dense(channels, ("heads", "channels_in"), name="to_out_0", dtype=self.dtype)(hidden)
+        return x + hidden.reshape(x.shape)
+
+
+class MidBlock(nn.Module):
+    """Resnet, attention, resnet at the lowest resolution."""
+
+    config: VAEConfig
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features, groups = x.shape[-1], self.config.norm_groups
+        x = ResnetBlock(features, groups, _EPS, self.dtype, name="resnets_0")(x)
+        x = AttentionBlock(groups, self.dtype, name="attentions_0")(x)
+        return ResnetBlock(features, groups, _EPS, self.dtype, name="resnets_1")(x)
+
+
+class Level(nn.Module):
+    """The resnets of one resolution, and the change to the next (`sampling`: "down", "up" or "")."""
+
+    config: VAEConfig
+    features: int
+    layers: int
+    sampling: str
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.layers):
+            x = ResnetBlock(self.features, self.config.norm_groups, _EPS, self.dtype, name=f"resnets_{i}")(x)
+        if self.sampling == "down":
+            x = Downsample(self.features, symmetric=False, dtype=self.dtype, name="downsamplers_0")(x)
+        elif self.sampling == "up":
+            x = Upsample(self.features, dtype=self.dtype, name="upsamplers_0")(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """[B, H, W, 3] -> [B, h, w, 2C]: mean and log variance before `quant_conv`."""
+
+    config: VAEConfig
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        x = conv(c.block_out_channels[0], 3, name="conv_in", dtype=self.dtype)(x)
+        last = len(c.block_out_channels) - 1
+        for i, features in enumerate(c.block_out_channels):
+            sampling = "down" if i < last else ""
+            x = Level(c, features, c.layers_per_block, sampling, self.dtype, name=f"down_blocks_{i}")(x)
+        x = MidBlock(c, self.dtype, name="mid_block")(x)
+        x = nn.silu(group_norm(x, c.norm_groups, _EPS, name="conv_norm_out"))
+        return conv(2 * c.latent_channels, 3, name="conv_out", dtype=self.dtype)(x)
+
+
+class Decoder(nn.Module):
+    """[B, h, w, C] after `post_quant_conv` -> [B, H, W, 3]."""
+
+    config: VAEConfig
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        x = conv(c.block_out_channels[-1], 3, name="conv_in", dtype=self.dtype)(x)
+        x = MidBlock(c, self.dtype, name="mid_block")(x)
+        last = len(c.block_out_channels) - 1
+        for i, features in enumerate(reversed(c.block_out_channels)):
+            sampling = "up" if i < last else ""
+            x = Level(c, features, c.layers_per_block + 1, sampling, self.dtype, name=f"up_blocks_{i}")(x)
+        x = nn.silu(group_norm(x, c.norm_groups, _EPS, name="conv_norm_out"))
+        return conv(c.in_channels, 3, name="conv_out", dtype=self.dtype)(x)
+
+
+class VAE(nn.Module):
+    """The autoencoder. Latents are unscaled: callers apply `config.scaling_factor`."""
+
+    config: VAEConfig
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        c = self.config
+        self.encoder = Encoder(c, self.dtype)
+        self.decoder = Decoder(c, self.dtype)
+        self.quant_conv = conv(2 * c.latent_channels, 1, name="quant_conv", dtype=self.dtype)
+        self.post_quant_conv = conv(c.latent_channels, 1, name="post_quant_conv", dtype=self.dtype)
+
+    def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Images [B, H, W, 3] in [-1, 1] -> mean and log variance of the posterior, [B, h, w, C] each."""
+        moments = self.quant_conv(self.encoder(images.astype(self.dtype)))
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(logvar, -30.0, 20.0)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Unscaled latents [B, h, w, C] -> images [B, H, W, 3], around [-1, 1]."""
+        return self.decoder(self.post_quant_conv(latents.astype(self.dtype)))
+
+    def __call__(self, images: jax.Array, key: jax.Array) -> jax.Array:
+        """Images through a sample of their posterior and back."""
+        mean, logvar = self.encode(images)
+        return self.decode(mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype))
