@@ -1,0 +1,337 @@
+"""The language model: GPT-J's block, GPT-NeoX's and GPT-3's, with rotary positions and adapters.
+
+Layers are scanned: every layer parameter is stacked on axis 0, and compile time does not grow with
+depth. References: EleutherAI/gpt-neox, kingoflolz/mesh-transformer-jax (GPT-J), Aleph-Alpha/magma.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mvader_jax.errors import UserError
+from mvader_jax.models.attention import attend
+from mvader_jax.parallel.sharding import constrain, partitioned
+
+Dtype = Any
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """vocab_size: rows of `wte`; head_vocab_size: columns of `lm_head` (GPT-J's differ in MAGMA).
+
+    block: "parallel" (GPT-J: attention and MLP read one norm), "parallel_two_norms" (GPT-NeoX),
+        "sequential" (GPT-3: norm, attention, norm, MLP).
+    rotary: which dimensions form a pair: neighbours ("interleaved", GPT-J) or those half the width
+        apart ("half", GPT-NeoX). rotary_dim: leading dimensions of a head that rotate.
+    """
+
+    vocab_size: int = 50400
+    head_vocab_size: int = 50400
+    width: int = 4096
+    num_layers: int = 28
+    num_heads: int = 16
+    head_dim: int = 256
+    mlp_width: int = 16384
+    max_positions: int = 2048
+    block: Literal["parallel", "parallel_two_norms", "sequential"] = "parallel"
+    rotary: Literal["interleaved", "half"] = "interleaved"
+    rotary_dim: int = 64
+    rotary_base: float = 10000.0
+    activation: Literal["gelu_new", "gelu"] = "gelu_new"
+    attention_bias: bool = False
+    out_bias: bool = False
+    head_bias: bool = True
+    norm_eps: float = 1e-5
+
+    @classmethod
+    def gptj_6b(cls) -> DecoderConfig:
+        """GPT-J-6B as released."""
+        return cls()
+
+    @classmethod
+    def luminous_13b(cls) -> DecoderConfig:
+        """Luminous-13B's dimensions as far as they are known: width 5120, rotary, decoder-only.
+
+        Layers, heads and vocabulary are inferred from its parameter count; the model is not public.
+        """
+        return cls(
+            vocab_size=128_000,
+            head_vocab_size=128_000,
+            width=5120,
+            num_layers=40,
+            num_heads=40,
+            head_dim=128,
+            mlp_width=20480,
+            block="sequential",
+            rotary="half",
+            rotary_dim=128,
+            attention_bias=True,
+            out_bias=True,
+            head_bias=False,
+        )
+
+    @classmethod
+    def tiny(cls) -> DecoderConfig:
+        """GPT-J's block at 1.4 M parameters."""
+        return cls(
+            vocab_size=512,
+            head_vocab_size=512,
+            width=160,
+            num_layers=4,
+            num_heads=5,
+            head_dim=32,
+            mlp_width=640,
+            max_positions=192,
+            rotary_dim=16,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptersConfig:
+    """y + up(relu(down(y))) after a sub-layer (MAGMA section 3.3); width: of the bottleneck.
+
+    parallel: the adapter reads the sub-layer's input instead of its output.
+    """
+
+    width: int
+    mlp: bool = True
+    attention: bool = False
+    parallel: bool = False
+
+    @classmethod
+    def magma_v1(cls) -> AdaptersConfig:
+        """On the MLP, downsampled 4 times: 235,024,384 parameters on GPT-J-6B."""
+        return cls(width=1024)
+
+    @classmethod
+    def magma_v2(cls) -> AdaptersConfig:
+        """On attention and MLP, downsampled 8 times: 235,139,072 parameters on GPT-J-6B."""
+        return cls(width=512, attention=True)
+
+    @classmethod
+    def tiny(cls) -> AdaptersConfig:
+        return cls(width=40)
+
+
+def rotate(x: jax.Array, positions: jax.Array, config: DecoderConfig) -> jax.Array:
+    """Rotary position embedding (Su et al. 2021) of the first `rotary_dim` dimensions.
+
+    x: [B, S, H, K]; positions: [S]. Angles are computed in float32.
+    """
+    width = config.rotary_dim
+    turned, rest = x[..., :width].astype(jnp.float32), x[..., width:]
+    frequencies = config.rotary_base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angles = positions.astype(jnp.float32)[:, None] * frequencies
+    sin, cos = jnp.sin(angles)[None, :, None, :], jnp.cos(angles)[None, :, None, :]
+    if config.rotary == "interleaved":
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
+    else:
+        a, b = jnp.split(turned, 2, axis=-1)
+        out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([out.astype(x.dtype), rest], axis=-1)
+
+
+def _dense(features: int, axes: tuple[str, str], name: str, dtype: Dtype, bias: bool = True) -> nn.Dense:
+    init = partitioned(nn.initializers.normal(0.02), *axes)
+    return nn.Dense(features, use_bias=bias, kernel_init=init, dtype=dtype, name=name)
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention with rotary positions and log weights. [B, S, D] -> [B, S, D]."""
+
+    config: DecoderConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, log_weights: jax.Array, factors: jax.Array | None) -> jax.Array:
+        c = self.config
+        inner = c.num_heads * c.head_dim
+
+        def heads(name: str) -> jax.Array:
+            y = _dense(inner, ("embed", "heads"), name, self.dtype, c.attention_bias)(x)
+            return y.reshape(*y.shape[:-1], c.num_heads, c.head_dim)
+
+        q, k, v = heads("q_proj"), heads("k_proj"), heads("v_proj")
+        positions = jnp.arange(x.shape[1])
+        q, k = rotate(q, positions, c), rotate(k, positions, c)
+        out = attend(q, k, v, log_weights=log_weights, causal=True, factors=factors)
+        out = out.reshape(*x.shape[:-1], inner)
+        return _dense(c.width, ("heads", "embed"), "out_proj", self.dtype, c.out_bias)(out)
+
+
+class MLP(nn.Module):
+    """fc_in, gelu, fc_out. [B, S, D] -> [B, S, D]."""
+
+    config: DecoderConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        x = _dense(c.mlp_width, ("embed", "mlp"), "fc_in", self.dtype)(x)
+        x = nn.gelu(x, approximate=c.activation == "gelu_new")
+        return _dense(c.width, ("mlp", "embed"), "fc_out", self.dtype)(x)
+
+
+def _adapter_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+    return jnp.clip(1e-3 * jax.random.normal(key, shape, dtype), -2e-3, 2e-3)
+
+
+class Adapter(nn.Module):
+    """up(relu(down(x))), without the residual."""
+
+    config: AdaptersConfig
+    width: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def dense(features: int, axes: tuple[str, str], name: str) -> nn.Dense:
+            init = partitioned(_adapter_init, *axes)
+            return nn.Dense(features, kernel_init=init, bias_init=_adapter_init, dtype=self.dtype, name=name)
+
+        x = nn.relu(dense(self.config.width, ("embed", "mlp"), "down")(x))
+        return dense(self.width, ("mlp", "embed"), "up")(x)
+
+
+class Block(nn.Module):
+    """One layer, as `nn.scan` runs it: carries the hidden states, takes its row of `factors`."""
+
+    config: DecoderConfig
+    adapters: AdaptersConfig | None
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, log_weights: jax.Array, factors: jax.Array | None
+    ) -> tuple[jax.Array, None]:
+        c = self.config
+
+        def norm(name: str, y: jax.Array) -> jax.Array:
+            return nn.LayerNorm(epsilon=c.norm_eps, dtype=jnp.float32, name=name)(y).astype(self.dtype)
+
+        def adapted(name: str, used: bool, given: jax.Array, y: jax.Array) -> jax.Array:
+            if self.adapters is None or not used:
+                return y
+            adapter = Adapter(self.adapters, c.width, self.dtype, name=name)
+            return y + adapter(given if self.adapters.parallel else y)
+
+        on_attention = self.adapters is not None and self.adapters.attention
+        on_mlp = self.adapters is not None and self.adapters.mlp
+        x = constrain(x, "batch", "sequence", "activation")
+        normed = norm("ln_1", x)
+        attention = SelfAttention(c, self.dtype, name="attn")(normed, log_weights, factors)
+        attention = adapted("adapter_attn", on_attention, normed, attention)
+        if c.block == "sequential":
+            x = x + attention
+            normed = norm("ln_2", x)
+        elif c.block == "parallel_two_norms":
+            normed = norm("ln_2", x)
+        mlp = adapted("adapter_mlp", on_mlp, normed, MLP(c, self.dtype, name="mlp")(normed))
+        return (x + mlp if c.block == "sequential" else x + attention + mlp), None
+
+
+class Decoder(nn.Module):
+    """The language model. remat: recompute layers in the backward pass."""
+
+    config: DecoderConfig
+    adapters: AdaptersConfig | None = None
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        c = self.config
+        self.wte = nn.Embed(
+            c.vocab_size,
+            c.width,
+            embedding_init=partitioned(nn.initializers.normal(0.02), "vocab", "embed"),
+            dtype=self.dtype,
+        )
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, 0),
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, self.adapters, self.dtype)
+        self.ln_f = nn.LayerNorm(epsilon=c.norm_eps, dtype=jnp.float32)
+        self.lm_head = nn.Dense(
+            c.head_vocab_size,
+            use_bias=c.head_bias,
+            kernel_init=partitioned(nn.initializers.normal(0.02), "embed", "vocab"),
+            dtype=self.dtype,
+        )
+
+    def embed(self, token_ids: jax.Array) -> jax.Array:
+        """int [B, S] -> [B, S, D]."""
+        return self.wte(token_ids)
+
+    def __call__(
+        self, embeddings: jax.Array, log_weights: jax.Array, factors: jax.Array | None = None
+    ) -> jax.Array:
+        """Hidden states after `ln_f`.
+
+        embeddings: [B, S, D]; log_weights: [B, S], added to every self-attention score of that key (eq.
+        2); factors: [L, H] or None, multiplies them by layer and head. Returns [B, S, D].
+        """
+        x, _ = self.layers(embeddings.astype(self.dtype), log_weights, factors)
+        return self.ln_f(x).astype(self.dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[B, S, D] -> float32 [B, S, V]."""
+        return self.lm_head(hidden).astype(jnp.float32)
+
+    def everything(self, token_ids: jax.Array) -> jax.Array:
+        """Tokens to logits, through every parameter: what `init` runs."""
+        return self.logits(self(self.embed(token_ids), jnp.zeros(token_ids.shape, jnp.float32)))
+
+
+def adapter_leaves(params: Tree) -> Tree:
+    """The `adapters` component of a decoder's parameters: its adapter_* sub-trees."""
+    return _select(params, lambda path: any(part.startswith("adapter_") for part in path))
+
+
+def without_adapters(params: Tree) -> Tree:
+    """The `decoder` component of a decoder's parameters."""
+    return _select(params, lambda path: not any(part.startswith("adapter_") for part in path))
+
+
+def bias_leaves(params: Tree) -> Tree:
+    """The `biases` component (BitFit): every bias of the layers and `ln_f`; not the head's, not adapters'."""
+
+    def is_bias(path: tuple[str, ...]) -> bool:
+        return path[-1] == "bias" and path[0] in ("layers", "ln_f") and "adapter" not in path[1]
+
+    return _select(params, is_bias)
+
+
+def assemble(decoder: Tree, adapters: Tree | None = None, biases: Tree | None = None) -> Tree:
+    """One parameter tree for `Decoder.apply`: adapters added, biases laid over the decoder's own.
+
+    Raises UserError where an adapter's place is taken, or a bias has no counterpart of its shape.
+    """
+    flat = dict(flatten_dict(decoder))
+    for path, leaf in flatten_dict(adapters or {}).items():
+        if path in flat:
+            raise UserError(f"adapters would replace the decoder's {'/'.join(path)}")
+        flat[path] = leaf
+    for path, leaf in flatten_dict(biases or {}).items():
+        if path not in flat or flat[path].shape != leaf.shape:
+            raise UserError(f"the bias {'/'.join(path)} {leaf.shape} has no counterpart in the decoder")
+        flat[path] = leaf
+    return unflatten_dict(flat)
+
+
+def _select(params: Mapping[str, Any], keep: Any) -> Tree:
+    return unflatten_dict({path: leaf for path, leaf in flatten_dict(params).items() if keep(path)})
