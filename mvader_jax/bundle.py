@@ -53,7 +53,6 @@ class Bundle:
                 f"this bundle has no {' and no '.join(missing)}; it holds {', '.join(sorted(self.components)) or 'nothing'}"
             )
 
-
     def to_batch(self, prompts: Sequence[Any], **options: Any) -> PromptBatch:
         """Prompts laid out for this bundle's embedder; options and errors as `Tokenizer.to_batch`."""
         if self.tokenizer is None:
@@ -111,7 +110,9 @@ def load_bundle(
     wanted = list(records) if components is None else list(components)
     missing = [c for c in wanted if c not in records]
     if missing:
-        raise UserError(f"bundle {str(name)!r} has no {' and no '.join(missing)}; it holds {', '.join(sorted(records))}")
+        raise UserError(
+            f"bundle {str(name)!r} has no {' and no '.join(missing)}; it holds {', '.join(sorted(records))}"
+        )
     abstract, axes = abstract_components(model, wanted)
     trees = {}
     for component in wanted:

@@ -87,7 +87,9 @@ def override(config: T, assignments: Iterable[str]) -> T:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
-            raise UserError(f"{assignment!r} is not an override; write key=value, as in optimizer.weight_decay=0.01")
+            raise UserError(
+                f"{assignment!r} is not an override; write key=value, as in optimizer.weight_decay=0.01"
+            )
         config = _set(config, type(config), path.split("."), text, path)
     return config
 
@@ -151,7 +153,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         if len(args) == len(value):
-            return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+            return tuple(
+                _convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True))
+            )
     elif isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
         _, value_hint = typing.get_args(hint)
         return {str(k): _convert(value_hint, v, f"{where}.{k}") for k, v in value.items()}

@@ -56,10 +56,14 @@ def generate(
     """
     assert model.unet is not None and model.schedule is not None
     condition = jax.tree.map(lambda x: x[rows], embed(model, components, prompts, dtype=jnp.dtype(dtype)))
-    null = jax.tree.map(lambda x: x[negative_rows], embed(model, components, negatives, dtype=jnp.dtype(dtype)))
+    null = jax.tree.map(
+        lambda x: x[negative_rows], embed(model, components, negatives, dtype=jnp.dtype(dtype))
+    )
     unet = UNet(model.unet, dtype=jnp.dtype(dtype))
     noise = initial_noise(seeds, indices, (*latent_size, model.unet.in_channels))
-    denoise = guided(functools.partial(unet.apply, {"params": components["unet"]}), condition, null, guidance_scale)
+    denoise = guided(
+        functools.partial(unet.apply, {"params": components["unet"]}), condition, null, guidance_scale
+    )
     latents = SAMPLERS[sampler](denoise, noise, Schedule.create(model.schedule), steps)
     return to_pixels(components, latents, model=model, dtype=dtype)
 
@@ -70,7 +74,9 @@ def to_pixels(components: Components, latents: jax.Array, *, model: ModelConfig,
     return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
-def decode_latents(components: Components, latents: jax.Array, *, model: ModelConfig, dtype: str) -> jax.Array:
+def decode_latents(
+    components: Components, latents: jax.Array, *, model: ModelConfig, dtype: str
+) -> jax.Array:
     """Latents [B, h, w, C] -> images float32 [B, H, W, 3] in [-1, 1] (not clipped)."""
     assert model.vae is not None
     vae = VAE(model.vae, dtype=jnp.dtype(dtype))
@@ -107,7 +113,12 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, name: str | Path = "tiny", *, dtype: str = "float32", mesh: Mesh | None = None, cache: bool = True
+        cls,
+        name: str | Path = "tiny",
+        *,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+        cache: bool = True,
     ) -> Pipeline:
         """Loads a bundle by the name of an embedded one, or by its directory.
 

@@ -12,8 +12,12 @@ from mvader_jax.errors import UserError
 
 
 def sample(
-    parts: Annotated[list[str], typer.Argument(help="texts and image files, in order; a weight is a suffix @0.3")],
-    negative: Annotated[list[str] | None, typer.Option(help="a part of the negative prompt; may be repeated")] = None,
+    parts: Annotated[
+        list[str], typer.Argument(help="texts and image files, in order; a weight is a suffix @0.3")
+    ],
+    negative: Annotated[
+        list[str] | None, typer.Option(help="a part of the negative prompt; may be repeated")
+    ] = None,
     num_images: Annotated[int, typer.Option(help="pictures to draw")] = 4,
     seed: Annotated[int, typer.Option(help="same seed, same pictures")] = 0,
     steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = 50,
@@ -54,7 +58,9 @@ def sample(
         print(path)
 
 
-def demo(out: Annotated[Path, typer.Option(help="directory for the pictures")] = Path("outputs/demo")) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(help="directory for the pictures")] = Path("outputs/demo"),
+) -> None:
     """Draw one picture sheet for each of the paper's tasks with the embedded bundle."""
     from mvader_jax.demo import run_demo
 
@@ -103,5 +109,3 @@ def write_pictures(out: Path, images: list[Any], settings: dict[str, Any]) -> li
     path = out / f"grid-{start:05d}.png"
     save_png(path, grid([np.asarray(image) for image in images], columns=min(len(images), 4)), settings)
     return [*paths, path]
-
-

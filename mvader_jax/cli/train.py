@@ -10,7 +10,9 @@ import typer
 
 def train(
     config: Annotated[Path, typer.Argument(help="a file of configs/, such as configs/tiny.py")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in stages.vae.steps=100")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, as in stages.vae.steps=100")
+    ] = None,
     objective: Annotated[str, typer.Option(help="which of the config's stages to train")] = "diffusion",
     workdir: Annotated[Path | None, typer.Option(help="where runs live [default: runs/NAME]")] = None,
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
@@ -25,4 +27,6 @@ def train(
     initialize_distributed()
     compilation_cache()
     loaded = load_config(config, overrides or ())
-    return run(loaded, objective, workdir or Path("runs") / loaded.name, make_mesh(parse_mesh(mesh)), quiet=quiet)
+    return run(
+        loaded, objective, workdir or Path("runs") / loaded.name, make_mesh(parse_mesh(mesh)), quiet=quiet
+    )

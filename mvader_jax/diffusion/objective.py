@@ -11,7 +11,10 @@ from mvader_jax.diffusion.schedule import Schedule
 
 
 def diffusion_loss(
-    predict: Callable[[jax.Array, jax.Array], jax.Array], latents: jax.Array, key: jax.Array, schedule: Schedule
+    predict: Callable[[jax.Array, jax.Array], jax.Array],
+    latents: jax.Array,
+    key: jax.Array,
+    schedule: Schedule,
 ) -> tuple[jax.Array, jax.Array]:
     """L = E || eps - F(x_t, c, t) ||^2 with t uniform over the schedule, as a mean over elements.
 

@@ -19,11 +19,18 @@ Sampler = Callable[[Denoise, jax.Array, Schedule, int], jax.Array]
 
 #: Adams-Bashforth coefficients by order, newest first (PNDM eq. 12; Liu et al. 2022).
 _ADAMS_BASHFORTH = np.array(
-    [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+    [
+        [1, 0, 0, 0],
+        [3 / 2, -1 / 2, 0, 0],
+        [23 / 12, -16 / 12, 5 / 12, 0],
+        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+    ]
 )
 
 
-def transfer(schedule: Schedule, x: jax.Array, eps: jax.Array, t: jax.Array, previous: jax.Array) -> jax.Array:
+def transfer(
+    schedule: Schedule, x: jax.Array, eps: jax.Array, t: jax.Array, previous: jax.Array
+) -> jax.Array:
     """phi(x, eps, t, t - d): the deterministic step of PNDM eq. 11 (DDIM's, rearranged)."""
     a, b = schedule.alpha(t), schedule.alpha(previous)
     scale = a * jnp.sqrt(1 - b) + jnp.sqrt(a * (1 - a) * b)

@@ -29,7 +29,10 @@ class ScheduleConfig:
         if self.beta_schedule == "linear":
             betas = np.linspace(self.beta_start, self.beta_end, self.num_train_steps, dtype=np.float64)
         else:
-            betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_steps, dtype=np.float64) ** 2
+            betas = (
+                np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_steps, dtype=np.float64)
+                ** 2
+            )
         return np.cumprod(1.0 - betas)
 
 
@@ -48,7 +51,11 @@ class Schedule:
     def alpha(self, t: jax.Array) -> jax.Array:
         """alpha-bar at integer timesteps; below 0 lies the image itself: 1 where `set_alpha_to_one`,
         otherwise the first timestep's (diffusers' `final_alpha_cumprod`)."""
-        final = jnp.ones((), self.alphas_cumprod.dtype) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+        final = (
+            jnp.ones((), self.alphas_cumprod.dtype)
+            if self.config.set_alpha_to_one
+            else self.alphas_cumprod[0]
+        )
         return jnp.where(t < 0, final, self.alphas_cumprod[jnp.maximum(t, 0)])
 
     def add_noise(self, latents: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:

@@ -30,7 +30,9 @@ class SMagmaConfig:
 
     @classmethod
     def tiny(cls) -> SMagmaConfig:
-        return cls(DecoderConfig.tiny(), AdaptersConfig.tiny(), ImageEncoderConfig.tiny(), ImagePrefixConfig.tiny())
+        return cls(
+            DecoderConfig.tiny(), AdaptersConfig.tiny(), ImageEncoderConfig.tiny(), ImagePrefixConfig.tiny()
+        )
 
 
 def s_magma(
@@ -76,14 +78,18 @@ def image_embeddings(
     features = images
     if images.ndim == 4:
         _need(components, "image_encoder")
-        features = ImageEncoder(config.image_encoder, dtype).apply({"params": components["image_encoder"]}, images)
+        features = ImageEncoder(config.image_encoder, dtype).apply(
+            {"params": components["image_encoder"]}, images
+        )
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     return ImagePrefix(config.image_prefix, dtype).apply(
         {"params": components["image_prefix"]}, features, rngs=rngs
     )
 
 
-def logits(config: SMagmaConfig, components: Components, condition: Condition, *, dtype: Dtype = jnp.float32) -> jax.Array:
+def logits(
+    config: SMagmaConfig, components: Components, condition: Condition, *, dtype: Dtype = jnp.float32
+) -> jax.Array:
     """Next-token logits float32 [B, S, V] of what `s_magma` returned."""
     decoder, params = _decoder(config, components, dtype)
     return decoder.apply(params, condition.hidden, method="logits")
@@ -101,4 +107,6 @@ def _decoder(config: SMagmaConfig, components: Components, dtype: Dtype) -> tupl
 
 def _need(components: Components, name: str) -> None:
     if name not in components:
-        raise UserError(f"embedding this prompt needs the component {name!r}; there are: {', '.join(sorted(components))}")
+        raise UserError(
+            f"embedding this prompt needs the component {name!r}; there are: {', '.join(sorted(components))}"
+        )

@@ -102,7 +102,9 @@ class DownBlock(_Block):
     """Returns the features and what each of its layers leaves for the way up."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array, condition: Condition) -> tuple[jax.Array, list[jax.Array]]:
+    def __call__(
+        self, x: jax.Array, time: jax.Array, condition: Condition
+    ) -> tuple[jax.Array, list[jax.Array]]:
         c = self.config
         skips = []
         for i in range(c.layers_per_block):
@@ -130,7 +132,9 @@ class UpBlock(_Block):
     """Takes from the end of `skips` what the way down left."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array, condition: Condition, skips: list[jax.Array]) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, time: jax.Array, condition: Condition, skips: list[jax.Array]
+    ) -> jax.Array:
         c = self.config
         for i in range(c.layers_per_block + 1):
             x = self.residual(i, jnp.concatenate([x, skips[-1 - i]], axis=-1), time)
@@ -176,7 +180,9 @@ class UNet(nn.Module):
         layers = c.layers_per_block + 1
         for i, level in enumerate(reversed(range(last + 1))):
             taken, skips = skips[-layers:], skips[:-layers]
-            x = UpBlock(c, level, site, self.dtype, self.remat, name=f"up_blocks_{i}")(x, time, condition, taken)
+            x = UpBlock(c, level, site, self.dtype, self.remat, name=f"up_blocks_{i}")(
+                x, time, condition, taken
+            )
             site += layers * c.attention[level]
 
         x = nn.silu(group_norm(x, c.norm_groups, c.norm_eps, name="conv_norm_out"))

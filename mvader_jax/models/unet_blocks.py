@@ -20,7 +20,9 @@ _KERNEL = nn.initializers.lecun_normal()
 _ZEROS = nn.initializers.zeros
 
 
-def conv(features: int, size: int, *, name: str, dtype: Dtype, stride: int = 1, padding: Any = None) -> nn.Conv:
+def conv(
+    features: int, size: int, *, name: str, dtype: Dtype, stride: int = 1, padding: Any = None
+) -> nn.Conv:
     """A square convolution; pads by size // 2 unless told otherwise."""
     pad = size // 2
     return nn.Conv(
@@ -67,7 +69,9 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = dense(self.width, ("channels_in", "channels_out"), name="linear_1", dtype=self.dtype)(x)
-        return dense(self.width, ("channels_in", "channels_out"), name="linear_2", dtype=self.dtype)(nn.silu(x))
+        return dense(self.width, ("channels_in", "channels_out"), name="linear_2", dtype=self.dtype)(
+            nn.silu(x)
+        )
 
 
 class ResnetBlock(nn.Module):
@@ -83,7 +87,9 @@ class ResnetBlock(nn.Module):
         hidden = nn.silu(group_norm(x, self.groups, self.eps, name="norm1"))
         hidden = conv(self.features, 3, name="conv1", dtype=self.dtype)(hidden)
         if time is not None:
-            shift = dense(self.features, ("channels_in", "channels_out"), name="time_emb_proj", dtype=self.dtype)
+            shift = dense(
+                self.features, ("channels_in", "channels_out"), name="time_emb_proj", dtype=self.dtype
+            )
             hidden = hidden + shift(nn.silu(time))[:, None, None, :]
         hidden = nn.silu(group_norm(hidden, self.groups, self.eps, name="norm2"))
         hidden = conv(self.features, 3, name="conv2", dtype=self.dtype)(hidden)

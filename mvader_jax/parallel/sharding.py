@@ -123,7 +123,9 @@ def param_shardings(abstract: Any, names: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, abstract, names)
 
 
-def init_params(module: nn.Module, key: jax.Array, *args: Any, mesh: Mesh | None = None, **kwargs: Any) -> Any:
+def init_params(
+    module: nn.Module, key: jax.Array, *args: Any, mesh: Mesh | None = None, **kwargs: Any
+) -> Any:
     """A module's parameters, unboxed; on a mesh each device makes only its own shard."""
 
     def init(key: jax.Array) -> Any:

@@ -140,7 +140,11 @@ def with_latent_scale(run: Run, bundle: Bundle) -> ModelConfig:
     encode = jax.jit(functools.partial(encode_posterior, bundle.model.vae))
     loader = data_loader(run, "validation")
     squares = [
-        float(jnp.mean(jnp.square(encode(bundle.components["vae"], make_global(next(loader), run.mesh)["pixels"]))))
+        float(
+            jnp.mean(
+                jnp.square(encode(bundle.components["vae"], make_global(next(loader), run.mesh)["pixels"]))
+            )
+        )
         for _ in range(VALIDATION_BATCHES)
     ]
     scale = round(1.0 / float(np.sqrt(np.mean(squares))), 5)

@@ -62,7 +62,8 @@ def make_optimizer(
         if not rate >= 0:
             raise UserError(f"learning rate of group {group!r} is {rate}; it must be zero or more")
     scales = {
-        group: optax.scale_by_learning_rate(learning_rate(config, rate, steps)) for group, rate in rates.items()
+        group: optax.scale_by_learning_rate(learning_rate(config, rate, steps))
+        for group, rate in rates.items()
     }
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
@@ -79,7 +80,9 @@ def ema_update(config: OptimizerConfig, ema: Any, params: Any, step: jax.Array) 
         return params
     count = step.astype(jnp.float32)
     decay = jnp.minimum(config.ema_decay, (1.0 + count) / (10.0 + count))
-    return jax.tree.map(lambda a, p: (a * decay + p.astype(a.dtype) * (1.0 - decay)).astype(a.dtype), ema, params)
+    return jax.tree.map(
+        lambda a, p: (a * decay + p.astype(a.dtype) * (1.0 - decay)).astype(a.dtype), ema, params
+    )
 
 
 def _is_kernel(params: Any) -> Any:

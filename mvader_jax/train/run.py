@@ -162,5 +162,3 @@ def _evaluator(loss_fn: LossFn, shards: int) -> Callable[[Any, Any, Any, jax.Arr
         return {"loss": jnp.stack([loss, jnp.ones_like(loss)]), **metrics}
 
     return evaluate
-
-

@@ -78,7 +78,9 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
 
     if tokenizer is None and stage.objective != "vae":
         if model.tokenizer is None or model.decoder is None:
-            raise UserError(f"config {config.name!r} has no tokenizer, and none of its init bundles holds one")
+            raise UserError(
+                f"config {config.name!r} has no tokenizer, and none of its init bundles holds one"
+            )
         tokenizer = train_tokenizer(
             captions_of(stage.data, TOKENIZER_CAPTIONS),
             model.decoder.vocab_size,
@@ -113,7 +115,9 @@ def _locate(config: TrainConfig, name: str, workdir: str | Path) -> Path:
     if name in config.stages:
         path = Path(workdir) / name / "bundle"
         if not (path / "config.json").is_file():
-            raise UserError(f"stage {name!r} has no finished bundle at {path}; train it first (--objective {name})")
+            raise UserError(
+                f"stage {name!r} has no finished bundle at {path}; train it first (--objective {name})"
+            )
         return path
     return find_bundle(name)
 
@@ -127,5 +131,7 @@ def _adopt(model: ModelConfig, other: ModelConfig, component: str, path: Path) -
         # The scale of the latents is measured when the autoencoder is finished.
         mine = dataclasses.replace(mine, scaling_factor=theirs.scaling_factor)
     if mine is not None and mine != theirs:
-        raise UserError(f"the {component} in {path} has another architecture than the config's: {theirs} against {mine}")
+        raise UserError(
+            f"the {component} in {path} has another architecture than the config's: {theirs} against {mine}"
+        )
     return dataclasses.replace(model, **{component: theirs})

@@ -35,7 +35,9 @@ class TrainState:
     ema: Tree
 
 
-def partition(components: Mapping[str, Tree], patterns: Mapping[str, str]) -> tuple[Tree, Tree, dict[str, str]]:
+def partition(
+    components: Mapping[str, Tree], patterns: Mapping[str, str]
+) -> tuple[Tree, Tree, dict[str, str]]:
     """Splits components into (trainable, frozen, {path: group}).
 
     components: {component: tree}, of arrays or of shapes.

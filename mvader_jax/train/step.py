@@ -19,7 +19,11 @@ Step = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, stage: Stage, groups: Mapping[str, str], shards: int
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    stage: Stage,
+    groups: Mapping[str, str],
+    shards: int,
 ) -> Step:
     """The step of a stage.
 
@@ -67,7 +71,10 @@ def make_train_step(
         trainable, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         metrics = {
             **metrics,
-            **{f"gradient_norm/{group}": jnp.stack([norm, jnp.ones_like(norm)]) for group, norm in norms.items()},
+            **{
+                f"gradient_norm/{group}": jnp.stack([norm, jnp.ones_like(norm)])
+                for group, norm in norms.items()
+            },
             "bad_updates": jnp.stack([1.0 - finite, 1.0]).astype(jnp.float32),
         }
         return (

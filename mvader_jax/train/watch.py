@@ -58,7 +58,9 @@ class Watch:
             rich.progress.TimeRemainingColumn(),
         )
         with rich.progress.Progress(*columns, console=self.console, refresh_per_second=2) as self._bar:
-            self._task = self._bar.add_task(self.stage.objective, total=total, completed=first, status="compiling")
+            self._task = self._bar.add_task(
+                self.stage.objective, total=total, completed=first, status="compiling"
+            )
             self._since = time.monotonic()
             yield
         self._bar = None
@@ -78,7 +80,9 @@ class Watch:
         """Writes named values of a step to both logs."""
         if self._bar is not None:
             status = " ".join(
-                f"{name} {values[key]:.4g}" for name, key in (("loss", "loss"), ("img/s", "images_per_second")) if key in values
+                f"{name} {values[key]:.4g}"
+                for name, key in (("loss", "loss"), ("img/s", "images_per_second"))
+                if key in values
             )
             if status:
                 self._bar.update(self._task, completed=number, status=status)

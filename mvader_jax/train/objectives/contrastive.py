@@ -33,7 +33,9 @@ def contrastive(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | Non
     """
     del null_prompt
     if stage.accumulate > 1:
-        raise UserError("the contrastive objective compares all rows of a batch; it cannot accumulate microbatches")
+        raise UserError(
+            "the contrastive objective compares all rows of a batch; it cannot accumulate microbatches"
+        )
     dtype = jnp.dtype(stage.dtype)
 
     def loss_fn(

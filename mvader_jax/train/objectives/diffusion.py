@@ -35,7 +35,11 @@ def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None 
     if model.unet is None or model.vae is None or model.schedule is None:
         raise UserError("the diffusion objective needs unet, vae and schedule in the model's config")
     dtype = jnp.dtype(stage.dtype)
-    unet, vae, schedule = UNet(model.unet, dtype=dtype), VAE(model.vae, dtype=dtype), Schedule.create(model.schedule)
+    unet, vae, schedule = (
+        UNet(model.unet, dtype=dtype),
+        VAE(model.vae, dtype=dtype),
+        Schedule.create(model.schedule),
+    )
     scale = model.vae.scaling_factor
 
     def loss_fn(

@@ -1,0 +1,71 @@
+"""What a stored record holds, and under which names other people's metadata keep it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+#: Column -> the names it goes by in LAION's releases and in img2dataset's output, in lower case.
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "url": ("url",),
+    "caption": ("caption", "text"),
+    "key": ("key",),
+    "status": ("status",),
+    "original_width": ("original_width", "width"),
+    "original_height": ("original_height", "height"),
+    "aesthetic": ("aesthetic_score", "aesthetic"),
+    "watermark": ("pwatermark", "watermark"),
+    "punsafe": ("punsafe",),
+    "nsfw": ("nsfw",),
+    "language": ("language",),
+    "similarity": ("similarity",),
+}
+#: Numbers of a stored record; absent ones are NaN.
+SCORES = ("aesthetic", "watermark", "punsafe", "similarity")
+#: Texts of a stored record; absent ones are empty.
+TEXTS = ("key", "url", "nsfw", "language")
+
+
+def features() -> tfds.features.FeaturesDict:
+    """The features of every captioned data set: the picture as the file it was, and what is known of it."""
+    import tensorflow_datasets as tfds
+
+    scalar = tfds.features.Scalar
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), doc="The file's bytes, never encoded again."),
+            "caption": tfds.features.Text(),
+            "width": scalar(dtype=np.int32, doc="Of the stored picture, as it is meant to be seen."),
+            "height": scalar(dtype=np.int32),
+            "original_width": scalar(dtype=np.int32, doc="Before any resizing on the way here."),
+            "original_height": scalar(dtype=np.int32),
+            **{name: scalar(dtype=np.float32, doc="NaN where unknown.") for name in SCORES},
+            **{name: tfds.features.Text() for name in TEXTS},
+        }
+    )
+
+
+def columns(names: Mapping[str, Any] | list[str]) -> dict[str, str]:
+    """{column of SPELLINGS: the name it has among `names`}; names match in any case, the first spelling wins."""
+    lower = {name.lower(): name for name in reversed(list(names))}
+    found = {}
+    for column, spellings in SPELLINGS.items():
+        for spelling in spellings:
+            if spelling in lower:
+                found[column] = lower[spelling]
+                break
+    return found
+
+
+def number(value: Any) -> float:
+    """A score as a float; NaN for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
