@@ -30,7 +30,6 @@ class DataConfig:
     omit: for scenes, the probability that a caption leaves an attribute out; languages: of its captions.
     precomputed: directory of latents or features written by `mvader data encode`.
     threads: that read and decode; workers: processes to use in their place on hosts of many cores.
-    cache_bytes: memory for pictures of scenes already drawn.
     bad_limit: distinct damaged records that a run skips before it stops.
     """
 
@@ -48,12 +47,11 @@ class DataConfig:
     crop: Literal["centre", "random"] = "centre"
     flip: float = 0.0
     aspect_buckets: tuple[tuple[int, int], ...] = ()
-    languages: tuple[str, ...] = ("en", "de")
+    languages: tuple[Literal["en", "de"], ...] = ("en", "de")
     omit: float = 0.0
     precomputed: str | None = None
     seed: int = 0
     shuffle: bool = True
     threads: int = 2
     workers: int = 0
-    cache_bytes: int = 1 << 30
     bad_limit: int = 1000

@@ -21,6 +21,7 @@ from mvader_jax.data.batches import (
 )
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.reader import Damage, Reader
+from mvader_jax.data.scenes import Split
 from mvader_jax.data.sources import interleaved_source, open_sources
 from mvader_jax.errors import UserError
 from mvader_jax.tokenizer import Tokenizer
@@ -35,24 +36,25 @@ def make_loader(
     tokenizer: Tokenizer | None,
     *,
     batch_size: int,
-    image_size: int | None = None,
+    image_size: int = 0,
     image_tokens: int = 0,
     encoder_size: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     groups: int = 1,
-    split: str = "train",
+    split: Split = "train",
     images: bool = True,
 ) -> Loader:
     """An endless iterator over this process's rows of every global batch.
 
+    image_size: of the target pictures; 0 for the config's own.
     batch_size, groups: of the global batch, groups in the order of its rows, equally many a process.
     image_tokens, encoder_size: tokens of an image prompt, and the side of the image encoder's input.
     images: captioning with the image before the caption, or the caption alone.
     The global batch of a step is the same for every number of processes. Raises UserError for data that
     does not exist or does not suit the objective, and from `next` when too many records are damaged.
     """
-    if image_size is not None:
+    if image_size:
         config = dataclasses.replace(config, image_size=image_size)
     shape = Shape(batch_size, groups, process_index, process_count, image_tokens, encoder_size)
     if objective != "vae" and tokenizer is None:
@@ -141,7 +143,8 @@ def captions_of(config: DataConfig, count: int) -> list[str]:
 
     Contrastive pairs give queries and positives alike.
     """
-    reader = Reader(open_sources(config, "captioning", "train"), config.weights, config.seed, config.shuffle)
+    objective: Objective = "contrastive" if config.source == "pairs" else "captioning"
+    reader = Reader(open_sources(config, objective, "train"), config.weights, config.seed, config.shuffle)
     texts: list[str] = []
     for position in itertools.count():
         if len(texts) >= count:

@@ -7,24 +7,23 @@ from collections.abc import Sequence
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.jsonl import Interleaved, Pairs
 from mvader_jax.data.reader import Source
+from mvader_jax.data.scene_sources import SceneImages, ScenePairs
+from mvader_jax.data.scenes import Split
 from mvader_jax.errors import UserError
 
 
-def open_sources(config: DataConfig, objective: str, split: str) -> Sequence[Source]:
+def open_sources(config: DataConfig, objective: str, split: Split) -> Sequence[Source]:
     """The sources of a config. Raises UserError where they do not exist or do not suit the objective."""
     if config.source == "pairs":
         if objective != "contrastive":
             raise UserError(f"the {objective} objective needs pictures; data of source 'pairs' has none")
         return [Pairs([path]) for path in config.paths]
     if config.source == "scenes":
-        # The synthetic world is for those who train on it.
-        from mvader_jax.data.scene_sources import SceneImages, ScenePairs
-
         return [ScenePairs(config, split) if objective == "contrastive" else SceneImages(config, split)]
     raise UserError(f"data source {config.source!r} is unknown; accepted: scenes, records, pairs")
 
 
-def interleaved_source(config: DataConfig, split: str) -> Sequence[Source]:
+def interleaved_source(config: DataConfig, split: Split) -> Sequence[Source]:
     """The interleaved prompts of a config: its JSONL files, or those made of scenes where there are none."""
     if config.interleaved:
         return [Interleaved(config.interleaved)]

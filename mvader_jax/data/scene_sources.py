@@ -1,0 +1,36 @@
+"""The synthetic world as a source of records: drawn as it is read, the same for ever at an index."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mvader_jax.data.captions import caption, contrastive_triplet
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.reader import Record
+from mvader_jax.data.scenes import Split, render, scene_at
+
+
+class SceneImages:
+    """{"image": uint8 [size, size, 3], "caption": str}; the wording is drawn anew each time."""
+
+    def __init__(self, config: DataConfig, split: Split) -> None:
+        self._config, self._split = config, split
+
+    def __len__(self) -> int:
+        return self._config.num_records
+
+    def record(self, index: int, rng: np.random.Generator) -> Record:
+        config = self._config
+        scene = scene_at(config.seed, index, self._split)
+        language = config.languages[int(rng.integers(len(config.languages)))]
+        omit = config.omit if rng.random() < 0.5 else 0.0
+        return {"image": render(scene, config.image_size), "caption": caption(scene, rng, language, omit)}
+
+
+class ScenePairs(SceneImages):
+    """{"query", "positive", "negative"}: captions of a scene, and one of a scene that differs."""
+
+    def record(self, index: int, rng: np.random.Generator) -> Record:
+        scene = scene_at(self._config.seed, index, self._split)
+        query, positive, negative = contrastive_triplet(scene, rng, self._config.languages)
+        return {"query": query, "positive": positive, "negative": negative}
