@@ -48,8 +48,8 @@ def get_config() -> TrainConfig:
             "vae": Stage(
                 objective="vae",
                 data=SCENES,
-                groups={"vae": Group("vae/.*", 2e-3)},
-                steps=4000,
+                groups={"vae": Group("vae/.*", 3e-3)},
+                steps=1000,
                 batch_size=32,
                 kl_weight=1e-5,
                 optimizer=adam,
@@ -60,7 +60,7 @@ def get_config() -> TrainConfig:
                 images=False,
                 data=SCENES,
                 groups={"decoder": Group("decoder/.*", 2e-3)},
-                steps=2000,
+                steps=800,
                 batch_size=64,
                 optimizer=adam,
             ),
@@ -74,7 +74,7 @@ def get_config() -> TrainConfig:
                     # The statistics of batch norm stay as calibrated.
                     "encoder": Group("image_encoder/(?!.*/(mean|var)$).*", 1e-3),
                 },
-                steps=3000,
+                steps=1200,
                 batch_size=32,
                 optimizer=adam,
             ),
@@ -84,7 +84,7 @@ def get_config() -> TrainConfig:
                 init=("captioning",),
                 data=SCENES,
                 groups={"biases": Group("biases/.*", 1e-3)},
-                steps=400,
+                steps=200,
                 batch_size=128,
                 optimizer=adam,
             ),
@@ -99,7 +99,9 @@ def get_config() -> TrainConfig:
                 steps=20_000,
                 batch_size=64,
                 dropout=0.1,
-                optimizer=OptimizerConfig(warmup_steps=200, decay="cosine", final_fraction=0.05, ema_decay=0.999),
+                optimizer=OptimizerConfig(
+                    warmup_steps=200, decay="cosine", final_fraction=0.05, ema_decay=0.999
+                ),
                 save_every=250,
             ),
         },

@@ -1,4 +1,4 @@
-"""The inputs of a build, cut into parts that are read one a process: img2dataset's shards.
+"""The inputs of a build, cut into parts that worker processes read: img2dataset's shards.
 
 img2dataset writes `00000.tar` (webdataset), `00000/` (files) or pictures inside `00000.parquet`; beside
 the first two, `00000.parquet` holds the metadata of every row it tried, failures included.
@@ -7,33 +7,32 @@ the first two, `00000.parquet` holds the metadata of every row it tried, failure
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from mvader_jax.data.admit import Rejected, Sample
-from mvader_jax.data.schema import columns
+from mvader_jax.data.tables import Row, named, parse_json, read_rows, table_columns, table_keys
 from mvader_jax.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_TAR_ERRORS = (tarfile.TarError, OSError, EOFError)
 
 
 class Part(Protocol):
-    """A piece of the input with a name of its own; goes to a worker process by pickle."""
+    """A piece of the input with a name of its own; travels to a worker process by pickle."""
 
     @property
     def name(self) -> str: ...
 
-    def samples(self) -> Iterator[Sample]:
-        """Every sample the part should hold, those it has lost included. Notes what it stumbles over in
-        `problems`."""
+    def samples(self, problems: list[str]) -> Iterator[Sample]:
+        """Every sample the part holds or should hold; what is wrong with the part itself goes to `problems`."""
         ...
 
-    def keys(self) -> list[str] | None:
-        """The keys of its samples where they can be had without reading it; None otherwise."""
+    def keys(self) -> list[str]:
+        """The keys of its samples, cheaply; duplicates among the parts are found by them."""
         ...
 
     def columns(self) -> set[str] | None:
@@ -42,7 +41,7 @@ class Part(Protocol):
 
 
 def find_shards(source: str | os.PathLike[str]) -> list[Part]:
-    """img2dataset's shards in a folder, in order. Raises UserError where there are none."""
+    """img2dataset's shards in a folder, by name. Raises UserError where there are none."""
     root = pathlib.Path(source)
     if not root.is_dir():
         raise UserError(f"{os.fspath(source)!r} is no folder; expected the output folder of img2dataset")
@@ -62,185 +61,227 @@ def find_shards(source: str | os.PathLike[str]) -> list[Part]:
     return sorted(parts, key=lambda part: part.name)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class TarPart:
     """A webdataset tar: the members of a sample follow one another and share their name up to the first dot."""
 
     path: str
     table: str | None
-    problems: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def name(self) -> str:
         return pathlib.Path(self.path).stem
 
-    def samples(self) -> Iterator[Sample]:
-        rows = _read_table(self.table, self.problems)
-        if rows is None:
-            self.problems.append(f"{self.path}: no parquet beside it; metadata from its own JSON")
+    def samples(self, problems: list[str]) -> Iterator[Sample]:
+        rows = _rows(self.table, self.path, problems)
+        known = _by_key(rows)
         seen: set[str] = set()
         cut: list[str] = []
-        try:
-            with tarfile.open(self.path) as tar:
-                for key, members in _grouped(tar, cut):
-                    seen.add(key)
-                    yield _tar_sample(tar, key, members, (rows or {}).get(key), bool(rows))
-        except (tarfile.TarError, OSError, EOFError) as error:
-            cut.append(str(error))
+        for key, members in _tar_groups(self.path, cut):
+            seen.add(key)
+            row = known.get(key)
+            if row is None and "json" in members:
+                row = parse_json(_read_or_empty(members["json"]))
+            image = next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
+            yield Sample(key, image, members.get("txt"), row or {})
         if cut:
-            self.problems.append(f"{self.path}: the tar is cut or damaged: {cut[0]}")
-        yield from _lost(rows, seen, "lost in a cut tar" if cut else None)
+            problems.append(f"{self.path}: the tar is cut or damaged: {cut[0]}")
+        yield from _absent(rows, seen, _lost if cut else None)
 
-    def keys(self) -> list[str] | None:
-        if self.table is not None and (keys := _table_keys(self.table)) is not None:
-            return keys
-        keys = []
-        try:
-            with tarfile.open(self.path) as tar:
-                keys = [key for key, _ in _grouped(tar, [])]
-        except (tarfile.TarError, OSError, EOFError):
-            pass
-        return keys
+    def keys(self) -> list[str]:
+        keys = table_keys(self.table) if self.table else None
+        return keys if keys is not None else [key for key, _ in _tar_groups(self.path, [])]
 
     def columns(self) -> set[str] | None:
-        known = _table_columns(self.table)
+        known = table_columns(self.table) if self.table else None
         if known is not None:
             return known
-        try:
-            with tarfile.open(self.path) as tar:
-                for member in tar:
-                    if member.name.endswith(".json"):
-                        return set(columns(list(_json(_member(tar, member)()))))
-        except (tarfile.TarError, OSError, EOFError, Rejected):
-            pass
+        for _, members in _tar_groups(self.path, []):
+            if "json" in members:
+                return set(parse_json(_read_or_empty(members["json"])))
         return None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class FolderPart:
     """A folder of `key.jpg`, `key.txt` and `key.json`."""
 
     path: str
     table: str | None
-    problems: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def name(self) -> str:
         return pathlib.Path(self.path).name
 
-    def samples(self) -> Iterator[Sample]:
-        rows = _read_table(self.table, self.problems)
-        if rows is None:
-            self.problems.append(f"{self.path}: no parquet beside it; metadata from its own JSON")
+    def samples(self, problems: list[str]) -> Iterator[Sample]:
+        rows = _rows(self.table, self.path, problems)
+        known = _by_key(rows)
         groups = self._groups()
         for key, files in groups.items():
-            row = (rows or {}).get(key)
-            metadata = row if row is not None else _named(_json_file(files.get("json")))
-            image = next((_file(files[s]) for s in IMAGE_SUFFIXES if s in files), None)
-            yield Sample(key, image, _file(files["txt"]) if "txt" in files else None, metadata)
-        yield from _lost(rows, set(groups), None)
+            row = known.get(key)
+            if row is None and "json" in files:
+                row = parse_json(_read_or_empty(files["json"]))
+            image = next((files[s] for s in IMAGE_SUFFIXES if s in files), None)
+            yield Sample(key, image, files.get("txt"), row or {})
+        yield from _absent(rows, set(groups), None)
 
-    def keys(self) -> list[str] | None:
-        keys = _table_keys(self.table) if self.table is not None else None
+    def keys(self) -> list[str]:
+        keys = table_keys(self.table) if self.table else None
         return keys if keys is not None else list(self._groups())
 
     def columns(self) -> set[str] | None:
-        known = _table_columns(self.table)
+        known = table_columns(self.table) if self.table else None
         if known is not None:
             return known
         for files in self._groups().values():
             if "json" in files:
-                return set(_named(_json_file(files["json"])))
+                return set(parse_json(_read_or_empty(files["json"])))
         return None
 
-    def _groups(self) -> dict[str, dict[str, str]]:
-        groups: dict[str, dict[str, str]] = {}
-        for entry in sorted(os.scandir(self.path), key=lambda e: e.name):
+    def _groups(self) -> dict[str, dict[str, FileBytes]]:
+        groups: dict[str, dict[str, FileBytes]] = {}
+        for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
             key, _, suffix = entry.name.rpartition(".")
             if key and entry.is_file():
-                groups.setdefault(key, {})[suffix.lower()] = entry.path
+                groups.setdefault(key, {})[suffix.lower()] = FileBytes(entry.path)
         return groups
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class ParquetPart:
-    """A parquet file with the pictures' bytes in a column named by their format."""
+    """A parquet file with the pictures' bytes in a column that is named by their format."""
 
     path: str
-    problems: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def name(self) -> str:
         return pathlib.Path(self.path).stem
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, problems: list[str]) -> Iterator[Sample]:
         import pyarrow.parquet
 
         done, total = 0, 0
         try:
             file = pyarrow.parquet.ParquetFile(self.path)
             total = file.metadata.num_rows
-            names = file.schema_arrow.names
-            image = next((name for name in names if name.lower() in IMAGE_SUFFIXES), None)
+            image = next((name for name in file.schema_arrow.names if name.lower() in IMAGE_SUFFIXES), None)
             for batch in file.iter_batches(batch_size=64):
                 for row in batch.to_pylist():
-                    data = row.pop(image, None) if image else None
-                    metadata = _named(row)
+                    data = row.get(image) if image else None
+                    metadata = named(row)
+                    key = str(metadata.get("key") or f"{self.name}/{done}")
                     done += 1
-                    yield Sample(
-                        _key(metadata.get("key"), f"{self.name}/{done - 1}"), _bytes(data), None, metadata
-                    )
+                    yield Sample(key, None if data is None else Held(data), None, metadata)
         except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-            self.problems.append(f"{self.path}: the parquet is cut or damaged: {error}")
+            problems.append(f"{self.path}: the parquet is cut or damaged: {str(error).splitlines()[0]}")
         for number in range(done, total):
-            yield Sample(
-                f"{self.name}/{number}", _rejecting("lost in a cut parquet"), None, {"caption": "lost"}
-            )
+            yield Sample(f"{self.name}/{number}", _lost, _lost, {})
 
-    def keys(self) -> list[str] | None:
-        return _table_keys(self.path)
+    def keys(self) -> list[str]:
+        return table_keys(self.path) or []
 
     def columns(self) -> set[str] | None:
-        return _table_columns(self.path)
+        return table_columns(self.path)
 
 
-def _grouped(tar: tarfile.TarFile, cut: list[str]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+@dataclasses.dataclass(frozen=True)
+class FileBytes:
+    """The content of a file when called. Raises Rejected if it cannot be read."""
+
+    path: str
+
+    def __call__(self) -> bytes:
+        try:
+            return pathlib.Path(self.path).read_bytes()
+        except FileNotFoundError:
+            raise Rejected("image missing") from None
+        except (OSError, ValueError):
+            raise Rejected("file cannot be read") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Bytes at hand."""
+
+    data: bytes
+
+    def __call__(self) -> bytes:
+        return self.data
+
+
+def _lost() -> bytes:
+    raise Rejected("lost in a damaged shard")
+
+
+def _tar_groups(path: str, cut: list[str]) -> Iterator[tuple[str, dict[str, Callable[[], bytes]]]]:
+    """(key, {suffix: its bytes when called}) in the tar's order; an end before the end goes to `cut`."""
     key: str | None = None
-    members: dict[str, tarfile.TarInfo] = {}
+    members: dict[str, Callable[[], bytes]] = {}
     try:
-        for member in tar:
-            if not member.isfile():
-                continue
-            name, _, suffix = pathlib.PurePosixPath(member.name).name.partition(".")
-            suffix = suffix.lower()
-            if key is not None and (name != key or suffix in members):
+        with tarfile.open(path) as tar:
+            for member in _tar_members(tar, cut):
+                name, _, suffix = pathlib.PurePosixPath(member.name).name.partition(".")
+                suffix = suffix.lower()
+                # The same file twice is a second sample of that key, to be counted as such.
+                if key is not None and (name != key or suffix in members):
+                    yield key, members
+                    members = {}
+                key = name
+                members[suffix] = _member(tar, member)
+            if key is not None:
                 yield key, members
-                members = {}
-            key = name
-            members[suffix] = member
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except _TAR_ERRORS as error:
         cut.append(str(error))
-    if key is not None:
-        yield key, members
 
 
-def _tar_sample(
-    tar: tarfile.TarFile,
-    key: str,
-    members: Mapping[str, tarfile.TarInfo],
-    row: Mapping[str, Any] | None,
-    has_table: bool,
-) -> Sample:
-    metadata = row
-    if metadata is None:
-        # A sample that the table does not know is asked by its own JSON.
-        del has_table
-        metadata = {}
-        if "json" in members:
-            try:
-                metadata = _named(_json(_member(tar, members["json"])()))
-            except Rejected:
-                metadata = {}
-    image = next((_member(tar, members[s]) for s in IMAGE_SUFFIXES if s in members), None)
-    caption = _member(tar, members["txt"]) if "txt" in members else None
-    return Sample(key, image, caption, metadata)
+def _tar_members(tar: tarfile.TarFile, cut: list[str]) -> Iterator[tarfile.TarInfo]:
+    try:
+        while (member := tar.next()) is not None:
+            if member.isfile():
+                yield member
+            # The list of all members, which nobody asks for, would grow with the tar.
+            tar.members.clear()  # type: ignore[attr-defined]
+    except _TAR_ERRORS as error:
+        cut.append(str(error))
+
+
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            file = tar.extractfile(member)
+            data = file.read() if file else b""
+        except _TAR_ERRORS:
+            raise Rejected("lost in a damaged shard") from None
+        if len(data) != member.size:
+            raise Rejected("lost in a damaged shard")
+        return data
+
+    return read
+
+
+def _read_or_empty(read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
+    except Rejected:
+        return b""
+
+
+def _rows(table: str | None, path: str, problems: list[str]) -> list[Row]:
+    rows = read_rows(table, problems) if table else None
+    if rows is None:
+        problems.append(f"{path}: no readable parquet beside it; the metadata is that of its JSON files")
+    return rows or []
+
+
+def _by_key(rows: Iterable[Row]) -> dict[str, Row]:
+    return {str(row["key"]): row for row in rows if row.get("key") is not None}
+
+
+def _absent(rows: Iterable[Row], seen: set[str], image: Any) -> Iterator[Sample]:
+    """The rows of the table that have no picture: failed downloads, and what a damaged shard has lost."""
+    listed: set[str] = set()
+    for row in rows:
+        key = str(row.get("key"))
+        if key not in seen or key in listed:
+            yield Sample(key, image, None, row)
+        listed.add(key)

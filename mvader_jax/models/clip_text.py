@@ -1,0 +1,152 @@
+"""CLIP's text tower, Stable Diffusion's own embedder (openai/CLIP; transformers CLIPTextModel)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mvader_jax.condition import Condition, PromptBatch
+from mvader_jax.errors import UserError
+from mvader_jax.models.attention import attend
+from mvader_jax.parallel.sharding import constrain, partitioned
+
+Dtype = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTextConfig:
+    """A causal pre-norm transformer with learned positions."""
+
+    vocab_size: int = 49408
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_width: int = 3072
+    max_positions: int = 77
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    norm_eps: float = 1e-5
+
+    @classmethod
+    def sd14(cls) -> ClipTextConfig:
+        """The text tower of CLIP ViT-L/14."""
+        return cls()
+
+    @classmethod
+    def tiny(cls) -> ClipTextConfig:
+        return cls(vocab_size=512, width=96, num_layers=2, num_heads=3, mlp_width=384)
+
+
+def _dense(features: int, axes: tuple[str, str], name: str, dtype: Dtype) -> nn.Dense:
+    init = partitioned(nn.initializers.normal(0.02), *axes)
+    return nn.Dense(features, kernel_init=init, dtype=dtype, name=name)
+
+
+class _SelfAttention(nn.Module):
+    config: ClipTextConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, log_weights: jax.Array, factors: jax.Array | None) -> jax.Array:
+        c = self.config
+
+        def heads(name: str) -> jax.Array:
+            y = _dense(c.width, ("embed", "heads"), name, self.dtype)(x)
+            return y.reshape(*y.shape[:-1], c.num_heads, c.width // c.num_heads)
+
+        q, k, v = heads("q_proj"), heads("k_proj"), heads("v_proj")
+        out = attend(q, k, v, log_weights=log_weights, causal=True, factors=factors).reshape(x.shape)
+        return _dense(c.width, ("heads", "embed"), "out_proj", self.dtype)(out)
+
+
+class _MLP(nn.Module):
+    config: ClipTextConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        x = _dense(c.mlp_width, ("embed", "mlp"), "fc1", self.dtype)(x)
+        x = x * nn.sigmoid(1.702 * x) if c.activation == "quick_gelu" else nn.gelu(x, approximate=False)
+        return _dense(c.width, ("mlp", "embed"), "fc2", self.dtype)(x)
+
+
+class _Layer(nn.Module):
+    config: ClipTextConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, log_weights: jax.Array, factors: jax.Array | None
+    ) -> tuple[jax.Array, None]:
+        c = self.config
+
+        def norm(name: str, y: jax.Array) -> jax.Array:
+            return nn.LayerNorm(epsilon=c.norm_eps, dtype=jnp.float32, name=name)(y).astype(self.dtype)
+
+        x = constrain(x, "batch", "sequence", "activation")
+        x = x + _SelfAttention(c, self.dtype, name="self_attn")(norm("layer_norm1", x), log_weights, factors)
+        return x + _MLP(c, self.dtype, name="mlp")(norm("layer_norm2", x)), None
+
+
+class ClipText(nn.Module):
+    """Token ids [B, S] -> hidden states [B, S, D] after the final norm."""
+
+    config: ClipTextConfig
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, token_ids: jax.Array, log_weights: jax.Array | None = None, factors: jax.Array | None = None
+    ) -> jax.Array:
+        c = self.config
+        if log_weights is None:
+            log_weights = jnp.zeros(token_ids.shape, jnp.float32)
+        init = nn.initializers.normal(0.02)
+        tokens = nn.Embed(
+            c.vocab_size,
+            c.width,
+            embedding_init=partitioned(init, "vocab", "embed"),
+            dtype=self.dtype,
+            name="token_embedding",
+        )(token_ids)
+        positions = self.param(
+            "position_embedding", partitioned(init, "sequence", "embed"), (c.max_positions, c.width)
+        )
+        x = tokens + positions[: token_ids.shape[1]].astype(self.dtype)
+        layers = nn.scan(
+            _Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, 0),
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, self.dtype, name="layers")
+        x, _ = layers(x, log_weights, factors)
+        x = nn.LayerNorm(epsilon=c.norm_eps, dtype=jnp.float32, name="final_layer_norm")(x)
+        return x.astype(self.dtype)
+
+
+def clip_text(
+    config: ClipTextConfig,
+    components: Mapping[str, Any],
+    batch: PromptBatch,
+    *,
+    dtype: Dtype = jnp.float32,
+    factors: jax.Array | None = None,
+) -> Condition:
+    """Embeds a batch of texts with the component `text_encoder`. Raises UserError where it is missing.
+
+    Stable Diffusion masks nothing: the tokenizer's padding counts as tokens, with log weight 0.
+    """
+    if "text_encoder" not in components:
+        raise UserError(
+            f"embedding this prompt needs the component 'text_encoder'; there are: {', '.join(sorted(components))}"
+        )
+    module = ClipText(config, dtype)
+    hidden = module.apply({"params": components["text_encoder"]}, batch.token_ids, batch.log_weights, factors)
+    return Condition(hidden, jnp.asarray(batch.condition_log_weights))

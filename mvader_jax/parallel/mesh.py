@@ -1,0 +1,116 @@
+"""The only mesh: axes (replica, data, fsdp, tensor), and how processes join and feed it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from mvader_jax.errors import UserError
+from mvader_jax.parallel.sharding import MESH_AXES, batch_sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1: what the others leave.
+
+    replica: slices joined by the data-centre network; data: whole copies of the parameters; fsdp:
+    parameters are sharded, batch too; tensor: heads and MLP are sharded.
+    """
+
+    replica: int = 1
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def resolve(self, devices: int) -> MeshConfig:
+        """The -1 replaced. Raises UserError where the axes do not make up the number of devices."""
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        free = [axis for axis, size in sizes.items() if size == -1]
+        known = math.prod(size for size in sizes.values() if size != -1)
+        text = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+        if len(free) > 1:
+            raise UserError(f"the mesh {text} leaves {' and '.join(free)} open; only one axis may be -1")
+        if free:
+            if devices % known:
+                raise UserError(f"the mesh {text} does not divide the {devices} devices there are")
+            sizes[free[0]] = devices // known
+        elif known != devices:
+            raise UserError(f"the mesh {text} has {known} devices, but there are {devices}")
+        return MeshConfig(**sizes)
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """'data=4,fsdp=2' -> MeshConfig; axes that are not named are 1.
+
+    Raises UserError for an unknown axis, one named twice, or a size that is no positive number or -1.
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        axis, equals, number = part.partition("=")
+        if axis not in MESH_AXES or not equals:
+            raise UserError(
+                f"unknown mesh axis in {part!r}; accepted: {', '.join(a + '=N' for a in MESH_AXES)}"
+            )
+        if axis in sizes:
+            raise UserError(f"the mesh {text!r} names {axis} twice")
+        try:
+            sizes[axis] = int(number)
+        except ValueError:
+            sizes[axis] = 0
+        if sizes[axis] < 1 and sizes[axis] != -1:
+            raise UserError(
+                f"{part!r} in the mesh: the size must be a positive number, or -1 for what is left"
+            )
+    return MeshConfig(**sizes)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh on these devices (default: all). Raises UserError where their number does not fit."""
+    chosen = jax.devices() if devices is None else list(devices)
+    config = config.resolve(len(chosen))
+    shape = tuple(getattr(config, axis) for axis in MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in chosen})
+    if slices > 1 and config.replica == slices:
+        grid = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), (config.replica, 1, 1, 1), chosen)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, chosen, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def initialize_distributed() -> None:
+    """Joins the processes of a job where the environment names one; otherwise does nothing.
+
+    Reads JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; on a TPU pod (more than one
+    worker host) JAX finds them itself. Calling it again is harmless.
+    """
+    if jax.distributed.is_initialized():
+        return
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        try:
+            count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        except (KeyError, ValueError):
+            raise UserError(
+                "JAX_COORDINATOR_ADDRESS is set: JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers beside it"
+            ) from None
+        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
+    elif (
+        len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or "MEGASCALE_NUM_SLICES" in os.environ
+    ):
+        jax.distributed.initialize()
+
+
+def make_global(batch: Any, mesh: Mesh) -> Any:
+    """A tree of host arrays, this process's rows of a batch, as global arrays sharded by row."""
+
+    def one(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(batch_sharding(mesh, np.ndim(x)), np.asarray(x))
+
+    return jax.tree.map(one, batch)
