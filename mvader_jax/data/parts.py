@@ -28,7 +28,7 @@ class Part(Protocol):
     def name(self) -> str: ...
 
     def samples(self, problems: list[str]) -> Iterator[Sample]:
-        """Every sample the part holds or should hold; what is wrong with the part itself goes to `problems`."""
+        """Every sample the part holds or should hold; what is wrong with the part goes to `problems`."""
         ...
 
     def keys(self) -> list[str]:
@@ -56,14 +56,15 @@ def find_shards(source: str | os.PathLike[str]) -> list[Part]:
     parts += [ParquetPart(path) for path in tables.values()]
     if not parts:
         raise UserError(
-            f"{os.fspath(source)!r} holds no .tar, no .parquet and no numbered folder; expected img2dataset's output"
+            f"{os.fspath(source)!r} holds no .tar, no .parquet and no numbered folder; "
+            "expected the output folder of img2dataset"
         )
     return sorted(parts, key=lambda part: part.name)
 
 
 @dataclasses.dataclass(frozen=True)
 class TarPart:
-    """A webdataset tar: the members of a sample follow one another and share their name up to the first dot."""
+    """A webdataset tar: a sample's members follow one another, named alike up to the first dot."""
 
     path: str
     table: str | None
@@ -241,6 +242,11 @@ def _tar_members(tar: tarfile.TarFile, cut: list[str]) -> Iterator[tarfile.TarIn
                 yield member
             # The list of all members, which nobody asks for, would grow with the tar.
             tar.members.clear()  # type: ignore[attr-defined]
+        # tarfile takes a damaged or missing header for the end; the true end is a block of zeros.
+        assert tar.fileobj is not None
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            cut.append(f"no valid header at byte {tar.offset}")
     except _TAR_ERRORS as error:
         cut.append(str(error))
 

@@ -52,7 +52,7 @@ def features() -> tfds.features.FeaturesDict:
 
 
 def columns(names: Mapping[str, Any] | list[str]) -> dict[str, str]:
-    """{column of SPELLINGS: the name it has among `names`}; names match in any case, the first spelling wins."""
+    """{column of SPELLINGS: its name among `names`}; any case matches, the first spelling wins."""
     lower = {name.lower(): name for name in reversed(list(names))}
     found = {}
     for column, spellings in SPELLINGS.items():
