@@ -25,14 +25,24 @@ class Rejected(Exception):
 class Sample:
     """One input as its container holds it.
 
-    image, caption: called only when their turn comes; None where the container has no such part. Both
-    may raise Rejected. metadata: under the columns of `schema.SPELLINGS`.
+    image, caption: called only when their turn comes; None where the container has no such part, and the
+    caption, or a list of them, is among the metadata. Both may raise Rejected.
+    metadata: under the columns of `schema.SPELLINGS`.
     """
 
     key: str
     image: Callable[[], bytes] | None
-    caption: Callable[[], bytes | str] | None
+    caption: Callable[[], bytes] | None
     metadata: Mapping[str, Any]
+
+
+def rejecting(reason: str) -> Callable[[], bytes]:
+    """A content that cannot be had."""
+
+    def read() -> bytes:
+        raise Rejected(reason)
+
+    return read
 
 
 def admit(sample: Sample, filters: FilterConfig) -> dict[str, Any]:
@@ -112,23 +122,28 @@ def picture_size(data: bytes) -> tuple[int, int]:
 
 
 def _caption(sample: Sample, filters: FilterConfig) -> str:
-    raw: Any = sample.caption() if sample.caption else sample.metadata.get("caption")
-    if raw is None:
+    """The captions that pass, one a line; blanks of any kind become single ones."""
+    found: Any = sample.caption() if sample.caption else sample.metadata.get("caption")
+    if found is None:
         raise Rejected("caption missing")
-    if isinstance(raw, bytes):
+    kept: list[str] = []
+    reason = "caption missing"
+    for raw in found if isinstance(found, (list, tuple)) else [found]:
         try:
-            raw = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            raise Rejected("caption is not UTF-8") from None
-    if not isinstance(raw, str):
-        raise Rejected("caption is no text")
-    caption = raw.replace("\x00", "").strip()
-    _stop_at(filters.reject_caption(caption))
-    try:
-        caption.encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair, from JSON
-        raise Rejected("caption is not UTF-8") from None
-    return caption
+            text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+            if not isinstance(text, str):
+                raise Rejected("caption is no text")
+            text.encode("utf-8")  # half of a surrogate pair can come from JSON
+            text = " ".join(text.replace("\x00", " ").split())
+            _stop_at(filters.reject_caption(text))
+            kept.append(text)
+        except UnicodeError:
+            reason = "caption is not UTF-8"
+        except Rejected as error:
+            reason = str(error)
+    if not kept:
+        raise Rejected(reason)
+    return "\n".join(kept)
 
 
 def _text(value: Any) -> str:

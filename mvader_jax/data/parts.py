@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from mvader_jax.data.admit import Rejected, Sample
+from mvader_jax.data.admit import Rejected, Sample, rejecting
 from mvader_jax.data.tables import Row, named, parse_json, read_rows, table_columns, table_keys
 from mvader_jax.errors import UserError
 
@@ -31,7 +31,7 @@ class Part(Protocol):
         """Every sample the part holds or should hold; what is wrong with the part goes to `problems`."""
         ...
 
-    def keys(self) -> list[str]:
+    def key_list(self) -> list[str]:
         """The keys of its samples, cheaply; duplicates among the parts are found by them."""
         ...
 
@@ -89,7 +89,7 @@ class TarPart:
             problems.append(f"{self.path}: the tar is cut or damaged: {cut[0]}")
         yield from _absent(rows, seen, _lost if cut else None)
 
-    def keys(self) -> list[str]:
+    def key_list(self) -> list[str]:
         keys = table_keys(self.table) if self.table else None
         return keys if keys is not None else [key for key, _ in _tar_groups(self.path, [])]
 
@@ -126,7 +126,7 @@ class FolderPart:
             yield Sample(key, image, files.get("txt"), row or {})
         yield from _absent(rows, set(groups), None)
 
-    def keys(self) -> list[str]:
+    def key_list(self) -> list[str]:
         keys = table_keys(self.table) if self.table else None
         return keys if keys is not None else list(self._groups())
 
@@ -144,7 +144,9 @@ class FolderPart:
         for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
             key, _, suffix = entry.name.rpartition(".")
             if key and entry.is_file():
-                groups.setdefault(key, {})[suffix.lower()] = FileBytes(entry.path)
+                groups.setdefault(key, {})[suffix.lower()] = FileBytes(
+                    entry.path, "caption" if suffix.lower() == "txt" else "image"
+                )
         return groups
 
 
@@ -178,7 +180,7 @@ class ParquetPart:
         for number in range(done, total):
             yield Sample(f"{self.name}/{number}", _lost, _lost, {})
 
-    def keys(self) -> list[str]:
+    def key_list(self) -> list[str]:
         return table_keys(self.path) or []
 
     def columns(self) -> set[str] | None:
@@ -187,17 +189,18 @@ class ParquetPart:
 
 @dataclasses.dataclass(frozen=True)
 class FileBytes:
-    """The content of a file when called. Raises Rejected if it cannot be read."""
+    """The content of a file when called. Raises Rejected if it cannot be read; `what` names its role."""
 
     path: str
+    what: str = "file"
 
     def __call__(self) -> bytes:
         try:
             return pathlib.Path(self.path).read_bytes()
         except FileNotFoundError:
-            raise Rejected("image missing") from None
+            raise Rejected(f"{self.what} missing") from None
         except (OSError, ValueError):
-            raise Rejected("file cannot be read") from None
+            raise Rejected(f"{self.what} cannot be read") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +213,7 @@ class Held:
         return self.data
 
 
-def _lost() -> bytes:
-    raise Rejected("lost in a damaged shard")
+_lost = rejecting("lost in a damaged shard")
 
 
 def _tar_groups(path: str, cut: list[str]) -> Iterator[tuple[str, dict[str, Callable[[], bytes]]]]:

@@ -40,7 +40,7 @@ def features() -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3), doc="The file's bytes, never encoded again."),
-            "caption": tfds.features.Text(),
+            "caption": tfds.features.Text(doc="One or more, one a line; training draws one."),
             "width": scalar(dtype=np.int32, doc="Of the stored picture, as it is meant to be seen."),
             "height": scalar(dtype=np.int32),
             "original_width": scalar(dtype=np.int32, doc="Before any resizing on the way here."),
