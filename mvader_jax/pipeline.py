@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class Pipeline:
         self.bundle = bundle
         self.dtype = dtype
         self.mesh = mesh
-        static = {"model": bundle.model, "dtype": dtype}
+        static: dict[str, Any] = {"model": bundle.model, "dtype": dtype}
         self._generate = jax.jit(
             functools.partial(generate, **static), static_argnames=("steps", "sampler", "latent_size")
         )
@@ -275,7 +275,7 @@ def check_steps(steps: int) -> int:
 def compilation_cache() -> Path:
     """Keeps compiled programs on disk, unless JAX was told where already. Returns the directory:
     $MVADER_CACHE, or $XDG_CACHE_HOME/mvader_jax, or ~/.cache/mvader_jax."""
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen = getattr(jax.config, "jax_compilation_cache_dir", None)
     if chosen:
         return Path(chosen)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

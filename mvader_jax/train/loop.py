@@ -63,7 +63,7 @@ def train(
 
     if checkpoints.latest() is not None:
         restored = checkpoints.restore(saved(state), saved(run.shardings))
-        state = state.replace(**restored.state)
+        state = dataclasses.replace(state, **restored.state)
         loader.set_state(restored.data)
         first = restored.step
         watch.say(f"going on from step {first} of {stage.steps}")

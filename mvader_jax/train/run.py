@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from mvader_jax.bundle import Bundle
 from mvader_jax.components import abstract_components
 from mvader_jax.data.loader import Loader, make_loader
+from mvader_jax.models.image_encoder import calibrate
 from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.parallel.sharding import mesh_axes, param_shardings, replicated
 from mvader_jax.train.config import Stage, TrainConfig
@@ -43,6 +45,8 @@ class Run:
 def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh) -> Run:
     """Raises UserError for a mistake in the config or a missing earlier stage."""
     start = gather_start(config, stage, workdir, mesh)
+    if "image_encoder" in start.fresh:
+        calibrate_encoder(start.bundle, stage)
     model = stage_model(start.bundle.model, stage)
     patterns = {name: group.parameters for name, group in stage.groups.items()}
     trainable, frozen, groups = partition(start.bundle.components, patterns)
@@ -126,7 +130,18 @@ def batch_shards(mesh: Mesh) -> int:
 
 def data_loader(run: Run, split: str) -> Loader:
     """This process's part of the stage's data."""
-    bundle, stage = run.start.bundle, run.stage
+    return stage_loader(
+        run.start.bundle,
+        run.stage,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        groups=batch_shards(run.mesh) * run.stage.accumulate,
+        split=split,
+    )
+
+
+def stage_loader(bundle: Bundle, stage: Stage, **options: Any) -> Loader:
+    """The loader of a stage's data, with the sizes that the model's parts want. Options as `make_loader`."""
     model = bundle.model
     encoder = model.image_encoder
     factor = 2 ** (len(model.vae.block_out_channels) - 1) if model.vae else 0
@@ -135,14 +150,22 @@ def data_loader(run: Run, split: str) -> Loader:
         stage.objective,
         bundle.tokenizer,
         batch_size=stage.batch_size,
-        image_size=model.unet.sample_size * factor if model.unet else 0,
+        image_size=model.unet.sample_size * factor if model.unet else None,
         image_tokens=encoder.num_tokens if encoder else 0,
         encoder_size=encoder.image_size if encoder else 0,
         images=stage.images,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        groups=batch_shards(run.mesh) * stage.accumulate,
-        split=split,
+        **options,
+    )
+
+
+def calibrate_encoder(bundle: Bundle, stage: Stage) -> None:
+    """Sets a fresh image encoder's batch norms from the first batch, the same one in every process."""
+    assert bundle.model.image_encoder is not None
+    batch = next(stage_loader(bundle, stage))
+    pixels = batch["prompt" if stage.objective == "captioning" else "image_prompt"].pixels[:, 0]
+    components = bundle.components
+    components["image_encoder"] = jax.jit(functools.partial(calibrate, bundle.model.image_encoder))(
+        components["image_encoder"], pixels
     )
 
 

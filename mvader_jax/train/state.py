@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
-import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mvader_jax.errors import UserError
@@ -24,11 +23,12 @@ Tree = Any
 class TrainState:
     """step: int32 []; key: the run's random key, folded with the step and never split.
 
+    A tree of the same class holds their shardings.
     trainable, ema: the same partial tree {component: ...}; frozen: the rest; opt_state: optax's.
     """
 
-    step: jax.Array
-    key: jax.Array
+    step: Any
+    key: Any
     trainable: Tree
     frozen: Tree
     opt_state: Any

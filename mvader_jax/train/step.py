@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ def make_train_step(
         count = stage.accumulate
         parts = jax.tree.map(lambda x: _microbatches(x, count, shards), batch)
 
-        def body(carry: tuple[Any, Metrics] | None, part: Any) -> tuple[Any, Metrics]:
+        def body(carry: tuple[Any, Metrics], part: Any) -> tuple[tuple[Any, Metrics], None]:
             index, microbatch = part
             grads, metrics = gradients(state, microbatch, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, carry, (grads, metrics)), None
@@ -78,7 +79,7 @@ def make_train_step(
             "bad_updates": jnp.stack([1.0 - finite, 1.0]).astype(jnp.float32),
         }
         return (
-            state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=ema),
+            dataclasses.replace(state, step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=ema),
             metrics,
         )
 
