@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from mvader_jax.data.reader import DamagedRecord, Record
 from mvader_jax.errors import UserError
@@ -32,89 +33,68 @@ class JsonLines:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, index: int) -> tuple[dict[str, Any], str, str]:
-        """(object, directory of its file, 'file line' for messages). Raises DamagedRecord."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        line = index - (int(self._ends[number - 1]) if number else 0)
-        path = self.paths[number]
-        name = f"{path!r}, record {line + 1}"
-        with open(path, "rb") as file:
+    def read(self, index: int) -> tuple[dict[str, Any], str]:
+        """(object, folder of its file). Raises DamagedRecord."""
+        number, line = self._place(index)
+        with epath.Path(self.paths[number]).open("rb") as file:
             file.seek(int(self._starts[number][line]))
             text = file.readline()
         try:
             value = json.loads(text)
         except ValueError as error:
-            raise DamagedRecord(f"{name} is not JSON: {error}") from None
+            raise DamagedRecord(f"it is not JSON: {error}") from None
         if not isinstance(value, dict):
-            raise DamagedRecord(f"{name} is no JSON object")
-        return value, os.path.dirname(path), name
+            raise DamagedRecord("it is no JSON object")
+        return value, os.path.dirname(self.paths[number])
+
+    def where(self, index: int) -> str:
+        number, line = self._place(index)
+        return f"record {line} of {self.paths[number]}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(file, line) of a record, both from 0."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, index - (int(self._ends[number - 1]) if number else 0)
 
 
-class Pairs:
+class Pairs(JsonLines):
     """{"query": str, "positive": str, "negatives": [str, ...]} a line; one negative is drawn at each reading.
 
     Records: {"query", "positive", "negative"}.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.lines = JsonLines(paths)
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
     def record(self, index: int, rng: np.random.Generator) -> Record:
-        value, _, name = self.lines.read(index)
+        value, _ = self.read(index)
         negatives = value.get("negatives")
         texts = [value.get("query"), value.get("positive")]
         if not isinstance(negatives, list) or not negatives:
-            raise DamagedRecord(f"{name} has no negatives")
+            raise DamagedRecord("it has no negatives")
         texts.append(negatives[int(rng.integers(len(negatives)))])
         if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DamagedRecord(f"{name} lacks a query, positive or negative that is a text")
+            raise DamagedRecord("its query, positive or negative is no text")
         return dict(zip(("query", "positive", "negative"), texts, strict=True))
 
 
-class Interleaved:
+class Interleaved(JsonLines):
     """{"prompt": [elements as `Prompt.from_json` takes them], "target": path} a line, paths relative to it.
 
     Records: {"prompt": Prompt, "image": path of the target}.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.lines = JsonLines(paths)
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
     def record(self, index: int, rng: np.random.Generator) -> Record:
-        value, root, name = self.lines.read(index)
+        value, root = self.read(index)
         if not isinstance(value.get("target"), str) or not value["target"]:
-            raise DamagedRecord(f"{name} has no target")
+            raise DamagedRecord("it has no target")
         try:
             prompt = Prompt.from_json(value.get("prompt"), root or ".")
         except UserError as error:
-            raise DamagedRecord(f"{name}: {error}") from None
+            raise DamagedRecord(str(error)) from None
         return {"prompt": prompt, "image": os.path.join(root, value["target"])}
-
-
-class Selected:
-    """The records of a source whose numbers `choose` gives: a split of it."""
-
-    def __init__(self, source: Any, count: int, choose: Callable[[int], int]) -> None:
-        self.source = source
-        self.count = count
-        self.choose = choose
-
-    def __len__(self) -> int:
-        return self.count
-
-    def record(self, index: int, rng: np.random.Generator) -> Record:
-        return self.source.record(self.choose(index), rng)
 
 
 def _line_starts(path: str) -> np.ndarray:
     try:
-        with open(path, "rb") as file:
+        with epath.Path(path).open("rb") as file:
             starts, at = [], 0
             for line in file:
                 if line.strip():

@@ -23,7 +23,7 @@ _SUBSTITUTES = 100
 
 
 class DamagedRecord(ValueError):
-    """A record that cannot be read or decoded; the message names its file."""
+    """A record that cannot be read or decoded, and why."""
 
 
 class Source(Protocol):
@@ -33,6 +33,10 @@ class Source(Protocol):
 
     def record(self, index: int, rng: np.random.Generator) -> Record:
         """The record; `rng` makes its random choices (the wording of a caption). Raises DamagedRecord."""
+        ...
+
+    def where(self, index: int) -> str:
+        """The record's place in words, with its file."""
         ...
 
 
@@ -101,5 +105,5 @@ class Reader:
             try:
                 return decode(source.record(index, self.rng(position))), passed
             except (DamagedRecord, UserError) as error:
-                passed.append(Damage(which, index, str(error)))
+                passed.append(Damage(which, index, f"{source.where(index)}: {error}"))
         raise UserError(f"{_SUBSTITUTES} damaged records in a row; the last: {passed[-1].reason}")

@@ -26,6 +26,9 @@ class SceneImages:
         omit = config.omit if rng.random() < 0.5 else 0.0
         return {"image": render(scene, config.image_size), "caption": caption(scene, rng, language, omit)}
 
+    def where(self, index: int) -> str:
+        return f"scene {index} of the {self._split} split"
+
 
 class ScenePairs(SceneImages):
     """{"query", "positive", "negative"}: captions of a scene, and one of a scene that differs."""

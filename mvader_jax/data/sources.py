@@ -9,6 +9,7 @@ from mvader_jax.data.jsonl import Interleaved, Pairs
 from mvader_jax.data.reader import Source
 from mvader_jax.data.scene_sources import SceneImages, ScenePairs
 from mvader_jax.data.scenes import Split
+from mvader_jax.data.stored import Stored
 from mvader_jax.errors import UserError
 
 
@@ -20,6 +21,12 @@ def open_sources(config: DataConfig, objective: str, split: Split) -> Sequence[S
         return [Pairs([path]) for path in config.paths]
     if config.source == "scenes":
         return [ScenePairs(config, split) if objective == "contrastive" else SceneImages(config, split)]
+    if config.source == "records":
+        if objective == "contrastive":
+            raise UserError("the contrastive objective needs pairs; data of source 'records' has none")
+        if not config.paths:
+            raise UserError("data of source 'records' needs paths: folders that `mvader data build` wrote")
+        return [Stored(path, split) for path in config.paths]
     raise UserError(f"data source {config.source!r} is unknown; accepted: scenes, records, pairs")
 
 

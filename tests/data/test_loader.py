@@ -30,9 +30,12 @@ class Numbered:
 
     def record(self, index, rng):
         if index in self.damaged:
-            raise DamagedRecord(f"shard-{index} is cut")
+            raise DamagedRecord("it is cut")
         picture = np.full((SIDE, SIDE, 3), index, np.uint8)
         return {"image": picture, "caption": f"number {index}", "luck": int(rng.integers(1 << 30))}
+
+    def where(self, index):
+        return f"shard-{index}"
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ def test_damaged_records_are_replaced_counted_and_remembered(tokenizer):
 
 def test_too_many_damaged_records_stop_the_run_with_the_file(tokenizer):
     run = diffusion_loader(tokenizer, Numbered(60, damaged=range(0, 60, 3)), config(bad_limit=4))
-    with pytest.raises(UserError, match=r"5 records .* bad_limit 4; the last: shard-\d+ is cut"):
+    with pytest.raises(UserError, match=r"5 records .* bad_limit 4; the last: shard-\d+: it is cut"):
         take(run, 10)
     with pytest.raises(UserError, match="100 damaged records in a row"):
         take(diffusion_loader(tokenizer, Numbered(60, damaged=range(60)), config()), 1)

@@ -1,0 +1,111 @@
+"""Data sets built by `mvader data build` (or any TFDS set of these features), read in any order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mvader_jax.data.reader import DamagedRecord, Record
+from mvader_jax.data.scenes import Split
+from mvader_jax.errors import UserError
+
+#: One record in so many is held out for validation where the set has no such split of its own.
+HOLD_OUT = 100
+
+
+class Stored:
+    """{"image": bytes of the file, "caption": str, ...}; of several captions one is drawn at each reading.
+
+    path: the folder with dataset_info.json, local or gs://.
+    """
+
+    def __init__(self, path: str, split: Split) -> None:
+        """Raises UserError if there is no data set at `path`, or it lacks pictures."""
+        self.path = path
+        self.split = split
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError:
+            raise UserError(
+                "reading data sets needs the data extra: pip install 'mvader-jax[data]'"
+            ) from None
+        try:
+            builder = tfds.builder_from_directory(os.fspath(self.path))
+        except Exception as error:  # TFDS raises whatever the file system does
+            raise UserError(f"there is no data set at {self.path!r}: {_first_line(error)}") from None
+        splits = builder.info.splits
+        name = self.split if self.split in splits else "train"
+        if name not in splits:
+            raise UserError(f"the data set at {self.path!r} has no split {self.split!r}")
+        pictures = {"image": tfds.decode.SkipDecoding()} if "image" in builder.info.features else None
+        self._info = splits[name]
+        self._records = builder.as_data_source(split=name, decoders=pictures)
+        total = len(self._records)
+        if "validation" in splits:
+            self._numbers: Sequence[int] = range(total)
+        elif self.split == "validation":
+            self._numbers = range(0, total, HOLD_OUT)
+        else:
+            self._numbers = AllBut(total, HOLD_OUT)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def number(self, index: int) -> int:
+        """Which record of the files the `index`-th of this split is."""
+        return self._numbers[index]
+
+    def record(self, index: int, rng: np.random.Generator) -> Record:
+        number = self.number(index)
+        try:
+            stored: dict[str, Any] = self._records[number]
+        except Exception as error:  # the reader raises RuntimeError, TFDS's parser several kinds
+            raise DamagedRecord(f"it cannot be read: {_first_line(error)}") from None
+        return {**stored, "caption": _draw(stored["caption"], rng)}
+
+    def where(self, index: int) -> str:
+        number = self.number(index)
+        for path, length in zip(self._info.filepaths, self._info.shard_lengths, strict=True):
+            if number < length:
+                return f"record {number} of {os.fspath(path)}"
+            number -= length
+        raise IndexError(index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "split": self.split}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self.split = state["path"], state["split"]
+        self._open()
+
+
+class AllBut(Sequence[int]):
+    """The numbers below `total` that `every` does not divide."""
+
+    def __init__(self, total: int, every: int) -> None:
+        self._length = total - -(-total // every)
+        self._every = every
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        return index + index // (self._every - 1) + 1
+
+
+def _draw(stored: bytes | str, rng: np.random.Generator) -> str:
+    text = stored.decode("utf-8") if isinstance(stored, bytes) else stored
+    captions = text.split("\n")
+    return captions[int(rng.integers(len(captions)))] if len(captions) > 1 else text
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
