@@ -162,8 +162,9 @@ def _read(reader: Reader, positions: range, config: DataConfig) -> tuple[list[Re
 def _read_one(reader: Reader, position: int, config: DataConfig) -> tuple[Record, list[Damage]]:
     # The crop's choices are apart from the source's, which made the caption from the same position.
     rng = reader.rng(position, "decode")
-    return reader.read(position, lambda record: decode(record, config, rng))
+    size = (config.image_size, config.image_size)
+    return reader.read(position, lambda record: decode(record, config, rng, size))
 
 
 def _pixels(records: Sequence[Record]) -> np.ndarray:
-    return to_float(np.stack([record["image"] for record in records]))
+    return to_float([record["image"] for record in records])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,40 +13,111 @@ import numpy as np
 from mvader_jax import images
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.reader import Record
+from mvader_jax.prompt import Element, Image, Prompt
+
+Size = tuple[int, int]
 
 
-def decode(record: Record, config: DataConfig, rng: np.random.Generator) -> Record:
-    """The record with "image" as uint8 [H, W, 3] of the config's size; others pass through.
+def decode(record: Record, config: DataConfig, rng: np.random.Generator, size: Size) -> Record:
+    """The record with "image" as uint8 [height, width, 3], and with the pictures of "prompt" read.
 
-    Raises UserError for an image that cannot be read.
+    size: (height, width). Raises UserError for a picture that cannot be read.
     """
+    if "prompt" in record:
+        record = {**record, "prompt": _with_pictures(record["prompt"])}
     if "image" not in record:
         return record
-    side = config.image_size
-    pixels = record["image"]
-    if not (isinstance(pixels, np.ndarray) and pixels.shape == (side, side, 3)):
-        pixels = crop(pixels, side, side, config, rng)
+    pixels = crop(record["image"], size, rng if config.crop == "random" else None)
     if config.flip and rng.random() < config.flip:
         pixels = pixels[:, ::-1]
     return {**record, "image": pixels}
 
 
-def crop(source: Any, height: int, width: int, config: DataConfig, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [height, width, 3]: the short side resized to fit, then the centre or a random part."""
-    return images.to_uint8(images.to_vae_pixels(source, height, width))
+def crop(source: Any, size: Size, rng: np.random.Generator | None = None) -> np.ndarray:
+    """uint8 [height, width, 3]: the largest part of the picture of `size`'s shape, resized to it (bicubic).
+
+    source: anything `images.load_image` takes. rng: places the part; None takes the middle.
+    Raises UserError as `images.load_image`.
+    """
+    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape == (*size, 3):
+        return source
+    pixels = _fast_jpeg(source, size) if isinstance(source, bytes) else None
+    if pixels is None:
+        pixels = np.asarray(images.load_image(source))
+    height, width = pixels.shape[:2]
+    scale = max(size[0] / height, size[1] / width)
+    part = (size[0] / scale, size[1] / scale)
+    at = (0.5, 0.5) if rng is None else rng.random(2)
+    top, left = at[0] * (height - part[0]), at[1] * (width - part[1])
+    if scale == 1.0:
+        y, x = math.floor(top), math.floor(left)
+        return pixels[y : y + size[0], x : x + size[1]]
+    return _resized(pixels, size, (left, top, left + part[1], top + part[0]))
 
 
-def to_float(pixels: np.ndarray) -> np.ndarray:
-    """float32 in [-1, 1] from uint8."""
-    return _LEVELS[pixels]
+def _resized(pixels: np.ndarray, size: Size, box: tuple[float, float, float, float]) -> np.ndarray:
+    import PIL.Image
+
+    # Rounding may push the box's edge past the picture's.
+    right, bottom = min(box[2], pixels.shape[1]), min(box[3], pixels.shape[0])
+    picture = PIL.Image.fromarray(pixels).resize(
+        (size[1], size[0]),
+        PIL.Image.Resampling.BICUBIC,
+        box=(max(box[0], 0.0), max(box[1], 0.0), right, bottom),
+        reducing_gap=3.0,
+    )
+    return np.asarray(picture)
 
 
-_LEVELS = (np.arange(256) / 127.5 - 1.0).astype(np.float32)
+def _fast_jpeg(data: bytes, size: Size) -> np.ndarray | None:
+    """A JPEG decoded by libjpeg-turbo, already shrunk while it still covers `size`; None for any file that
+    wants Pillow's care: other formats, CMYK, a rotation in its EXIF block, damage."""
+    decoder = _jpeg_decoder()
+    if decoder is None or not data.startswith(b"\xff\xd8") or b"Exif\x00" in data[:65536]:
+        return None
+    try:
+        height, width, space, _ = decoder.decode_jpeg_header(data)
+        if space not in ("YCbCr", "RGB", "Gray") or height * width > images.MAX_PIXELS:
+            return None
+        scale = max(size[0] / height, size[1] / width)
+        least = (math.ceil(height * scale), math.ceil(width * scale)) if scale < 1 else (0, 0)
+        return decoder.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
+    except ValueError:
+        return None
+
+
+@functools.cache
+def _jpeg_decoder() -> Any:
+    try:
+        import simplejpeg
+    except ImportError:  # of the data extra
+        return None
+    return simplejpeg
+
+
+def to_float(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [N, H, W, 3] in [-1, 1] from uint8 pictures of one size."""
+    out = np.empty((len(pictures), *pictures[0].shape), np.float32)
+    for row, picture in zip(out, pictures, strict=True):
+        np.multiply(picture, np.float32(1 / 127.5), out=row)
+        row -= 1.0
+    return out
 
 
 def encoder_pixels(pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
     """float32 [N, size, size, 3] with CLIP's preprocessing."""
     out = np.zeros((len(pictures), size, size, 3), np.float32)
-    for row, picture in enumerate(pictures):
-        out[row] = images.clip_preprocess(picture, size)
+    for row, picture in zip(out, pictures, strict=True):
+        row[:] = images.clip_preprocess(picture, size)
     return out
+
+
+def _with_pictures(prompt: Prompt) -> Prompt:
+    """The prompt with its image files read, so that a bad one is found here and not in the batch."""
+
+    def read(element: Element) -> Element:
+        if isinstance(element, Image) and element.path is not None:
+            return dataclasses.replace(element, image=images.load_image(element.image))
+        return element
+
+    return dataclasses.replace(prompt, elements=tuple(read(element) for element in prompt.elements))
