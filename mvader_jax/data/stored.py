@@ -19,10 +19,11 @@ HOLD_OUT = 100
 class Stored:
     """{"image": bytes of the file, "caption": str, ...}; of several captions one is drawn at each reading.
 
-    path: the folder with dataset_info.json, local or gs://.
+    path: the folder with dataset_info.json, local or gs://. split: None for all its training records,
+    those held out for validation included.
     """
 
-    def __init__(self, path: str, split: Split) -> None:
+    def __init__(self, path: str, split: Split | None) -> None:
         """Raises UserError if there is no data set at `path`, or it lacks pictures."""
         self.path = path
         self.split = split
@@ -47,7 +48,7 @@ class Stored:
         self._info = splits[name]
         self._records = builder.as_data_source(split=name, decoders=pictures)
         total = len(self._records)
-        if "validation" in splits:
+        if self.split is None or "validation" in splits:
             self._numbers: Sequence[int] = range(total)
         elif self.split == "validation":
             self._numbers = range(0, total, HOLD_OUT)
@@ -68,6 +69,22 @@ class Stored:
         except Exception as error:  # the reader raises RuntimeError, TFDS's parser several kinds
             raise DamagedRecord(f"it cannot be read: {_first_line(error)}") from None
         return {**stored, "caption": _draw(stored["caption"], rng)}
+
+    def captions(self, index: int) -> list[str]:
+        """All captions of a record; none where it cannot be read."""
+        try:
+            return _text(self._records[self.number(index)]["caption"]).split("\n")
+        except Exception:  # as in `record`
+            return []
+
+    @property
+    def files(self) -> list[str]:
+        return [os.fspath(path) for path in self._info.filepaths]
+
+    @property
+    def bytes(self) -> int:
+        """Of all its records."""
+        return int(self._info.num_bytes)
 
     def where(self, index: int) -> str:
         number = self.number(index)
@@ -102,9 +119,12 @@ class AllBut(Sequence[int]):
 
 
 def _draw(stored: bytes | str, rng: np.random.Generator) -> str:
-    text = stored.decode("utf-8") if isinstance(stored, bytes) else stored
-    captions = text.split("\n")
-    return captions[int(rng.integers(len(captions)))] if len(captions) > 1 else text
+    captions = _text(stored).split("\n")
+    return captions[int(rng.integers(len(captions)))] if len(captions) > 1 else captions[0]
+
+
+def _text(stored: bytes | str) -> str:
+    return stored.decode("utf-8") if isinstance(stored, bytes) else stored
 
 
 def _first_line(error: BaseException) -> str:
