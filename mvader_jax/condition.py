@@ -6,6 +6,8 @@ D width, H heads, K head width. Images and latents are NHWC.
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import numpy as np
@@ -62,7 +64,8 @@ def pad(condition: Condition, length: int) -> Condition:
     extra = length - condition.hidden.shape[1]
     if extra == 0:
         return condition
-    return condition.replace(
+    return dataclasses.replace(
+        condition,
         hidden=jnp.pad(condition.hidden, ((0, 0), (0, extra), (0, 0))),
         log_weights=jnp.pad(condition.log_weights, ((0, 0), (0, extra)), constant_values=PADDING),
     )

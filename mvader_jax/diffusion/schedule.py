@@ -45,7 +45,7 @@ class Schedule:
 
     @classmethod
     def create(cls, config: ScheduleConfig) -> Schedule:
-        dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+        dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
         return cls(jnp.asarray(config.alphas_cumprod(), dtype), config)
 
     def alpha(self, t: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvader_jax.condition import Condition, PromptBatch
+from mvader_jax.condition import Array, Condition, PromptBatch
 from mvader_jax.errors import UserError
 from mvader_jax.models.decoder import AdaptersConfig, Decoder, DecoderConfig, assemble
 from mvader_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
@@ -66,7 +66,7 @@ def s_magma(
 def image_embeddings(
     config: SMagmaConfig,
     components: Components,
-    images: jax.Array,
+    images: Array,
     *,
     dtype: Dtype = jnp.float32,
     dropout_key: jax.Array | None = None,

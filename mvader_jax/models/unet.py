@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mvader_jax.condition import Condition
+from mvader_jax.errors import UserError
 from mvader_jax.models.unet_blocks import (
     Downsample,
     ResnetBlock,
@@ -27,8 +28,12 @@ Dtype = Any
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """attention: whether a level has transformers beside its resnets, from the highest resolution down.
-    sample_size: latents a side it was trained at; num_heads: at every level."""
+    """Levels are counted from the highest resolution down.
+
+    attention: whether a level has transformers beside its resnets (the middle block always has one).
+    cross_attention_dim: width of `Condition.hidden`. num_heads: of every level, or one a level.
+    sample_size: latents a side it was trained at. Raises UserError where these do not fit together.
+    """
 
     in_channels: int = 4
     out_channels: int = 4
@@ -36,10 +41,38 @@ class UNetConfig:
     layers_per_block: int = 2
     attention: tuple[bool, ...] = (True, True, True, False)
     cross_attention_dim: int = 768
-    num_heads: int = 8
+    num_heads: int | tuple[int, ...] = 8
     norm_groups: int = 32
     norm_eps: float = 1e-5
     sample_size: int = 64
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        if levels == 0 or len(self.attention) != levels:
+            raise UserError(
+                f"the UNet's attention names {len(self.attention)} levels and block_out_channels {levels}; "
+                "both need one entry a level, and at least one"
+            )
+        if isinstance(self.num_heads, tuple) and len(self.num_heads) != levels:
+            raise UserError(
+                f"the UNet's num_heads is {self.num_heads}; give one number, or one a level ({levels})"
+            )
+        for level, channels in enumerate(self.block_out_channels):
+            attends = self.attention[level] or level == levels - 1
+            if channels % self.norm_groups or (attends and channels % self.heads(level)):
+                raise UserError(
+                    f"the UNet's level {level} has {channels} channels, which must divide by norm_groups "
+                    f"({self.norm_groups}) and by num_heads ({self.heads(level)})"
+                )
+
+    def heads(self, level: int) -> int:
+        """Attention heads of a level."""
+        return self.num_heads if isinstance(self.num_heads, int) else self.num_heads[level]
+
+    @property
+    def multiple(self) -> int:
+        """What the height and width of latents must divide by."""
+        return int(2 ** (len(self.block_out_channels) - 1))
 
     @classmethod
     def sd14(cls) -> UNetConfig:
@@ -94,7 +127,7 @@ class _Block(nn.Module):
         c = self.config
         module = nn.remat(Transformer2D) if self.remat else Transformer2D
         factors = None if condition.factors is None else condition.factors[self.first_site + index]
-        block = module(c.num_heads, c.norm_groups, self.dtype, name=f"attentions_{index}")
+        block = module(c.heads(self.level), c.norm_groups, self.dtype, name=f"attentions_{index}")
         return block(x, condition.hidden, condition.log_weights, factors)
 
 
@@ -146,7 +179,10 @@ class UpBlock(_Block):
 
 
 class UNet(nn.Module):
-    """Predicts the noise in latents. remat: recompute blocks in the backward pass instead of keeping them."""
+    """Predicts the noise in latents.
+
+    remat: keep only what enters a resnet or transformer, and compute the rest again in the backward pass.
+    """
 
     config: UNetConfig
     dtype: Dtype = jnp.float32
@@ -156,34 +192,63 @@ class UNet(nn.Module):
     def __call__(self, latents: jax.Array, timesteps: jax.Array, condition: Condition) -> jax.Array:
         """latents: [B, h, w, C]; timesteps: [B]; condition: B rows. Returns eps [B, h, w, C] in `dtype`.
 
-        h and w must divide by 2 ** (levels - 1).
+        Raises UserError where h or w do not divide by `config.multiple`, or where the channels of the
+        latents or the width of the condition are not the config's.
         """
         c = self.config
+        _check(c, latents, condition)
         width = c.block_out_channels[0]
-        condition = condition.replace(hidden=condition.hidden.astype(self.dtype))
+        condition = dataclasses.replace(condition, hidden=condition.hidden.astype(self.dtype))
         sinusoids = timestep_embedding(timesteps, width).astype(self.dtype)
         time = TimeEmbedding(4 * width, self.dtype, name="time_embedding")(sinusoids)
         x = conv(width, 3, name="conv_in", dtype=self.dtype)(latents.astype(self.dtype))
-        x = constrain(x, "batch", "kernel", "kernel", "activation")
+        x = _pin(x)
 
         skips, site = [x], 0
         last = len(c.block_out_channels) - 1
         for level in range(last + 1):
-            block = DownBlock(c, level, site, self.dtype, self.remat, name=f"down_blocks_{level}")
-            x, left = block(x, time, condition)
+            down = DownBlock(c, level, site, self.dtype, self.remat, name=f"down_blocks_{level}")
+            x, left = down(x, time, condition)
+            x = _pin(x)
             skips += left
             site += c.layers_per_block * c.attention[level]
 
         x = MidBlock(c, last, site, self.dtype, self.remat, name="mid_block")(x, time, condition)
+        x = _pin(x)
         site += 1
 
         layers = c.layers_per_block + 1
         for i, level in enumerate(reversed(range(last + 1))):
             taken, skips = skips[-layers:], skips[:-layers]
-            x = UpBlock(c, level, site, self.dtype, self.remat, name=f"up_blocks_{i}")(
-                x, time, condition, taken
-            )
+            up = UpBlock(c, level, site, self.dtype, self.remat, name=f"up_blocks_{i}")
+            x = _pin(up(x, time, condition, taken))
             site += layers * c.attention[level]
 
         x = nn.silu(group_norm(x, c.norm_groups, c.norm_eps, name="conv_norm_out"))
         return conv(c.out_channels, 3, name="conv_out", dtype=self.dtype)(x)
+
+
+def _pin(x: jax.Array) -> jax.Array:
+    """Keeps a feature map sharded by batch alone between blocks."""
+    return constrain(x, "batch", "sequence", "sequence", "activation")
+
+
+def _check(config: UNetConfig, latents: jax.Array, condition: Condition) -> None:
+    _, height, width, channels = latents.shape
+    if channels != config.in_channels:
+        raise UserError(f"the latents have {channels} channels; this UNet takes {config.in_channels}")
+    if height % config.multiple or width % config.multiple:
+        raise UserError(
+            f"the latents are {height} x {width}; this UNet takes heights and widths that are multiples of "
+            f"{config.multiple}"
+        )
+    if condition.hidden.shape[-1] != config.cross_attention_dim:
+        raise UserError(
+            f"the condition is {condition.hidden.shape[-1]} wide; this UNet's cross-attention takes "
+            f"{config.cross_attention_dim}"
+        )
+    if condition.factors is not None and condition.factors.shape[0] != len(cross_attention_paths(config)):
+        raise UserError(
+            f"the condition's factors are for {condition.factors.shape[0]} cross-attentions; this UNet has "
+            f"{len(cross_attention_paths(config))}"
+        )

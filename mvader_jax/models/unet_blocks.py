@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from mvader_jax.models.attention import attend
-from mvader_jax.parallel.sharding import constrain, partitioned
+from mvader_jax.parallel.sharding import partitioned
 
 Dtype = Any
 _KERNEL = nn.initializers.lecun_normal()
-_ZEROS = nn.initializers.zeros
 
 
 def conv(
@@ -41,9 +40,37 @@ def dense(features: int, axes: tuple[str, str], *, name: str, dtype: Dtype, bias
     return nn.Dense(features, use_bias=bias, kernel_init=partitioned(_KERNEL, *axes), dtype=dtype, name=name)
 
 
+class GroupNorm(nn.Module):
+    """GroupNorm (Wu and He 2018) in float32, returned in x's dtype. [B, h, w, C] -> [B, h, w, C].
+
+    Linen's own reduces over the window and part of the channels at once; summing each channel's window
+    first keeps the channels contiguous, which is three times as fast on a CPU at VAE resolutions.
+    """
+
+    groups: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        members = channels // self.groups
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+
+        def group_mean(y: jax.Array) -> jax.Array:
+            sums = y.sum(axis=(1, 2)).reshape(batch, self.groups, members).sum(axis=-1)
+            return jnp.repeat(sums / (height * width * members), members, axis=1)[:, None, None, :]
+
+        # The variance of the centred values, not E[x^2] - E[x]^2, which cancels where the mean is large.
+        y = x.astype(jnp.float32)
+        y = y - group_mean(y)
+        y = y * (jax.lax.rsqrt(group_mean(y * y) + self.eps) * scale) + bias
+        return y.astype(x.dtype)
+
+
 def group_norm(x: jax.Array, groups: int, eps: float, *, name: str) -> jax.Array:
     """GroupNorm computed in float32, returned in x's dtype."""
-    return nn.GroupNorm(num_groups=groups, epsilon=eps, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+    return GroupNorm(groups, eps, name=name)(x)
 
 
 def layer_norm(x: jax.Array, *, name: str, eps: float = 1e-5) -> jax.Array:
@@ -153,18 +180,29 @@ class Attention(nn.Module):
         return dense(width, ("heads", "channels_in"), name="to_out_0", dtype=self.dtype)(out)
 
 
+class GEGLU(nn.Module):
+    """A linear layer to twice `width`, one half gated by the exact gelu of the other (Shazeer 2020)."""
+
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        projected = dense(2 * self.width, ("channels_in", "mlp"), name="proj", dtype=self.dtype)(x)
+        value, gate = jnp.split(projected, 2, axis=-1)
+        return value * nn.gelu(gate, approximate=False)
+
+
 class FeedForward(nn.Module):
-    """GEGLU: a linear layer to twice 4 C, one half gated by the exact gelu of the other, and back."""
+    """GEGLU to four times the width, and a linear layer back."""
 
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        projected = dense(8 * width, ("channels_in", "mlp"), name="net_0_proj", dtype=self.dtype)(x)
-        value, gate = jnp.split(projected, 2, axis=-1)
-        gated = value * nn.gelu(gate, approximate=False)
-        return dense(width, ("mlp", "channels_in"), name="net_2", dtype=self.dtype)(gated)
+        hidden = GEGLU(4 * width, self.dtype, name="net_0")(x)
+        return dense(width, ("mlp", "channels_in"), name="net_2", dtype=self.dtype)(hidden)
 
 
 class TransformerBlock(nn.Module):
@@ -200,7 +238,4 @@ class Transformer2D(nn.Module):
         hidden = hidden.reshape(batch, height * width, channels)
         block = TransformerBlock(self.num_heads, dtype=self.dtype, name="transformer_blocks_0")
         hidden = block(hidden, context, log_weights, factors).reshape(x.shape)
-        return constrain(x + conv(channels, 1, name="proj_out", dtype=self.dtype)(hidden), *_ACTIVATION)
-
-
-_ACTIVATION = ("batch", "kernel", "kernel", "activation")
+        return x + conv(channels, 1, name="proj_out", dtype=self.dtype)(hidden)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mvader_jax.errors import UserError
 from mvader_jax.models.attention import attend
 from mvader_jax.models.unet_blocks import Downsample, ResnetBlock, Upsample, conv, dense, group_norm
 
@@ -18,8 +19,11 @@ _EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """scaling_factor: what latents are multiplied by for the diffusion model, by callers, not here.
-    sample_size: pixels a side it was trained at."""
+    """block_out_channels: from the highest resolution down.
+
+    scaling_factor: what latents are multiplied by for the diffusion model, by callers, not here.
+    sample_size: pixels a side it was trained at. Raises UserError where norm_groups does not divide.
+    """
 
     in_channels: int = 3
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -28,6 +32,23 @@ class VAEConfig:
     norm_groups: int = 32
     scaling_factor: float = 0.18215
     sample_size: int = 512
+
+    def __post_init__(self) -> None:
+        if not self.block_out_channels:
+            raise UserError(
+                "the VAE's block_out_channels is empty; it needs one entry a level, and at least one"
+            )
+        for level, channels in enumerate(self.block_out_channels):
+            if channels % self.norm_groups:
+                raise UserError(
+                    f"the VAE's level {level} has {channels} channels, which must divide by norm_groups "
+                    f"({self.norm_groups})"
+                )
+
+    @property
+    def multiple(self) -> int:
+        """Pixels a latent pixel covers a side; what the height and width of images must divide by."""
+        return int(2 ** (len(self.block_out_channels) - 1))
 
     @classmethod
     def sd14(cls) -> VAEConfig:
@@ -151,7 +172,16 @@ class VAE(nn.Module):
         self.post_quant_conv = conv(c.latent_channels, 1, name="post_quant_conv", dtype=self.dtype)
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Images [B, H, W, 3] in [-1, 1] -> mean and log variance of the posterior, [B, h, w, C] each."""
+        """Images [B, H, W, 3] in [-1, 1] -> mean and log variance of the posterior, [B, h, w, C] each.
+
+        Raises UserError where H or W do not divide by `config.multiple`.
+        """
+        height, width = images.shape[1:3]
+        if height % self.config.multiple or width % self.config.multiple:
+            raise UserError(
+                f"the images are {height} x {width}; this VAE takes heights and widths that are multiples of "
+                f"{self.config.multiple}"
+            )
         moments = self.quant_conv(self.encoder(images.astype(self.dtype)))
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 #: The axes of every mesh, slowest network first.
 MESH_AXES = ("replica", "data", "fsdp", "tensor")
@@ -62,7 +62,7 @@ def partitioned(init: Callable[..., jax.Array], *names: str) -> Callable[..., An
 
 
 def partition_spec(
-    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, itemsize: int = 4, what: str = "array"
+    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh, itemsize: int = 4, what: str = "array"
 ) -> PartitionSpec:
     """The PartitionSpec of one array.
 

@@ -150,7 +150,7 @@ def stage_loader(bundle: Bundle, stage: Stage, **options: Any) -> Loader:
         stage.objective,
         bundle.tokenizer,
         batch_size=stage.batch_size,
-        image_size=model.unet.sample_size * factor if model.unet else None,
+        image_size=model.unet.sample_size * factor if model.unet and factor else stage.data.image_size,
         image_tokens=encoder.num_tokens if encoder else 0,
         encoder_size=encoder.image_size if encoder else 0,
         images=stage.images,
