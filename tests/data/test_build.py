@@ -205,7 +205,7 @@ def test_nothing_kept_or_nothing_there_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"no record was kept of 3 \(aesthetic score <= 5: 3\)"):
         run(tmp_path / "in", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no .tar, no .parquet"):
+    with pytest.raises(UserError, match=r"holds no \.tar, no \.parquet"):
         find_shards(tmp_path / "empty")
     with pytest.raises(UserError, match="is no folder"):
         find_shards(tmp_path / "missing")

@@ -9,45 +9,95 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
-from torch_trees import close, jitter, tree_of
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from flax.traverse_util import flatten_dict
+from torch_trees import close, jitter, nchw, nhwc, tree_of
 
 from mvader_jax.condition import PADDING, Condition
 from mvader_jax.models.unet import UNet, UNetConfig
-from mvader_jax.models.unet_blocks import ResnetBlock, TransformerBlock
+from mvader_jax.models.unet_blocks import (
+    Downsample,
+    ResnetBlock,
+    TimeEmbedding,
+    Transformer2D,
+    TransformerBlock,
+    Upsample,
+    timestep_embedding,
+)
+from mvader_jax.parallel.sharding import abstract_init
+
+BLOCK, WHOLE = 2e-5, 1e-4
 
 
-def test_resnet_block() -> None:
-    torch.manual_seed(1)
-    theirs = jitter(ResnetBlock2D(in_channels=24, out_channels=40, temb_channels=56, groups=8, eps=1e-5))
-    x, time = torch.randn(2, 24, 6, 10), torch.randn(2, 56)
-    ours = ResnetBlock(40, 8, 1e-5).apply(
-        {"params": tree_of(theirs.state_dict())}, x.permute(0, 2, 3, 1).numpy(), time.numpy()
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(7)
+
+
+@pytest.mark.parametrize("width", [20, 33, 64])
+def test_timestep_embedding(width: int) -> None:
+    timesteps = torch.tensor([0, 1, 17, 100, 345, 999])
+    theirs = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)(timesteps)
+    # One rounding of a frequency is 3e-5 at an angle of 999, in theirs as in ours.
+    close(timestep_embedding(timesteps.numpy(), width), theirs, 1e-4)
+
+    embedding = jitter(TimestepEmbedding(width, 4 * width))
+    ours = TimeEmbedding(4 * width).apply({"params": tree_of(embedding.state_dict())}, theirs.numpy())
+    close(ours, embedding(theirs), BLOCK)
+
+
+@pytest.mark.parametrize(("channels", "features"), [(24, 40), (40, 40)], ids=["shortcut", "same-width"])
+def test_resnet_block(channels: int, features: int) -> None:
+    theirs = jitter(
+        ResnetBlock2D(in_channels=channels, out_channels=features, temb_channels=56, groups=8, eps=1e-5)
     )
-    close(ours, theirs(x, time).permute(0, 2, 3, 1), 2e-5)
+    x, time = 3 + torch.randn(2, channels, 6, 10), torch.randn(2, 56)
+    params = tree_of(theirs.state_dict())
+    assert ("conv_shortcut" in params) == (channels != features)
+    ours = ResnetBlock(features, 8, 1e-5).apply({"params": params}, nhwc(x), time.numpy())
+    close(nchw(ours), theirs(x, time), BLOCK)
 
 
-def test_transformer_block() -> None:
-    torch.manual_seed(2)
-    theirs = jitter(BasicTransformerBlock(40, 5, 8, cross_attention_dim=28, activation_fn="geglu"))
-    x, context = torch.randn(2, 21, 40), torch.randn(2, 9, 28)
-    rename = lambda name: name.replace("ff.net.0.proj", "ff.net_0_proj").replace("ff.net.2", "ff.net_2")  # noqa: E731
-    ours = TransformerBlock(5).apply(
-        {"params": tree_of(theirs.state_dict(), rename)}, x.numpy(), context.numpy(), np.zeros((2, 9), np.float32), None
+def test_samplers() -> None:
+    x = torch.randn(2, 12, 6, 10)
+    down = jitter(Downsample2D(12, use_conv=True, out_channels=12, padding=1, name="op"))
+    # Older checkpoints hold the convolution under two names.
+    params = tree_of({k: v for k, v in down.state_dict().items() if not k.startswith("Conv2d_0")})
+    close(nchw(Downsample(12).apply({"params": params}, nhwc(x))), down(x), BLOCK)
+    up = jitter(Upsample2D(12, use_conv=True, out_channels=12))
+    params = tree_of({k: v for k, v in up.state_dict().items() if not k.startswith("Conv2d_0")})
+    close(nchw(Upsample(12).apply({"params": params}, nhwc(x))), up(x), BLOCK)
+
+
+@pytest.mark.parametrize(("heads", "head_width", "context_width"), [(5, 8, 28), (3, 12, 40)])
+def test_transformer_block(heads: int, head_width: int, context_width: int) -> None:
+    width = heads * head_width
+    theirs = jitter(
+        BasicTransformerBlock(
+            width, heads, head_width, cross_attention_dim=context_width, activation_fn="geglu"
+        )
     )
-    close(ours, theirs(x, encoder_hidden_states=context), 2e-5)
+    x, context = torch.randn(2, 21, width), torch.randn(2, 9, context_width)
+    log_weights = torch.randn(2, 9)
+    ours = TransformerBlock(heads).apply(
+        {"params": tree_of(theirs.state_dict())}, x.numpy(), context.numpy(), log_weights.numpy(), None
+    )
+    # A mask in diffusers is what is added to the scores: eq. 2 itself.
+    close(ours, theirs(x, encoder_hidden_states=context, encoder_attention_mask=log_weights[:, None]), BLOCK)
 
 
-CONFIGS = [
-    UNetConfig(4, 4, (24, 40), 1, (True, True), 28, 4, 8, 1e-5, 8),
-    UNetConfig(4, 4, (16, 24, 40), 2, (True, False, True), 36, 2, 4, 1e-5, 8),
-    UNetConfig(5, 3, (32, 48, 64, 64), 2, (True, True, True, False), 20, 8, 16, 1e-5, 16),
-]
+def test_transformer_2d() -> None:
+    theirs = jitter(Transformer2DModel(4, 10, in_channels=40, norm_num_groups=8, cross_attention_dim=28))
+    x, context = torch.randn(2, 40, 6, 4), torch.randn(2, 9, 28)
+    ours = Transformer2D(4, 8).apply(
+        {"params": tree_of(theirs.state_dict())}, nhwc(x), context.numpy(), np.zeros((2, 9), np.float32), None
+    )
+    close(nchw(ours), theirs(x, encoder_hidden_states=context).sample, BLOCK)
 
 
 def torch_unet(config: UNetConfig) -> UNet2DConditionModel:
-    down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention)
-    up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention))
     return UNet2DConditionModel(
         sample_size=config.sample_size,
         in_channels=config.in_channels,
@@ -58,36 +108,56 @@ def torch_unet(config: UNetConfig) -> UNet2DConditionModel:
         attention_head_dim=config.num_heads,
         norm_num_groups=config.norm_groups,
         norm_eps=config.norm_eps,
-        down_block_types=down,
-        up_block_types=up,
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
     )
 
 
-def rename_unet(name: str) -> str:
-    return name.replace("ff.net.0.proj", "ff.net_0_proj").replace("ff.net.2", "ff.net_2")
+# in, out, channels, layers, attention, width of the condition, heads, groups, eps, sample size
+CONFIGS = {
+    "two-levels": UNetConfig(4, 4, (24, 40), 1, (True, True), 28, 4, 8, 1e-5, 8),
+    "gap-in-attention": UNetConfig(4, 4, (16, 24, 40), 2, (True, False, True), 36, 2, 4, 1e-6, 8),
+    "heads-a-level": UNetConfig(4, 8, (20, 30, 60), 1, (False, True, True), 24, (2, 3, 5), 5, 1e-5, 8),
+    "sd-shaped": UNetConfig(5, 3, (32, 48, 64, 64), 2, (True, True, True, False), 20, 8, 16, 1e-5, 16),
+}
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["two-levels", "three-levels", "sd-shaped"])
-def test_whole(config: UNetConfig) -> None:
-    torch.manual_seed(3)
+def whole(config: UNetConfig, height: int, width: int) -> None:
     theirs = jitter(torch_unet(config))
-    # Not square: 16 high, 24 wide.
-    x, t = torch.randn(2, config.in_channels, 16, 24), torch.tensor([981, 3])
-    context = torch.randn(2, 11, config.cross_attention_dim)
-    condition = Condition(jnp.asarray(context.numpy()), jnp.zeros((2, 11)))
-    params = tree_of(theirs.state_dict(), rename_unet)
-    ours = jax.jit(UNet(config).apply)({"params": params}, x.permute(0, 2, 3, 1).numpy(), t.numpy(), condition)
-    close(ours, theirs(x, t, context).sample.permute(0, 2, 3, 1), 1e-4)
+    x, timesteps = torch.randn(2, config.in_channels, height, width), torch.tensor([981, 3])
+    context, log_weights = torch.randn(2, 11, config.cross_attention_dim), torch.randn(2, 11)
+    log_weights[1, 7:] = PADDING
+    condition = Condition(jnp.asarray(context.numpy()), jnp.asarray(log_weights.numpy()))
+    params = tree_of(theirs.state_dict())
+    inputs = (nhwc(x), timesteps.numpy(), condition)
+    expected, _ = abstract_init(UNet(config), *inputs)
+    assert {k: v.shape for k, v in flatten_dict(params).items()} == {
+        k: v.shape for k, v in flatten_dict(expected).items()
+    }
+    ours = jax.jit(UNet(config).apply)({"params": params}, *inputs)
+    with torch.no_grad():
+        # Three axes: diffusers adds such a mask to the scores as it is.
+        reference = theirs(x, timesteps, context, encoder_attention_mask=log_weights[:, None]).sample
+    close(nchw(ours), reference, WHOLE)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_whole(name: str) -> None:
+    whole(CONFIGS[name], 16, 24)
+
+
+@pytest.mark.slow
+def test_whole_at_full_size() -> None:
+    whole(UNetConfig.sd14(), 16, 24)
 
 
 def test_padding_is_a_shorter_context() -> None:
-    torch.manual_seed(4)
-    config = CONFIGS[0]
+    config = CONFIGS["two-levels"]
     theirs = jitter(torch_unet(config))
-    x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 7, 28)
-    weights = np.zeros((1, 7), np.float32)
-    weights[:, 5:] = PADDING
-    condition = Condition(jnp.asarray(context.numpy()), jnp.asarray(weights))
-    params = tree_of(theirs.state_dict(), rename_unet)
-    ours = UNet(config).apply({"params": params}, x.permute(0, 2, 3, 1).numpy(), t.numpy(), condition)
-    close(ours, theirs(x, t, context[:, :5]).sample.permute(0, 2, 3, 1), 1e-4)
+    x, timesteps, context = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 7, 28)
+    log_weights = np.zeros((1, 7), np.float32)
+    log_weights[:, 5:] = PADDING
+    condition = Condition(jnp.asarray(context.numpy()), jnp.asarray(log_weights))
+    params = tree_of(theirs.state_dict())
+    ours = jax.jit(UNet(config).apply)({"params": params}, nhwc(x), timesteps.numpy(), condition)
+    close(nchw(ours), theirs(x, timesteps, context[:, :5]).sample, WHOLE)

@@ -37,8 +37,6 @@ def close(ours: Any, theirs: torch.Tensor, tolerance: float) -> None:
     assert error <= tolerance, f"relative error {error:.2e} above {tolerance}"
 
 
-
-
 def jitter(module: torch.nn.Module) -> torch.nn.Module:
     """Random norms and biases too: fresh ones are ones and zeros, which hide mistakes."""
     with torch.no_grad():
@@ -46,3 +44,13 @@ def jitter(module: torch.nn.Module) -> torch.nn.Module:
             if parameter.ndim < 2:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return module.eval()
+
+
+def nhwc(x: torch.Tensor) -> np.ndarray:
+    """PyTorch's [B, C, h, w] as NumPy [B, h, w, C]."""
+    return x.detach().permute(0, 2, 3, 1).numpy()
+
+
+def nchw(x: Any) -> np.ndarray:
+    """The inverse of `nhwc`."""
+    return np.asarray(x).transpose(0, 3, 1, 2)
