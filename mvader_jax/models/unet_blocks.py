@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mvader_jax.models.attention import attend
 from mvader_jax.parallel.sharding import partitioned
@@ -81,7 +82,8 @@ def layer_norm(x: jax.Array, *, name: str, eps: float = 1e-5) -> jax.Array:
 def timestep_embedding(timesteps: jax.Array, width: int) -> jax.Array:
     """Sinusoids of the timestep, cosines first (flip_sin_to_cos, freq_shift 0). [B] -> float32 [B, width]."""
     half = width // 2
-    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    # Rounded once, on the host: an error of one bit here is 6e-5 in the sine of step 999.
+    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half).astype(np.float32)
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies
     embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, width % 2)))
