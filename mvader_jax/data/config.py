@@ -29,7 +29,7 @@ class DataConfig:
         empty for square pictures only.
     omit: for scenes, the probability that a caption leaves an attribute out; languages: of its captions.
     precomputed: directory of latents or features written by `mvader data encode`.
-    threads: that read and decode; workers: processes to use in their place on hosts of many cores.
+    threads: that read and decode; workers: processes of so many threads, for hosts of many cores.
     bad_limit: distinct damaged records that a run skips before it stops.
     """
 

@@ -41,16 +41,18 @@ def crop(source: Any, size: Size, rng: np.random.Generator | None = None) -> np.
     """
     if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape == (*size, 3):
         return source
-    pixels = _fast_jpeg(source, size) if isinstance(source, bytes) else None
-    if pixels is None:
+    found = _fast_jpeg(source, size) if isinstance(source, bytes) else None
+    if found is None:
         pixels = np.asarray(images.load_image(source))
-    height, width = pixels.shape[:2]
+        height, width = pixels.shape[:2]
+    else:
+        pixels, (height, width) = found
     scale = max(size[0] / height, size[1] / width)
     part = (size[0] / scale, size[1] / scale)
     at = (0.5, 0.5) if rng is None else rng.random(2)
     top, left = at[0] * (height - part[0]), at[1] * (width - part[1])
     if scale == 1.0:
-        y, x = math.floor(top), math.floor(left)
+        y, x = round(top), round(left)
         return pixels[y : y + size[0], x : x + size[1]]
     return _resized(pixels, size, (left, top, left + part[1], top + part[0]))
 
@@ -64,14 +66,15 @@ def _resized(pixels: np.ndarray, size: Size, box: tuple[float, float, float, flo
         (size[1], size[0]),
         PIL.Image.Resampling.BICUBIC,
         box=(max(box[0], 0.0), max(box[1], 0.0), right, bottom),
-        reducing_gap=3.0,
+        reducing_gap=2.0,
     )
     return np.asarray(picture)
 
 
-def _fast_jpeg(data: bytes, size: Size) -> np.ndarray | None:
-    """A JPEG decoded by libjpeg-turbo, already shrunk while it still covers `size`; None for any file that
-    wants Pillow's care: other formats, CMYK, a rotation in its EXIF block, damage."""
+def _fast_jpeg(data: bytes, size: Size) -> tuple[np.ndarray, tuple[float, float]] | None:
+    """A JPEG decoded by libjpeg-turbo, already shrunk if it is far larger than `size`, and the height and
+    width that the picture has in it; None for any file that wants Pillow's care: other formats, CMYK, a
+    rotation in its EXIF block, damage."""
     decoder = _jpeg_decoder()
     if decoder is None or not data.startswith(b"\xff\xd8") or b"Exif\x00" in data[:65536]:
         return None
@@ -79,9 +82,13 @@ def _fast_jpeg(data: bytes, size: Size) -> np.ndarray | None:
         height, width, space, _ = decoder.decode_jpeg_header(data)
         if space not in ("YCbCr", "RGB", "Gray") or height * width > images.MAX_PIXELS:
             return None
-        scale = max(size[0] / height, size[1] / width)
+        # Shrinking while decoding is coarse: the last factor of two is left to the resizing.
+        scale = 2 * max(size[0] / height, size[1] / width)
         least = (math.ceil(height * scale), math.ceil(width * scale)) if scale < 1 else (0, 0)
-        return decoder.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
+        pixels = decoder.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
+        # It shrinks by eighths and rounds up: the last row may hold less than a row of the picture.
+        eighths = pixels.shape[0] * 8 // height
+        return pixels, (height * eighths / 8, width * eighths / 8)
     except ValueError:
         return None
 

@@ -80,8 +80,11 @@ def make_loader(
 
 
 class Loader(Iterator[Batch]):
-    """Batches in order, read ahead by threads (or processes). Its state is the number of samples seen and
-    the damaged records passed over so far: plain JSON, the same in every process."""
+    """Batches in order, read ahead by threads, or by processes of as many threads each.
+
+    Its state is plain JSON: the number of samples seen by all processes, and the damaged records that
+    this one has passed over.
+    """
 
     def __init__(self, make: BatchFn, config: DataConfig, batch_size: int, records: int) -> None:
         self._make = make
@@ -135,7 +138,17 @@ class Loader(Iterator[Batch]):
         steps = grain.MapDataset.range(self.step, _ENDLESS).map(self._make)
         threads = max(self._config.threads, 1)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        return iter(steps.to_iter_dataset(options))
+        batches = steps.to_iter_dataset(options)
+        if self._config.workers:
+            from absl import flags
+
+            # grain's child processes read absl's flags, which nobody else here parses.
+            flags.FLAGS.mark_as_parsed()
+            children = grain.MultiprocessingOptions(
+                num_workers=self._config.workers, per_worker_buffer_size=2
+            )
+            batches = batches.mp_prefetch(children)
+        return iter(batches)
 
 
 def captions_of(config: DataConfig, count: int) -> list[str]:

@@ -59,7 +59,11 @@ def test_random_crops_cover_the_long_side_and_follow_their_key():
 
 
 def test_strip_of_one_pixel_is_enlarged_without_gigabytes():
-    assert crop(like.encode(PIL.Image.new("RGB", (1, 10000), (9, 8, 7)), "PNG"), (64, 64)).shape == (64, 64, 3)
+    assert crop(like.encode(PIL.Image.new("RGB", (1, 10000), (9, 8, 7)), "PNG"), (64, 64)).shape == (
+        64,
+        64,
+        3,
+    )
 
 
 def test_flips_are_off_unless_asked():

@@ -41,14 +41,21 @@ def test_each_filter(filters, change, reason):
 
 @pytest.mark.parametrize(
     ("caption", "reason"),
-    [("abc", None), ("  ", "caption empty"), (" ab", "caption shorter than 3 characters"), ("x" * 11, "caption longer than 10 characters")],
+    [
+        ("abc", None),
+        ("  ", "caption empty"),
+        (" ab", "caption shorter than 3 characters"),
+        ("x" * 11, "caption longer than 10 characters"),
+    ],
 )
 def test_captions(caption, reason):
     assert FilterConfig(min_caption=3, max_caption=10).reject_caption(caption) == reason
 
 
 def test_missing_columns_are_named_with_their_spellings():
-    with pytest.raises(UserError, match=r"shard 3 has no metadata column .*aesthetic \(aesthetic_score, aesthetic\)"):
+    with pytest.raises(
+        UserError, match=r"shard 3 has no metadata column .*aesthetic \(aesthetic_score, aesthetic\)"
+    ):
         FilterConfig.paper().check_columns({"watermark"}, "shard 3")
 
 

@@ -27,7 +27,11 @@ def test_pairs_draw_one_of_their_negatives(tmp_path):
     assert len(source) == 3
     drawn = {source.record(0, np.random.default_rng(seed))["negative"] for seed in range(30)}
     assert drawn == {"n0", "n1", "n2"}
-    assert source.record(1, np.random.default_rng(0)) == {"query": "größe", "positive": "p1", "negative": "n3"}
+    assert source.record(1, np.random.default_rng(0)) == {
+        "query": "größe",
+        "positive": "p1",
+        "negative": "n3",
+    }
     assert source.where(2) == f"record 0 of {tmp_path / 'b.jsonl'}"
 
 
@@ -44,8 +48,12 @@ def test_bad_pairs_are_damaged_records(tmp_path, line):
 
 
 def test_contrastive_batches_come_from_pairs(tmp_path):
-    pairs = [{"query": f"question {i}", "positive": f"answer {i}", "negatives": [f"wrong {i}"]} for i in range(9)]
-    config = DataConfig(source="pairs", paths=(write(tmp_path / "a.jsonl", [*pairs, "{"]),), caption_length=12)
+    pairs = [
+        {"query": f"question {i}", "positive": f"answer {i}", "negatives": [f"wrong {i}"]} for i in range(9)
+    ]
+    config = DataConfig(
+        source="pairs", paths=(write(tmp_path / "a.jsonl", [*pairs, "{"]),), caption_length=12
+    )
     texts = captions_of(config, 18)
     assert {"question 3", "answer 3"} <= set(texts)
     tokenizer = train_tokenizer(texts, 300)

@@ -57,11 +57,15 @@ def test_tables_of_paths_and_captions(tmp_path, picture, kind):
     file = root / f"captions.{kind}"
     if kind == "jsonl":
         lines = [json.dumps({"file_name": p, "text": c}) for p, c in rows]
-        file.write_bytes("\n".join([*lines, "{not json", ""]).encode() + b'{"file_name": "pictures/c.jpg", "text": "\xff"}')
+        file.write_bytes(
+            "\n".join([*lines, "{not json", ""]).encode() + b'{"file_name": "pictures/c.jpg", "text": "\xff"}'
+        )
     else:
         mark = "," if kind == "csv" else "\t"
         quoted = "".join('{}{}"{}"\n'.format(p, mark, c.replace('"', '""')) for p, c in rows)
-        file.write_bytes(f"image_path{mark}Caption\n{quoted}".encode() + f"pictures/c.jpg{mark}".encode() + b"caf\xe9\n")
+        file.write_bytes(
+            f"image_path{mark}Caption\n{quoted}".encode() + f"pictures/c.jpg{mark}".encode() + b"caf\xe9\n"
+        )
     captions, report = built(find_captions(file), tmp_path)
     assert captions == {"pictures/a.jpg": ['a "cat", sitting']}
     expected = {"caption empty": 1, "image missing": 1, "caption is not UTF-8": 1}

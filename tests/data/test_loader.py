@@ -162,14 +162,14 @@ def test_a_state_of_other_data_or_no_whole_batch_is_refused(tokenizer):
 
 
 def test_mixture_follows_its_weights():
-    reader = Reader([Numbered(10), Numbered(200)], (3.0, 1.0), 0, True)
-    drawn = [reader.read(p, lambda r: r)[0]["image"][0, 0, 0] for p in range(400)]
-    assert len(reader) == 210
-    # The first source has 300 of 400 draws, each of its ten records 30 times; the other's are all new.
-    small = collections.Counter(int(reader.order[p]) for p in range(400) if int(reader.order[p]) < 10)
-    assert len(drawn) == 400
-    assert set(small.values()) == {30}
-    assert len({int(reader.order[p]) for p in range(400)}) == 110
+    reader = Reader([Numbered(10), Numbered(100)], (3.0, 1.0), 0, True)
+    drawn = [reader.read(p, lambda r: r)[0]["image"][0, 0, 0] for p in range(200)]
+    assert len(reader) == 110
+    # The first source has 150 of 200 draws, each of its ten records 15 times; the other's are all new.
+    small = collections.Counter(int(reader.order[p]) for p in range(200) if int(reader.order[p]) < 10)
+    assert len(drawn) == 200
+    assert set(small.values()) == {15}
+    assert len({int(reader.order[p]) for p in range(200)}) == 60
 
 
 def test_sources_without_weights_are_one_set():

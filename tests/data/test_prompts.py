@@ -48,7 +48,9 @@ def test_long_captions_are_cut_and_empty_ones_are_the_null_condition(tokenizer):
 
 
 def test_a_cut_clip_caption_keeps_its_ends(tokenizer):
-    config = TokenizerConfig(eos_id=0, bos_id=1, pad_id=0, add_bos=True, add_eos=True, length=6, max_positions=6)
+    config = TokenizerConfig(
+        eos_id=0, bos_id=1, pad_id=0, add_bos=True, add_eos=True, length=6, max_positions=6
+    )
     ids = caption_rows(Tokenizer(tokenizer.backend, config), [CAPTIONS[2]], 99).token_ids
     assert ids.shape == (1, 6)
     assert (ids[0, 0], ids[0, -1]) == (1, 0)
@@ -56,7 +58,9 @@ def test_a_cut_clip_caption_keeps_its_ends(tokenizer):
 
 def test_captioning_learns_the_first_eos_only(tokenizer):
     ids = tokenizer.encode(CAPTIONS[0])
-    prompt, labels = captioning_rows(tokenizer, [CAPTIONS[0]], len(ids) + 3, np.zeros((1, 8, 8, 3), np.float32), 4)
+    prompt, labels = captioning_rows(
+        tokenizer, [CAPTIONS[0]], len(ids) + 3, np.zeros((1, 8, 8, 3), np.float32), 4
+    )
     assert labels[0].tolist() == [IGNORED] * 4 + [*ids, 0, IGNORED, IGNORED]
     assert prompt.token_ids[0, 4:].tolist() == [*ids, 0, 0, 0]
     assert (prompt.log_weights == 0).all()

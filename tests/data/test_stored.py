@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import collections
 import dataclasses
+import itertools
 import multiprocessing
 import pickle
 import shutil
@@ -86,8 +88,7 @@ def test_a_cut_file_stops_the_run_with_its_name(copy):
     config = DataConfig(source="records", paths=(str(copy),), image_size=24, bad_limit=20, shuffle=True)
     loader = make_loader(config, "vae", None, batch_size=23)
     with pytest.raises(UserError, match=r"more than bad_limit 20; the last: .* of .*00002-of-00003"):
-        for _ in range(9):
-            next(loader)
+        collections.deque(itertools.islice(loader, 9))
 
 
 def test_every_objective_reads_records(data):
