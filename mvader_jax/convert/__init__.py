@@ -1,0 +1,1 @@
+"""Public PyTorch weights in, public PyTorch weights out."""

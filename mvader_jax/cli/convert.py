@@ -1,0 +1,108 @@
+"""`mvader convert`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mvader_jax.convert.convert import Progress
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="downloaded weights: a folder or a file")],
+    out: Annotated[Path, typer.Argument(help="directory of the bundle to write")],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            help="instead of telling by the content: stable-diffusion, gptj, gpt-neox, magma, sgpt-biases, "
+            "clip-resnet or clip-text",
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="of the weights written: keep, float32 or bfloat16")] = "keep",
+    config: Annotated[
+        Path | None, typer.Option(help="settings in place of the config.json beside the source")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="sgpt-biases: the GPT-J that was finetuned, a folder or a bundle")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="folder of a vocabulary, for sources without one")
+    ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="CompVis checkpoints: the moving average of the UNet")
+    ] = False,
+    variant: Annotated[str | None, typer.Option(help="which of several sets of weights, as fp16")] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="read pickles that can run code")
+    ] = False,
+    allow_nan: Annotated[bool, typer.Option("--allow-nan", help="take numbers that are not finite")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the bundle at OUT")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+) -> None:
+    """Turn public PyTorch weights into a bundle."""
+    from mvader_jax.convert.convert import convert as run
+    from mvader_jax.convert.sources import Options, open_source
+
+    options = Options(config=config, ema=ema, variant=variant, trust_pickle=trust_pickle)
+    with interruptible():
+        opened = open_source(source, kind, options)
+        print(f"{source} is {opened.kind}")
+        with progress_bar("converting", quiet) as progress:
+            report = run(
+                opened,
+                source,
+                out,
+                options=options,
+                dtype=dtype,
+                base=base,
+                tokenizer=tokenizer,
+                allow_nan=allow_nan,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    for name, record in report.components.items():
+        print(f"  {name}: {record['parameters']:,} parameters, {', '.join(record['dtypes'])}")
+    for reason, names in report.skipped.items():
+        print(f"left out ({reason}): {', '.join(names)}")
+    for name in report.not_finite:
+        print(f"not finite: {name}")
+    for note in report.notes:
+        print(note)
+    print(f"wrote {out}")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets SIGTERM end the command as Ctrl-C does, so that what is half written is removed."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def progress_bar(what: str, quiet: bool) -> Iterator[Progress | None]:
+    """A bar by bytes on stderr; None where there is no terminal to draw it on."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

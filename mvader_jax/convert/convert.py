@@ -1,0 +1,155 @@
+"""Public weights into a bundle: recognised, paired, checked, written one tensor at a time, all or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mvader_jax.bundle import write_config
+from mvader_jax.config import ModelConfig
+from mvader_jax.convert.engine import Matched, Paired, converted, match
+from mvader_jax.convert.sgpt import check_base
+from mvader_jax.convert.sources import Options, Source, has_vocabulary
+from mvader_jax.convert.staging import workplace
+from mvader_jax.convert.stream import Leaf, write_component
+from mvader_jax.errors import UserError
+from mvader_jax.tokenizer import Tokenizer
+
+DTYPES = ("keep", "float32", "bfloat16")
+#: Called with (bytes done, bytes in all).
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a conversion did: {component: its record}, {reason: names left out}, names that hold NaN, notes."""
+
+    components: dict[str, dict[str, Any]]
+    skipped: dict[str, tuple[str, ...]]
+    not_finite: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def convert(
+    source: Source,
+    path: Path,
+    out: Path,
+    *,
+    options: Options | None = None,
+    dtype: str = "keep",
+    base: Path | None = None,
+    tokenizer: Path | None = None,
+    allow_nan: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Writes the bundle `out` from a source that `sources.open_source` understood.
+
+    path: where the source is, for the record. dtype: of the weights in the bundle, one of DTYPES. base:
+    what an SGPT finetune is a finetune of. tokenizer: a folder with a vocabulary, for sources without.
+    allow_nan: take numbers that are not finite. Raises UserError where the source and its map do not
+    fit in every tensor, and where `out` cannot be written.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; accepted: {', '.join(DTYPES)}")
+    if (source.kind == "sgpt-biases") != (base is not None):
+        raise UserError(
+            "--base belongs to sgpt-biases alone"
+            if base is not None
+            else "this is a finetune of GPT-J's biases; pass --base with the GPT-J it starts from (a folder or a bundle), "
+            "so that everything else can be checked to be the same"
+        )
+    matched = [
+        match(part.source_map, part.weights.tensors, source.abstract, dtype=dtype) for part in source.parts
+    ]
+    written = sum(
+        int(np.prod(leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize
+        for m in matched
+        for leaves in m.leaves.values()
+        for leaf in leaves
+    )
+    compared = (
+        sum(t.nbytes for p in source.parts for t in p.weights.tensors.values()) if base is not None else 0
+    )
+    advance = _counter(progress, written + compared)
+    notes = list(source.notes)
+    if base is not None:
+        count = check_base(source, base, options or Options(), advance)
+        notes.append(f"all {count} tensors that are no biases equal those of {base}")
+    found = tokenizer or source.tokenizer
+    vocabulary, model = _tokenizer(source.model, found)
+    not_finite: list[str] = []
+    records: dict[str, dict[str, Any]] = {}
+    with workplace(out, overwrite=overwrite, ours=is_bundle, needed=written, source=path) as work:
+        for part, m in zip(source.parts, matched, strict=True):
+            for component, leaves in m.leaves.items():
+                made = write_component(
+                    work / component, [_leaf(leaf, allow_nan, not_finite.append) for leaf in leaves], advance
+                )
+                origin = {
+                    "kind": source.kind,
+                    "source": path.name,
+                    "files": [f.name for f in part.weights.files],
+                }
+                records[component] = {**origin, **made}
+        if vocabulary is not None:
+            (work / "tokenizer").mkdir()
+            vocabulary.save(work / "tokenizer")
+        write_config(work, model, records)
+    return Report(records, _merged(source, matched), tuple(dict.fromkeys(not_finite)), tuple(notes))
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a directory is a bundle, or empty."""
+    return path.is_dir() and ((path / "config.json").is_file() or not any(path.iterdir()))
+
+
+def _leaf(paired: Paired, allow_nan: bool, report: Callable[[str], None]) -> Leaf:
+    slices: Callable[[], Iterator[np.ndarray]] = partial(
+        converted, paired, allow_nan=allow_nan, report=report
+    )
+    return Leaf(paired.path, paired.shape, paired.dtype, paired.stacked, slices)
+
+
+def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    return advance
+
+
+def _tokenizer(model: ModelConfig, folder: Path | None) -> tuple[Tokenizer | None, ModelConfig]:
+    """The tokenizer of a folder, and the model with its ids. Raises UserError where the folder has none."""
+    if folder is None or model.tokenizer is None:
+        return None, model
+    if folder.is_dir() and not has_vocabulary(folder):
+        raise UserError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt")
+    guessed = Tokenizer.load(folder).config
+    if guessed.kind != model.tokenizer.kind:
+        raise UserError(
+            f"{folder} has a tokenizer of kind {guessed.kind}, but this model reads {model.tokenizer.kind}'s"
+        )
+    config = dataclasses.replace(
+        guessed, length=model.tokenizer.length, max_positions=model.tokenizer.max_positions
+    )
+    return Tokenizer.load(folder, config), dataclasses.replace(model, tokenizer=config)
+
+
+def _merged(source: Source, matched: list[Matched]) -> dict[str, tuple[str, ...]]:
+    merged: dict[str, tuple[str, ...]] = {}
+    for part, m in zip(source.parts, matched, strict=True):
+        for reason, names in m.skipped.items():
+            merged[reason] = (*merged.get(reason, ()), *names)
+        if part.weights.others:
+            merged["no tensor"] = (*merged.get("no tensor", ()), *part.weights.others)
+    return merged

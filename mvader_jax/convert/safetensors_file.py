@@ -1,0 +1,111 @@
+"""The safetensors format: a JSON header with every tensor's place, then the bytes (huggingface/safetensors)."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, bytes_of, read_at
+from mvader_jax.errors import UserError
+
+#: The format's own limit.
+_MAX_HEADER = 100 << 20
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def open_safetensors(file: Path) -> Weights:
+    """Raises UserError for a header that is wrong or does not fit the file."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        if len(start) < 8:
+            raise UserError(f"{file} is truncated: it has no safetensors header")
+        (length,) = struct.unpack("<Q", start)
+        if length > min(_MAX_HEADER, size - 8):
+            raise UserError(
+                f"{file} has a wrong safetensors header: it claims {length} bytes of a file of {size}, so "
+                "the file is truncated or of another format"
+            )
+        text = stream.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_no_repeats)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} has a wrong safetensors header: {error}") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{file} has a wrong safetensors header: it is no JSON object")
+    header.pop("__metadata__", None)
+    data, tensors, end = 8 + length, {}, 0
+    for name, entry in header.items():
+        try:
+            dtype = DTYPES[entry["dtype"]]
+            shape = tuple(int(n) for n in entry["shape"])
+            first, last = (int(n) for n in entry["data_offsets"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{file} has a wrong safetensors header: the entry of {name!r} is {entry}"
+            ) from None
+        tensor = Tensor(
+            name, shape, dtype, file, (file, first), partial(read_at, file, data + first, shape, dtype)
+        )
+        if min(shape, default=0) < 0 or first < 0 or last - first != tensor.nbytes:
+            raise UserError(
+                f"{file} has a wrong safetensors header: {name!r} is {shape} but {last - first} bytes"
+            )
+        if data + last > size:
+            raise UserError(
+                f"{file} is truncated: {name!r} ends at byte {data + last} of a file of {size} bytes"
+            )
+        tensors[name] = tensor
+        end = max(end, last)
+    return Weights(tensors, (file,))
+
+
+def write_safetensors(
+    file: Path,
+    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    arrays: Iterable[tuple[str, np.ndarray]],
+) -> None:
+    """Writes a file one tensor at a time.
+
+    tensors: {name: (shape, dtype)} in the order that `arrays` brings them. The metadata says "pt", which
+    transformers and diffusers ask for.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (shape, dtype) in tensors.items():
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        header[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + nbytes],
+        }
+        offset += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for (name, array), expected in zip(_checked(arrays, tensors), tensors, strict=True):
+            assert name == expected, f"{name} came where {expected} belongs"
+            stream.write(bytes_of(array))
+
+
+def _checked(
+    arrays: Iterable[tuple[str, np.ndarray]], tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    for name, array in arrays:
+        assert (array.shape, array.dtype) == tensors[name], f"{name} is {array.shape} {array.dtype}"
+        yield name, array
+
+
+def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"repeated names {', '.join(repeated)}")
+    return result
