@@ -76,7 +76,7 @@ def convert(
     compared = (
         sum(t.nbytes for p in source.parts for t in p.weights.tensors.values()) if base is not None else 0
     )
-    advance = _counter(progress, written + compared)
+    advance = counter(progress, written + compared)
     notes = list(source.notes)
     if base is not None:
         count = check_base(source, base, options or Options(), advance)
@@ -116,7 +116,8 @@ def _leaf(paired: Paired, allow_nan: bool, report: Callable[[str], None]) -> Lea
     return Leaf(paired.path, paired.shape, paired.dtype, paired.stacked, slices)
 
 
-def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """Adds up bytes and tells `progress` of them."""
     done = 0
 
     def advance(nbytes: int) -> None:

@@ -12,8 +12,11 @@ from mvader_jax.convert.tensors import Tensor
 from mvader_jax.errors import UserError
 from mvader_jax.models.decoder import DecoderConfig
 
-#: A bare GPTNeoXModel has no `gpt_neox.` in front.
-SPELLINGS = ((r"^(?=layers\.\d+\.|embed_in\.|final_layer_norm\.)", "gpt_neox."),)
+#: A bare GPTNeoXModel has no `gpt_neox.` in front; newer releases of transformers say lm_head.
+SPELLINGS = (
+    (r"^(?=layers\.\d+\.|embed_in\.|final_layer_norm\.)", "gpt_neox."),
+    (r"^lm_head\.", "embed_out."),
+)
 _SKIPS = (
     Skip(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias)", "causal mask, a buffer"),
     Skip(r"gpt_neox\.(layers\.\d+\.attention\.)?rotary_emb\.inv_freq", "rotary table, a buffer"),

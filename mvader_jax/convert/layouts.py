@@ -40,7 +40,7 @@ class Layout:
 
     def external(self, slices: Sequence[np.ndarray]) -> np.ndarray:
         """The inverse: our slices, one a part in order, as the tensor of the file."""
-        restored = []
+        restored: list[np.ndarray] = []
         for piece in slices:
             if self.axes is not None:
                 piece = permuted(piece, tuple(int(i) for i in np.argsort(self.axes)))

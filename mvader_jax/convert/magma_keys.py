@@ -36,10 +36,10 @@ _ALIASES = (
 _MLP = {"fc_in": "c_fc", "fc_out": "c_proj"}
 
 
-def magma_map(abstract: Abstract, adapters: AdaptersConfig) -> SourceMap:
+def magma_map(abstract: Abstract, adapters: AdaptersConfig | None) -> SourceMap:
     """abstract: the trees of our decoder, adapters, image_prefix and image_encoder."""
-    attention = "attn.attn_block.attention" if adapters.attention else "attn.attention"
-    mlp = "mlp.0" if adapters.mlp else "mlp"
+    attention = "attn.attn_block.attention" if adapters and adapters.attention else "attn.attention"
+    mlp = "mlp.0" if adapters and adapters.mlp else "mlp"
 
     def decoder(path: str, shape: tuple[int, ...]) -> tuple[str, Layout, int]:
         module, leaf = path.rsplit("/", 1)
@@ -90,22 +90,22 @@ def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def magma_adapters(tensors: Mapping[str, Tensor]) -> AdaptersConfig:
-    """Which adapters a checkpoint has. Raises UserError where it has none, or of a kind unknown here."""
+def magma_adapters(tensors: Mapping[str, Tensor]) -> AdaptersConfig | None:
+    """Which adapters a checkpoint has, None for none. Raises UserError for a kind unknown here."""
     mlp = "lm.transformer.h.0.mlp.1.adapter.0.weight"
     attention = "lm.transformer.h.0.attn.adapter.0.weight"
     strange = [name for name in tensors if re.search(r"\.(adapter_scale|module\.)", name)]
     if strange:
         raise UserError(f"its adapters are parallel ones ({strange[0]}), which no public MAGMA has")
     if mlp not in tensors and attention not in tensors:
-        raise UserError(f"it has no adapters: neither {mlp} nor {attention}")
+        return None
     width = shape_of(tensors, mlp if mlp in tensors else attention, 2)[0]
     return AdaptersConfig(width=width, mlp=mlp in tensors, attention=attention in tensors)
 
 
 def magma_config(
     tensors: Mapping[str, Tensor], settings: Settings
-) -> tuple[DecoderConfig, AdaptersConfig, ImageEncoderConfig, ImagePrefixConfig]:
+) -> tuple[DecoderConfig, AdaptersConfig | None, ImageEncoderConfig, ImagePrefixConfig]:
     """The four architectures. The public checkpoints need no settings; others give those of GPT-J
     (n_head, rotary_dim, n_positions) and image_size. Raises UserError where they lack something.
 
@@ -116,7 +116,7 @@ def magma_config(
     width, in_width = shape_of(tensors, "image_prefix.proj.weight", 2)
     layers = count(tensors, r"lm\.transformer\.h\.(\d+)\.")
     public = DecoderConfig.gptj_6b()
-    fc_in = f"{_BLOCK.format(layer=0)}{'mlp.0' if adapters.mlp else 'mlp'}.c_fc.weight"
+    fc_in = f"{_BLOCK.format(layer=0)}{'mlp.0' if adapters and adapters.mlp else 'mlp'}.c_fc.weight"
     whole = "lm.transformer.wte.weight" in tensors
     dimensions: dict[str, Any] = {
         "width": width,
@@ -146,6 +146,22 @@ def magma_config(
             f"the image prefix reads {in_width} channels, but the encoder gives {encoder.token_width}"
         )
     return decoder, adapters, encoder, ImagePrefixConfig(in_width=in_width, width=width)
+
+
+def is_gptj(config: DecoderConfig) -> bool:
+    """Whether a decoder is of GPT-J's architecture, at any size."""
+    own = DecoderConfig.gptj_6b()
+    kept = (
+        "block",
+        "rotary",
+        "rotary_base",
+        "activation",
+        "attention_bias",
+        "out_bias",
+        "head_bias",
+        "norm_eps",
+    )
+    return all(getattr(config, name) == getattr(own, name) for name in kept)
 
 
 def magma_settings(decoder: DecoderConfig | None, encoder: ImageEncoderConfig | None) -> dict[str, Any]:

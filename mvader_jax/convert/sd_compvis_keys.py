@@ -130,8 +130,7 @@ def _unet_links(unet: Any, config: UNetConfig, ema: bool) -> tuple[Link, ...]:
         place, rest, kind = _placed(path, places)
         if "resnets" in path:
             rest = _RESNET[rest]
-        rest = rest.replace("transformer_blocks_0", "transformer_blocks.0").replace("to_out_0", "to_out.0")
-        rest = rest.replace("net_0_proj", "net.0.proj").replace("net_2", "net.2").replace("/", ".")
+        rest = re.sub(r"\b(transformer_blocks|to_out|net)_(\d)", r"\1.\2", rest).replace("/", ".")
         name = ".".join(filter(None, (place, rest, kind)))
         if ema:
             # Buffers cannot have dots in their names, so ldm/modules/ema.py takes them out.
@@ -216,7 +215,7 @@ def compvis_config(
         layers_per_block=layers,
         attention=tuple(attention[::layers]),
         cross_attention_dim=contexts[0],
-        num_heads=settings.whole("num_heads", 8 if known else None),
+        num_heads=settings.heads("num_heads", 8 if known else None),
         norm_groups=settings.whole("norm_groups", 32 if known else None),
         sample_size=settings.whole("sample_size", 64),
     )

@@ -14,7 +14,7 @@ from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
 
 _INDEXED = re.compile(
-    r"\b(down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers|to_out)_(\d+)"
+    r"\b(down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers|to_out|net)_(\d+)"
 )
 _LAYOUTS = {1: SAME, 2: LINEAR, 4: CONV}
 #: AutoencoderKL's attention before diffusers 0.15: other names, the same linear layers.
@@ -29,7 +29,6 @@ VAE_SPELLINGS = (
 def diffusers_name(path: str) -> str:
     """Our module names follow diffusers', with `_` where it has a dot before an index."""
     module, leaf = path.rsplit("/", 1)
-    module = module.replace("ff/net_0_proj", "ff/net.0.proj").replace("ff/net_2", "ff/net.2")
     name = _INDEXED.sub(r"\1.\2", module).replace("/", ".")
     return f"{name}.{'bias' if leaf == 'bias' else 'weight'}"
 
@@ -94,7 +93,10 @@ def unet_config(settings: Settings) -> UNetConfig:
         layers_per_block=settings.whole("layers_per_block", 2),
         attention=attention,
         cross_attention_dim=settings.whole("cross_attention_dim", 1280),
-        num_heads=settings.whole("attention_head_dim", 8),
+        # diffusers' older key names the heads of a level, whatever it is called.
+        num_heads=settings.heads(
+            "attention_head_dim" if settings.get("num_attention_heads") is None else "num_attention_heads", 8
+        ),
         norm_groups=settings.whole("norm_num_groups", 32),
         norm_eps=float(settings.get("norm_eps", 1e-5)),
         sample_size=settings.whole("sample_size", 64),
@@ -107,7 +109,9 @@ def unet_settings(config: UNetConfig) -> dict[str, Any]:
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": "0.6.0",
         "act_fn": "silu",
-        "attention_head_dim": config.num_heads,
+        "attention_head_dim": config.num_heads
+        if isinstance(config.num_heads, int)
+        else list(config.num_heads),
         "block_out_channels": list(config.block_out_channels),
         "center_input_sample": False,
         "cross_attention_dim": config.cross_attention_dim,

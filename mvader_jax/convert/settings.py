@@ -49,6 +49,13 @@ class Settings:
             raise UserError(f"{self.where}: {key} is {value!r}, not a positive whole number")
         return value
 
+    def heads(self, key: str, default: int | None = None) -> int | tuple[int, ...]:
+        """A number of heads, or one a level. Raises UserError for anything else."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            return self.whole(key, default)
+        return tuple(Settings({key: one}, self.where).whole(key) for one in value)
+
     def inner(self, key: str) -> Settings:
         """The object under a key, empty where there is none."""
         value = self.get(key, {})

@@ -286,7 +286,8 @@ def _magma(weights: Weights, settings: Settings) -> Source:
         image_prefix=prefix,
         tokenizer=_gpt2_tokenizer(decoder.max_positions),
     )
-    abstract = _abstract(model, "decoder", "adapters", "image_prefix", "image_encoder")
+    names = ["decoder", "image_prefix", "image_encoder"] + ["adapters"] * (adapters is not None)
+    abstract = _abstract(model, *names)
     return Source("magma", (Part(weights, magma_keys.magma_map(abstract, adapters)),), model, abstract)
 
 

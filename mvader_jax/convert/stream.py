@@ -248,6 +248,7 @@ class ComponentReader:
             raise UserError(f"{directory} is not a whole checkpoint") from None
         self._ocdbt = bool(metadata.get("use_ocdbt"))
         self._driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        self._held: tuple[str, np.ndarray] | None = None
         self._arrays = {"/".join(keys): self._open(".".join(keys)) for keys in sorted(names)}
 
     def _open(self, name: str) -> Any:
@@ -272,7 +273,16 @@ class ComponentReader:
 
     def read(self, path: str, layer: int | None = None) -> np.ndarray:
         """A leaf, or its row `layer` where it is stacked. Raises UserError where its file is damaged."""
-        array = self._arrays[path] if layer is None else self._arrays[path][layer]
+        array = self._arrays[path]
+        if layer is not None:
+            if self._held is not None and self._held[0] == path:
+                return self._held[1][layer]
+            self._held = None
+            # A chunk comes whole: where it spans layers, they are kept for those that follow.
+            if array.chunk_layout.read_chunk.shape[0] > 1:
+                self._held = (path, self.read(path))
+                return self._held[1][layer]
+            array = array[layer]
         try:
             return np.asarray(array.read().result())
         except (ValueError, OSError) as error:

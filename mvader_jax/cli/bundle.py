@@ -1,0 +1,73 @@
+"""`mvader bundle`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mvader_jax.errors import UserError
+
+_From = "the bundle it comes from"
+
+
+def bundle(
+    out: Annotated[Path, typer.Argument(help="directory of the bundle to write, or to describe")],
+    decoder: Annotated[Path | None, typer.Option(help=_From)] = None,
+    biases: Annotated[Path | None, typer.Option(help=_From)] = None,
+    adapters: Annotated[Path | None, typer.Option(help=_From)] = None,
+    image_prefix: Annotated[Path | None, typer.Option(help=_From)] = None,
+    image_encoder: Annotated[Path | None, typer.Option(help=_From)] = None,
+    text_encoder: Annotated[Path | None, typer.Option(help=_From)] = None,
+    unet: Annotated[Path | None, typer.Option(help=_From)] = None,
+    vae: Annotated[Path | None, typer.Option(help=_From)] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="a folder or bundle, in place of the decoder's own")
+    ] = None,
+    embedder: Annotated[
+        str | None, typer.Option(help="s_magma or clip_text [default: s_magma with a decoder]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of freshly initialised matrices")] = 0,
+    describe: Annotated[bool, typer.Option("--describe", help="print what the bundle at OUT holds")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the bundle at OUT")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+) -> None:
+    """Put components of bundles together into one, or describe one."""
+    from mvader_jax.cli.convert import interruptible, progress_bar
+    from mvader_jax.convert.compose import compose
+    from mvader_jax.convert.compose import describe as records_of
+
+    given = {
+        "decoder": decoder,
+        "biases": biases,
+        "adapters": adapters,
+        "image_prefix": image_prefix,
+        "image_encoder": image_encoder,
+        "text_encoder": text_encoder,
+        "unet": unet,
+        "vae": vae,
+    }
+    parts = {name: path for name, path in given.items() if path is not None}
+    if describe and parts:
+        raise UserError("--describe takes no components; it prints what the bundle at OUT holds")
+    if not describe:
+        with interruptible(), progress_bar("copying", quiet) as progress:
+            notes = compose(
+                out,
+                parts,
+                tokenizer=tokenizer,
+                embedder=embedder,
+                seed=seed,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        for note in notes:
+            print(note)
+        print(f"wrote {out}")
+    for name, record in records_of(out):
+        print(f"{name}: {record.get('parameters', 0):,} parameters, {', '.join(record.get('dtypes', ()))}")
+        origin = [f"{key} {record[key]}" for key in ("kind", "source", "fresh") if key in record]
+        origin += [f"files {', '.join(record['files'])}"] if "files" in record else []
+        print(f"  from {'; '.join(origin) or 'training'}")
+        print(f"  sha256 {record.get('sha256', 'unknown')}")

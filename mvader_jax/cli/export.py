@@ -1,0 +1,29 @@
+"""`mvader export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    bundle: Annotated[str, typer.Argument(help="name of an embedded bundle, or a directory")],
+    out: Annotated[Path, typer.Argument(help="directory to write")],
+    to: Annotated[str, typer.Option(help="diffusers, compvis or magma")],
+    dtype: Annotated[
+        str, typer.Option(help="of the weights written: keep, float32, float16 or bfloat16")
+    ] = "keep",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier export at OUT")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+) -> None:
+    """Write a bundle's weights as PyTorch programs read them."""
+    from mvader_jax.cli.convert import interruptible, progress_bar
+    from mvader_jax.convert.export import export as run
+
+    with interruptible(), progress_bar("exporting", quiet) as progress:
+        done = run(bundle, out, to, dtype=dtype, overwrite=overwrite, progress=progress)
+    print(f"wrote {', '.join(done.components)} to {out}")
+    for note in done.notes:
+        print(note)

@@ -1,0 +1,226 @@
+"""Components of several bundles put together into one, their files copied unread."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mvader_jax.bundle import find_bundle, read_config, write_config
+from mvader_jax.components import COMPONENTS, abstract_components
+from mvader_jax.config import ModelConfig, from_dict
+from mvader_jax.convert.convert import Progress, counter, is_bundle
+from mvader_jax.convert.engine import shapes
+from mvader_jax.convert.sources import has_vocabulary
+from mvader_jax.convert.staging import workplace
+from mvader_jax.convert.stream import ComponentReader, Leaf, write_component
+from mvader_jax.errors import UserError
+from mvader_jax.tokenizer import Tokenizer
+
+EMBEDDERS = ("s_magma", "clip_text")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A component where it lies, with its bundle's model and its record."""
+
+    directory: Path
+    model: ModelConfig
+    record: dict[str, Any]
+
+
+def compose(
+    out: Path,
+    parts: Mapping[str, Path],
+    *,
+    tokenizer: Path | None = None,
+    embedder: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[str, ...]:
+    """Writes the bundle `out` from components of other bundles; returns notes for the user.
+
+    parts: {component: the bundle it comes from}. tokenizer: a folder or bundle, in place of that of the
+    decoder's (or text encoder's) bundle. embedder: one of EMBEDDERS; by default S-MAGMA where there is a
+    decoder. Where the UNet's cross-attention is of another width than the embedder's hidden states, its
+    to_k and to_v are made anew from `seed`: the start of M-VADER's training (paper, table 1). Raises
+    UserError where a bundle lacks its component, or components do not fit each other.
+    """
+    if not parts:
+        options = ", ".join("--" + name.replace("_", "-") for name in COMPONENTS)
+        raise UserError(f"no components were given; pass some of: {options}")
+    found = {name: _find(path, name) for name, path in parts.items()}
+    model, notes = _model(found, embedder)
+    model, vocabulary = _with_tokenizer(model, found, tokenizer)
+    width = _condition_width(model)
+    stale = _stale(model, found, width)
+    if stale and model.unet is not None and width is not None:
+        notes.append(
+            f"the UNet's cross-attention was {model.unet.cross_attention_dim} wide and the hidden states are {width}: "
+            f"{len(stale)} matrices attn2 to_k and to_v are freshly initialised and need training"
+        )
+        model = dataclasses.replace(model, unet=dataclasses.replace(model.unet, cross_attention_dim=width))
+    _check(model, found, stale)
+    sizes = {name: sum(f.stat().st_size for f in _files(item.directory)) for name, item in found.items()}
+    if stale:
+        sizes["unet"] *= 2  # at most: the new matrices are wider than the old ones
+    advance = counter(progress, sum(sizes.values()))
+    records = {}
+    with workplace(out, overwrite=overwrite, ours=is_bundle, needed=sum(sizes.values())) as work:
+        for name, item in found.items():
+            records[name] = item.record
+            if name == "unet" and stale:
+                made = write_component(work / name, _unet_leaves(item, stale, width, seed), advance)
+                records[name] = {**item.record, **made, "fresh": f"attn2 to_k, to_v from seed {seed}"}
+            else:
+                _copy(item.directory, work / name, advance)
+        if vocabulary is not None:
+            (work / "tokenizer").mkdir()
+            vocabulary.save(work / "tokenizer")
+        write_config(work, model, records)
+    return tuple(notes)
+
+
+def describe(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """(component, its record) of a bundle, sorted. Raises UserError for an unknown bundle."""
+    return sorted(read_config(find_bundle(path)).get("components", {}).items())
+
+
+def _find(path: Path, name: str) -> _Found:
+    bundle = find_bundle(path)
+    data = read_config(bundle)
+    records = data.get("components", {})
+    if name not in records:
+        raise UserError(f"{path} has no {name}; it holds {', '.join(sorted(records)) or 'nothing'}")
+    model = from_dict(ModelConfig, data.get("model", {}), f"{bundle}/config.json: model")
+    return _Found(bundle / name, model, records[name])
+
+
+def _model(found: Mapping[str, _Found], embedder: str | None) -> tuple[ModelConfig, list[str]]:
+    fields: dict[str, Any] = {}
+    for name, item in found.items():
+        if name != "biases":
+            fields[COMPONENTS[name]] = getattr(item.model, COMPONENTS[name])
+    if "decoder" not in fields:
+        # Adapters and biases take their shapes from a decoder, though the bundle holds none.
+        for name in ("biases", "adapters"):
+            if name in found:
+                fields.setdefault("decoder", found[name].model.decoder)
+    if "unet" in found:
+        fields["schedule"] = found["unet"].model.schedule
+    if embedder is None:
+        embedder = "s_magma" if "decoder" in found or "text_encoder" not in found else "clip_text"
+    if embedder not in EMBEDDERS:
+        raise UserError(f"unknown embedder {embedder!r}; accepted: {', '.join(EMBEDDERS)}")
+    notes = []
+    if "text_encoder" in found and embedder == "s_magma":
+        notes.append("prompts go through the decoder (s_magma); the text encoder is carried along unused")
+    return ModelConfig(embedder=embedder, **fields), notes  # type: ignore[arg-type]
+
+
+def _with_tokenizer(
+    model: ModelConfig, found: Mapping[str, _Found], given: Path | None
+) -> tuple[ModelConfig, Tokenizer | None]:
+    reader = found.get("decoder" if model.embedder == "s_magma" else "text_encoder")
+    config = reader.model.tokenizer if reader is not None else None
+    model = dataclasses.replace(model, tokenizer=config)
+    folder = reader.directory.parent / "tokenizer" if reader is not None else None
+    if given is not None:
+        folder = given / "tokenizer" if (given / "tokenizer").is_dir() else given
+        if not folder.exists() or (folder.is_dir() and not has_vocabulary(folder)):
+            raise UserError(f"{given} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt")
+        guessed = Tokenizer.load(folder).config
+        length, positions = (
+            (config.length, config.max_positions) if config else (guessed.length, guessed.max_positions)
+        )
+        config = dataclasses.replace(guessed, length=length, max_positions=positions)
+        return dataclasses.replace(model, tokenizer=config), Tokenizer.load(folder, config)
+    if folder is None or not folder.is_dir() or config is None:
+        return model, None
+    return model, Tokenizer.load(folder, config)
+
+
+def _condition_width(model: ModelConfig) -> int | None:
+    if model.embedder == "clip_text":
+        return model.text_encoder.width if model.text_encoder is not None else None
+    return model.decoder.width if model.decoder is not None else None
+
+
+def _stale(model: ModelConfig, found: Mapping[str, _Found], width: int | None) -> frozenset[str]:
+    """Paths of the UNet's matrices whose input is no longer of their width."""
+    if "unet" not in found or model.unet is None or width in (None, model.unet.cross_attention_dim):
+        return frozenset()
+    paths = ComponentReader(found["unet"].directory).paths
+    return frozenset(p for p in paths if p.endswith(("attn2/to_k/kernel", "attn2/to_v/kernel")))
+
+
+def _check(model: ModelConfig, found: Mapping[str, _Found], stale: frozenset[str]) -> None:
+    """Raises UserError where components do not fit each other."""
+    decoder, prefix, encoder = model.decoder, model.image_prefix, model.image_encoder
+    pairs = []
+    if decoder is not None and prefix is not None:
+        pairs.append(("image prefix's width", prefix.width, "decoder's width", decoder.width))
+    if encoder is not None and prefix is not None:
+        pairs.append(("image prefix's input", prefix.in_width, "image encoder's output", encoder.token_width))
+    if model.unet is not None and model.vae is not None:
+        pairs.append(
+            ("UNet's channels", model.unet.in_channels, "VAE's latent channels", model.vae.latent_channels)
+        )
+    for what, have, other, need in pairs:
+        if have != need:
+            raise UserError(f"the {what} is {have}, but the {other} {need}; they do not belong together")
+    abstract, _ = abstract_components(model, found)
+    for name, item in found.items():
+        reader = ComponentReader(item.directory)
+        expected = shapes(abstract[name])
+        wrong = list(set(expected) ^ set(reader.paths))
+        wrong += [
+            path
+            for path, shape in expected.items()
+            if path in reader.paths and path not in stale and reader.shape(path) != shape
+        ]
+        if wrong:
+            raise UserError(
+                f"{name} of {item.directory.parent} does not fit the other components: {', '.join(sorted(wrong)[:4])}"
+                f"{' ...' if len(wrong) > 4 else ''}"
+            )
+
+
+def _unet_leaves(item: _Found, stale: frozenset[str], width: int | None, seed: int) -> list[Leaf]:
+    reader = ComponentReader(item.directory)
+    init = jax.nn.initializers.lecun_normal()
+    leaves = []
+    for path, key in zip(
+        reader.paths, jax.random.split(jax.random.key(seed), len(reader.paths)), strict=True
+    ):
+        if path not in stale:
+            leaves.append(reader.leaf(path))
+            continue
+        assert width is not None
+        shape, dtype = (width, reader.shape(path)[1]), reader.dtype(path)
+
+        def fresh(
+            key: jax.Array = key, shape: tuple[int, ...] = shape, dtype: np.dtype = dtype
+        ) -> Iterator[np.ndarray]:
+            yield np.asarray(init(key, shape)).astype(dtype)
+
+        leaves.append(Leaf(path, shape, dtype, False, fresh))
+    return leaves
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (file for file in directory.rglob("*") if file.is_file())
+
+
+def _copy(source: Path, target: Path, advance: Callable[[int], None]) -> None:
+    for file in _files(source):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+        advance(file.stat().st_size)
