@@ -19,9 +19,9 @@ from mvader_jax.models.unet_blocks import (
     Upsample,
     conv,
     group_norm,
+    pin,
     timestep_embedding,
 )
-from mvader_jax.parallel.sharding import constrain
 
 Dtype = Any
 
@@ -202,35 +202,30 @@ class UNet(nn.Module):
         sinusoids = timestep_embedding(timesteps, width).astype(self.dtype)
         time = TimeEmbedding(4 * width, self.dtype, name="time_embedding")(sinusoids)
         x = conv(width, 3, name="conv_in", dtype=self.dtype)(latents.astype(self.dtype))
-        x = _pin(x)
+        x = pin(x)
 
         skips, site = [x], 0
         last = len(c.block_out_channels) - 1
         for level in range(last + 1):
             down = DownBlock(c, level, site, self.dtype, self.remat, name=f"down_blocks_{level}")
             x, left = down(x, time, condition)
-            x = _pin(x)
+            x = pin(x)
             skips += left
             site += c.layers_per_block * c.attention[level]
 
         x = MidBlock(c, last, site, self.dtype, self.remat, name="mid_block")(x, time, condition)
-        x = _pin(x)
+        x = pin(x)
         site += 1
 
         layers = c.layers_per_block + 1
         for i, level in enumerate(reversed(range(last + 1))):
             taken, skips = skips[-layers:], skips[:-layers]
             up = UpBlock(c, level, site, self.dtype, self.remat, name=f"up_blocks_{i}")
-            x = _pin(up(x, time, condition, taken))
+            x = pin(up(x, time, condition, taken))
             site += layers * c.attention[level]
 
         x = nn.silu(group_norm(x, c.norm_groups, c.norm_eps, name="conv_norm_out"))
         return conv(c.out_channels, 3, name="conv_out", dtype=self.dtype)(x)
-
-
-def _pin(x: jax.Array) -> jax.Array:
-    """Keeps a feature map sharded by batch alone between blocks."""
-    return constrain(x, "batch", "sequence", "sequence", "activation")
 
 
 def _check(config: UNetConfig, latents: jax.Array, condition: Condition) -> None:

@@ -14,10 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvader_jax.models.attention import attend
-from mvader_jax.parallel.sharding import partitioned
+from mvader_jax.parallel.sharding import constrain, partitioned
 
 Dtype = Any
 _KERNEL = nn.initializers.lecun_normal()
+
+
+def pin(x: jax.Array) -> jax.Array:
+    """Keeps activations [B, ..., C] sharded by batch alone.
+
+    Between blocks this says what is meant. Round the flattening of a feature map it is needed: left to
+    itself there, XLA's partitioner (jax 0.10) exchanges rows between the devices of a mesh that has data,
+    fsdp and tensor axes, and the numbers are wrong.
+    """
+    return constrain(x, "batch", *["sequence"] * (x.ndim - 2), "activation")
 
 
 def conv(
@@ -237,7 +247,7 @@ class Transformer2D(nn.Module):
         batch, height, width, channels = x.shape
         hidden = group_norm(x, self.groups, 1e-6, name="norm")
         hidden = conv(channels, 1, name="proj_in", dtype=self.dtype)(hidden)
-        hidden = hidden.reshape(batch, height * width, channels)
+        hidden = pin(hidden.reshape(batch, height * width, channels))
         block = TransformerBlock(self.num_heads, dtype=self.dtype, name="transformer_blocks_0")
-        hidden = block(hidden, context, log_weights, factors).reshape(x.shape)
+        hidden = pin(block(hidden, context, log_weights, factors)).reshape(x.shape)
         return x + conv(channels, 1, name="proj_out", dtype=self.dtype)(hidden)
