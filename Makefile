@@ -1,13 +1,12 @@
-# Two commands do all the set-up: `make demo` draws the first pictures, `make test` checks everything.
+# `make install` sets up .venv, `make test` checks everything in it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint slow clean
+.PHONY: install test lint slow clean
 
-demo: $(VENV)/.demo
-	$(BIN)/mvader demo
+install: $(VENV)/.installed
 
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest
@@ -20,7 +19,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/.demo: pyproject.toml
+$(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mvader: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) ..."
@@ -29,7 +28,7 @@ $(VENV)/.demo: pyproject.toml
 
 # clip-anytorch holds the PyTorch ModifiedResNet the parity tests compare with; its own requirements
 # (torchvision among them) would break the CPU build of torch.
-$(VENV)/.test: $(VENV)/.demo
+$(VENV)/.test: $(VENV)/.installed
 	@echo "installing what the tests need ..."
 	$(PIP) -e '.[test]'
 	$(PIP) --no-deps clip-anytorch==2.6.0

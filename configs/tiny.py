@@ -48,8 +48,8 @@ def get_config() -> TrainConfig:
             "vae": Stage(
                 objective="vae",
                 data=SCENES,
-                groups={"vae": Group("vae/.*", 3e-3)},
-                steps=1000,
+                groups={"vae": Group("vae/.*", 1.5e-3)},
+                steps=700,
                 batch_size=32,
                 kl_weight=1e-5,
                 optimizer=adam,
@@ -74,7 +74,7 @@ def get_config() -> TrainConfig:
                     # The statistics of batch norm stay as calibrated.
                     "encoder": Group("image_encoder/(?!.*/(mean|var)$).*", 1e-3),
                 },
-                steps=1200,
+                steps=600,
                 batch_size=32,
                 optimizer=adam,
             ),

@@ -7,9 +7,16 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Hooks every command into the application."""
-    from mvader_jax.cli.sample import demo, sample
+    from mvader_jax.cli.bundle import bundle
+    from mvader_jax.cli.convert import convert
+    from mvader_jax.cli.data import app as data
+    from mvader_jax.cli.export import export
+    from mvader_jax.cli.sample import sample
     from mvader_jax.cli.train import train
 
     app.command()(sample)
-    app.command()(demo)
     app.command()(train)
+    app.command()(convert)
+    app.command()(bundle)
+    app.command()(export)
+    app.add_typer(data)

@@ -1,4 +1,4 @@
-"""`mvader sample` and `mvader demo`."""
+"""`mvader sample`."""
 
 from __future__ import annotations
 
@@ -55,17 +55,6 @@ def sample(
         **{key: value for key, value in settings.items() if key != "bundle"},
     )
     for path in write_pictures(out, images, {"prompt": parts, "negative": negative or [], **settings}):
-        print(path)
-
-
-def demo(
-    out: Annotated[Path, typer.Option(help="directory for the pictures")] = Path("outputs/demo"),
-) -> None:
-    """Draw one picture sheet for each of the paper's tasks with the embedded bundle."""
-    from mvader_jax.demo import run_demo
-
-    writable(out)
-    for path in run_demo(out):
         print(path)
 
 

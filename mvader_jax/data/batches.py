@@ -11,9 +11,10 @@ import numpy as np
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.decode import decode, encoder_pixels, to_float
 from mvader_jax.data.prompts import caption_rows, captioning_rows, image_rows
-from mvader_jax.data.reader import Damage, Reader, Record
+from mvader_jax.data.reader import Damage, DamagedRecord, Reader, Record
 from mvader_jax.data.rows import IMAGE, INTERLEAVED, interleaved_before, kinds, row_layout
 from mvader_jax.errors import UserError
+from mvader_jax.prompt import Image, Text
 from mvader_jax.tokenizer import Tokenizer
 
 Objective = Literal["vae", "captioning", "contrastive", "diffusion"]
@@ -102,7 +103,21 @@ def diffusion_batch(
     With interleaved prompts also "interleaved_prompt" and "use_interleaved".
     """
     layout = row_layout(shape.batch_size // shape.groups, config.p_image, config.p_interleaved)
+    length = config.interleaved_length
+    if not length:
+        length = config.interleaved_images * shape.image_tokens + config.caption_length
     groups = shape.groups // shape.process_count
+
+    def fits(record: Record) -> Record:
+        elements = record["prompt"].elements
+        pictures = sum(isinstance(element, Image) for element in elements)
+        words = sum(len(tokenizer.encode(e.text)) for e in elements if isinstance(e, Text))
+        if pictures > config.interleaved_images or words + pictures * shape.image_tokens > length:
+            raise DamagedRecord(
+                f"its prompt has {pictures} images and {words} other tokens, more than "
+                f"{config.interleaved_images} images and {length} tokens in all"
+            )
+        return record
 
     def read(step: int, kind: np.ndarray) -> tuple[list[Record], list[Damage]]:
         mixed = interleaved_before(layout, step * shape.groups + shape.process_index * groups)
@@ -112,7 +127,7 @@ def diffusion_batch(
             # The two kinds of record are counted apart, so that each set is seen whole in its epochs.
             if which == INTERLEAVED:
                 assert interleaved is not None
-                record, passed = _read_one(interleaved, mixed, config)
+                record, passed = _read_one(interleaved, mixed, config, fits)
                 mixed += 1
             else:
                 record, passed = _read_one(reader, place - mixed, config)
@@ -140,7 +155,7 @@ def diffusion_batch(
                 [records[i].get("prompt") for i in middle],
                 image_size=shape.encoder_size,
                 image_tokens=shape.image_tokens,
-                length=config.interleaved_length,
+                length=length,
                 num_images=config.interleaved_images,
             )
             batch["use_interleaved"] = kind.reshape(-1) == INTERLEAVED
@@ -159,11 +174,16 @@ def _read(reader: Reader, positions: range, config: DataConfig) -> tuple[list[Re
     return records, damage
 
 
-def _read_one(reader: Reader, position: int, config: DataConfig) -> tuple[Record, list[Damage]]:
+def _read_one(
+    reader: Reader,
+    position: int,
+    config: DataConfig,
+    check: Callable[[Record], Record] = lambda record: record,
+) -> tuple[Record, list[Damage]]:
     # The crop's choices are apart from the source's, which made the caption from the same position.
     rng = reader.rng(position, "decode")
     size = (config.image_size, config.image_size)
-    return reader.read(position, lambda record: decode(record, config, rng, size))
+    return reader.read(position, lambda record: decode(check(record), config, rng, size))
 
 
 def _pixels(records: Sequence[Record]) -> np.ndarray:

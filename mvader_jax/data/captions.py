@@ -93,6 +93,20 @@ def _phrase(thing: SceneObject, told: set[str], language: Language) -> str:
     )
 
 
+def change_phrase(attribute: str, value: str, language: Language = "en") -> str:
+    """What a person says who wants another colour, fill, size or background: "in red", "a hollow shape"."""
+    if attribute == "color":
+        return f"in {value}" if language == "en" else f"in {_ADJECTIVE_DE[value]}"
+    if attribute == "background":
+        english, german = (
+            f"a shape on a {value} background",
+            f"eine form auf {_ADJECTIVE_DE[value]}em hintergrund",
+        )
+    else:
+        english, german = f"a {value} shape", f"eine {_ADJECTIVE_DE[value]}e form"
+    return english if language == "en" else german
+
+
 def contrastive_triplet(
     scene: Scene, rng: np.random.Generator, languages: Sequence[Language] = ("en", "de"), omit: float = 0.0
 ) -> tuple[str, str, str]:

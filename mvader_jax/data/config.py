@@ -20,9 +20,10 @@ class DataConfig:
     image_size: side of the target pictures in pixels.
     caption_length: tokens of a caption row; longer captions are cut.
     p_image: share of samples conditioned on their own image, exact over the run (paper section 3: 0.2).
-    p_interleaved: share conditioned on a prompt of several elements, from `interleaved` or from scenes.
-    interleaved: JSONL files of prompts and targets; interleaved_length and interleaved_images: the
-        tokens and images that every such prompt is padded to.
+    p_interleaved: share conditioned on a prompt of several elements, see `interleaved`.
+    interleaved: JSONL files of prompts and targets; none makes them of scenes.
+    interleaved_images, interleaved_length: images and tokens that every such prompt is padded to, longer
+        ones being left out; a length of 0 is that of so many images and a caption.
     crop: which square of the picture is kept; flip: probability of mirroring it (text in pictures
         becomes unreadable, hence 0).
     aspect_buckets: sides (height, width) that whole batches take, nearest to each picture's own shape;
@@ -42,8 +43,8 @@ class DataConfig:
     p_image: float = 0.2
     p_interleaved: float = 0.0
     interleaved: tuple[str, ...] = ()
-    interleaved_length: int = 0
     interleaved_images: int = 2
+    interleaved_length: int = 0
     crop: Literal["centre", "random"] = "centre"
     flip: float = 0.0
     aspect_buckets: tuple[tuple[int, int], ...] = ()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.jsonl import Interleaved, Pairs
 from mvader_jax.data.reader import Source
+from mvader_jax.data.scene_prompts import SceneInterleaved
 from mvader_jax.data.scene_sources import SceneImages, ScenePairs
 from mvader_jax.data.scenes import Split
 from mvader_jax.data.stored import Stored
@@ -34,4 +35,6 @@ def interleaved_source(config: DataConfig, split: Split) -> Sequence[Source]:
     """The interleaved prompts of a config: its JSONL files, or those made of scenes where there are none."""
     if config.interleaved:
         return [Interleaved(config.interleaved)]
+    if config.source == "scenes":
+        return [SceneInterleaved(config, split)]
     raise UserError("p_interleaved is set, but the data names no interleaved JSONL file")

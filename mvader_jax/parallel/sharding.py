@@ -62,7 +62,11 @@ def partitioned(init: Callable[..., jax.Array], *names: str) -> Callable[..., An
 
 
 def partition_spec(
-    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh, itemsize: int = 4, what: str = "array"
+    names: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh | AbstractMesh,
+    itemsize: int = 4,
+    what: str = "array",
 ) -> PartitionSpec:
     """The PartitionSpec of one array.
 

@@ -48,7 +48,7 @@ class Stage:
     images: bool = True
     #: contrastive: cosine similarities are multiplied by this before the softmax.
     similarity_scale: float = 20.0
-    #: vae: weight of the Kullback-Leibler term beside the mean absolute error a pixel.
+    #: vae: weight of the Kullback-Leibler term beside the errors of a pixel.
     kl_weight: float = 1e-6
     #: microbatches a step.
     accumulate: int = 1

@@ -47,12 +47,13 @@ def train(
     *,
     quiet: bool = False,
     on_sample: Callable[[Bundle, Path], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> int:
     """Trains one stage, or goes on with it. Returns 0 when finished, PREEMPTED after SIGTERM.
 
     on_sample: called every `sample_every` steps on process 0 with the averaged model as a bundle and
-    the path of the PNG to write. Raises UserError for a mistake in the config, Diverged when the loss
-    stops being finite.
+    the path of the PNG to write. on_step: called after every update with its number. Raises UserError
+    for a mistake in the config, Diverged when the loss stops being finite.
     """
     stage = config.stage(stage_name)
     directory = Path(workdir) / stage_name
@@ -77,6 +78,8 @@ def train(
         for number in range(first + 1, stage.steps + 1):
             state, metrics = run.step(state, make_global(next(loader), mesh))
             bad += watch.after_step(number, metrics)
+            if on_step is not None:
+                on_step(number)
             stop = preemption.requested(number)
             if bad > stage.max_bad_updates or stop or number % stage.save_every == 0 or number == stage.steps:
                 save(number)

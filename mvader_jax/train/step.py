@@ -79,7 +79,9 @@ def make_train_step(
             "bad_updates": jnp.stack([1.0 - finite, 1.0]).astype(jnp.float32),
         }
         return (
-            dataclasses.replace(state, step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=ema),
+            dataclasses.replace(
+                state, step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=ema
+            ),
             metrics,
         )
 

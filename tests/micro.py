@@ -1,0 +1,98 @@
+"""The smallest model that has every part, for tests that compile; a few hundred thousand parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvader_jax.bundle import Bundle
+from mvader_jax.components import COMPONENTS, abstract_components
+from mvader_jax.config import ModelConfig
+from mvader_jax.data.captions import caption
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.scenes import scene_at
+from mvader_jax.diffusion.schedule import ScheduleConfig
+from mvader_jax.models.decoder import AdaptersConfig, DecoderConfig
+from mvader_jax.models.image_encoder import ImageEncoderConfig
+from mvader_jax.models.image_prefix import ImagePrefixConfig
+from mvader_jax.models.unet import UNetConfig
+from mvader_jax.models.vae import VAEConfig
+from mvader_jax.tokenizer import TokenizerConfig, train_tokenizer
+from mvader_jax.train.config import Group, Stage, TrainConfig
+from mvader_jax.train.optimizer import OptimizerConfig
+
+MODEL = ModelConfig(
+    decoder=DecoderConfig(320, 320, 48, 2, 2, 24, 96, 96, rotary_dim=12),
+    adapters=AdaptersConfig(width=16),
+    image_encoder=ImageEncoderConfig((1, 1, 1, 1), 8, 64),
+    image_prefix=ImagePrefixConfig(in_width=256, width=48),
+    unet=UNetConfig(4, 4, (16, 32), 1, (True, True), 48, 2, 8, 1e-5, 8),
+    vae=VAEConfig(3, (8, 8, 16, 16), 1, 4, 4, 1.0, 64),
+    schedule=ScheduleConfig(),
+    tokenizer=TokenizerConfig(eos_id=0, max_positions=96),
+)
+DATA = DataConfig(source="scenes", num_records=64, caption_length=24, threads=1)
+
+
+def draw(rng: np.random.Generator, path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """A random parameter: kernels of unit gain, everything else a little off its neutral value."""
+    name = path[-1].key
+    if name in ("kernel", "embedding"):
+        fan_in = leaf.shape[-2] if len(leaf.shape) < 4 else int(np.prod(leaf.shape[:-1]))
+        return jnp.asarray(rng.normal(0, fan_in**-0.5, leaf.shape), jnp.float32)
+    neutral = 1.0 if name in ("scale", "var") else 0.0
+    return jnp.asarray(neutral + 0.05 * rng.uniform(-1, 1, leaf.shape), jnp.float32)
+
+
+def bundle() -> Bundle:
+    """Random weights, a tokenizer trained on a hundred captions."""
+    rng = np.random.default_rng(0)
+    tokenizer = train_tokenizer([caption(scene_at(0, i), rng) for i in range(100)], 320, max_positions=96)
+    # Drawn in NumPy from the shapes alone: compiling every initialiser would take a minute.
+    shapes, _ = abstract_components(MODEL, [name for name in COMPONENTS if name != "text_encoder"])
+    components = jax.tree_util.tree_map_with_path(lambda path, leaf: draw(rng, path, leaf), shapes)
+    model = dataclasses.replace(MODEL, tokenizer=tokenizer.config)
+    return Bundle(model, components, tokenizer)
+
+
+def train_config(**changes: object) -> TrainConfig:
+    """Every stage, a handful of steps each."""
+
+    def stage(objective: str, groups: dict[str, Group], **more: object) -> Stage:
+        settings = {
+            "steps": 6,
+            "batch_size": 8,
+            "data": DATA,
+            "optimizer": OptimizerConfig(warmup_steps=2),
+            "log_every": 2,
+            "save_every": 2,
+            "validate_every": 100,
+            **more,
+            **changes,
+        }
+        return Stage(objective, groups, **settings)  # type: ignore[arg-type]
+
+    return TrainConfig(
+        "micro",
+        MODEL,
+        {
+            "vae": stage("vae", {"vae": Group("vae/.*", 1e-3)}),
+            "language": stage("captioning", {"decoder": Group("decoder/.*", 1e-3)}, images=False),
+            "captioning": stage(
+                "captioning", {"adapters": Group("(adapters|image_prefix)/.*", 1e-3)}, init=("language",)
+            ),
+            "contrastive": stage("contrastive", {"biases": Group("biases/.*", 1e-3)}, init=("captioning",)),
+            "diffusion": stage(
+                "diffusion",
+                {
+                    "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 1e-3),
+                    "unet": Group("unet/.*", 5e-4),
+                },
+                init=("vae", "contrastive"),
+            ),
+        },
+    )
