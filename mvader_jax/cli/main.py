@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
-import click
 import typer
 
 from mvader_jax.errors import UserError
+
+#: The base of typer's own complaints about a command line: BadParameter < UsageError < this.
+_CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="mvader",
@@ -29,14 +32,11 @@ def main(arguments: list[str] | None = None) -> None:
     register(app)
     try:
         code = app(args=arguments, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        sys.exit(2)
-    except click.ClickException as error:
+    except _CommandLineError as error:
         _fail(error.format_message(), error.exit_code)
     except UserError as error:
         _fail(str(error), 2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     else:
         sys.exit(code if isinstance(code, int) else 0)
