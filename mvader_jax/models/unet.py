@@ -19,7 +19,6 @@ from mvader_jax.models.unet_blocks import (
     Upsample,
     conv,
     group_norm,
-    pin,
     timestep_embedding,
 )
 
@@ -202,26 +201,23 @@ class UNet(nn.Module):
         sinusoids = timestep_embedding(timesteps, width).astype(self.dtype)
         time = TimeEmbedding(4 * width, self.dtype, name="time_embedding")(sinusoids)
         x = conv(width, 3, name="conv_in", dtype=self.dtype)(latents.astype(self.dtype))
-        x = pin(x)
 
         skips, site = [x], 0
         last = len(c.block_out_channels) - 1
         for level in range(last + 1):
             down = DownBlock(c, level, site, self.dtype, self.remat, name=f"down_blocks_{level}")
             x, left = down(x, time, condition)
-            x = pin(x)
             skips += left
             site += c.layers_per_block * c.attention[level]
 
         x = MidBlock(c, last, site, self.dtype, self.remat, name="mid_block")(x, time, condition)
-        x = pin(x)
         site += 1
 
         layers = c.layers_per_block + 1
         for i, level in enumerate(reversed(range(last + 1))):
             taken, skips = skips[-layers:], skips[:-layers]
             up = UpBlock(c, level, site, self.dtype, self.remat, name=f"up_blocks_{i}")
-            x = pin(up(x, time, condition, taken))
+            x = up(x, time, condition, taken)
             site += layers * c.attention[level]
 
         x = nn.silu(group_norm(x, c.norm_groups, c.norm_eps, name="conv_norm_out"))

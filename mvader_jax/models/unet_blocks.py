@@ -20,30 +20,45 @@ Dtype = Any
 _KERNEL = nn.initializers.lecun_normal()
 
 
-def pin(x: jax.Array) -> jax.Array:
-    """Keeps activations [B, ..., C] sharded by batch alone.
+class Conv(nn.Module):
+    """A square convolution: [B, h, w, C] -> [B, h / stride, w / stride, features].
 
-    Between blocks this says what is meant. Round the flattening of a feature map it is needed: left to
-    itself there, XLA's partitioner (jax 0.10) exchanges rows between the devices of a mesh that has data,
-    fsdp and tensor axes, and the numbers are wrong.
+    padding: rows and columns of zeros before and after; size // 2 of each where None.
+
+    Its activations stay sharded by batch alone. Left to itself, XLA's partitioner (jax 0.10) gives a
+    convolution whose channels are sharded, forward or backward, the rows of another device on a mesh
+    with data, fsdp and tensor axes, and the numbers are silently wrong.
     """
-    return constrain(x, "batch", *["sequence"] * (x.ndim - 2), "activation")
+
+    features: int
+    size: int
+    stride: int = 1
+    padding: tuple[int, int] | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = partitioned(_KERNEL, "kernel", "kernel", "channels_in", "channels_out")
+        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        pad = (self.size // 2, self.size // 2) if self.padding is None else self.padding
+        y = jax.lax.conv_general_dilated(
+            _pin(x.astype(self.dtype)),
+            kernel.astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=(pad, pad),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return _pin(y + bias.astype(self.dtype))
 
 
-def conv(
-    features: int, size: int, *, name: str, dtype: Dtype, stride: int = 1, padding: Any = None
-) -> nn.Conv:
-    """A square convolution; pads by size // 2 unless told otherwise."""
-    pad = size // 2
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)) if padding is None else padding,
-        kernel_init=partitioned(_KERNEL, "kernel", "kernel", "channels_in", "channels_out"),
-        dtype=dtype,
-        name=name,
-    )
+def _pin(x: jax.Array) -> jax.Array:
+    return constrain(x, "batch", "sequence", "sequence", "activation")
+
+
+def conv(features: int, size: int, *, name: str, dtype: Dtype) -> Conv:
+    """A convolution of stride 1 that keeps the size."""
+    return Conv(features, size, dtype=dtype, name=name)
 
 
 def dense(features: int, axes: tuple[str, str], *, name: str, dtype: Dtype, bias: bool = True) -> nn.Dense:
@@ -146,8 +161,8 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        pad = (1, 1) if self.symmetric else (0, 1)
-        return conv(self.features, 3, name="conv", dtype=self.dtype, stride=2, padding=(pad, pad))(x)
+        padding = (1, 1) if self.symmetric else (0, 1)
+        return Conv(self.features, 3, stride=2, padding=padding, dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):
@@ -247,7 +262,7 @@ class Transformer2D(nn.Module):
         batch, height, width, channels = x.shape
         hidden = group_norm(x, self.groups, 1e-6, name="norm")
         hidden = conv(channels, 1, name="proj_in", dtype=self.dtype)(hidden)
-        hidden = pin(hidden.reshape(batch, height * width, channels))
+        hidden = hidden.reshape(batch, height * width, channels)
         block = TransformerBlock(self.num_heads, dtype=self.dtype, name="transformer_blocks_0")
-        hidden = pin(block(hidden, context, log_weights, factors)).reshape(x.shape)
+        hidden = block(hidden, context, log_weights, factors).reshape(x.shape)
         return x + conv(channels, 1, name="proj_out", dtype=self.dtype)(hidden)

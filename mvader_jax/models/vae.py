@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mvader_jax.errors import UserError
 from mvader_jax.models.attention import attend
-from mvader_jax.models.unet_blocks import Downsample, ResnetBlock, Upsample, conv, dense, group_norm, pin
+from mvader_jax.models.unet_blocks import Downsample, ResnetBlock, Upsample, conv, dense, group_norm
 
 Dtype = Any
 _EPS = 1e-6
@@ -77,13 +77,13 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         hidden = group_norm(x, self.groups, _EPS, name="group_norm")
-        hidden = pin(hidden.reshape(batch, height * width, channels))
+        hidden = hidden.reshape(batch, height * width, channels)
         q, k, v = (
             dense(channels, ("channels_in", "heads"), name=name, dtype=self.dtype)(hidden)[:, :, None, :]
             for name in ("to_q", "to_k", "to_v")
         )
         hidden = attend(q, k, v)[:, :, 0, :]
-        hidden = pin(dense(channels, ("heads", "channels_in"), name="to_out_0", dtype=self.dtype)(hidden))
+        hidden = dense(channels, ("heads", "channels_in"), name="to_out_0", dtype=self.dtype)(hidden)
         return x + hidden.reshape(x.shape)
 
 
@@ -118,7 +118,7 @@ class Level(nn.Module):
             x = Downsample(self.features, symmetric=False, dtype=self.dtype, name="downsamplers_0")(x)
         elif self.sampling == "up":
             x = Upsample(self.features, dtype=self.dtype, name="upsamplers_0")(x)
-        return pin(x)
+        return x
 
 
 class Encoder(nn.Module):
