@@ -100,10 +100,12 @@ class Reader:
         which = int(np.searchsorted(self._starts, number, side="right")) - 1
         source, first = self.sources[which], number - int(self._starts[which])
         passed: list[Damage] = []
+        # One generator for all attempts: a substitute must not repeat the choices that did not do.
+        rng = self.rng(position)
         for step in range(_SUBSTITUTES):
             index = (first + step) % len(source)
             try:
-                return decode(source.record(index, self.rng(position))), passed
+                return decode(source.record(index, rng)), passed
             except (DamagedRecord, UserError) as error:
                 passed.append(Damage(which, index, f"{source.where(index)}: {error}"))
         raise UserError(f"{_SUBSTITUTES} damaged records in a row; the last: {passed[-1].reason}")

@@ -8,6 +8,7 @@ another attribute (fill, size or background: a change of style), and two picture
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,11 @@ def scene_task(
         parts = tuple(Scene(target.background, (thing,)) for thing in target.objects)
         return SceneTask(kind, parts if rng.random() < 0.5 else parts[::-1], target)
     scene = scene_at(seed, index, split, two_objects=0.0)
-    name = "color" if kind == "color" else _pick(tuple(_STYLES), rng)
-    target, value = _changed(scene, name, rng)
-    while target.held_out and split == "train":  # the answer, too, must be of the split
-        target, value = _changed(scene, name, rng)
+    names = ("color",) if kind == "color" else tuple(_STYLES)
+    # The answer, too, must be of the training split. Where every change of the kind is held out, any will do.
+    changes = _changes(scene, names, split) or _changes(scene, ("color", *_STYLES), split)
+    name = names[0] if kind == "color" else _pick(tuple(dict.fromkeys(n for n, _, _ in changes)), rng)
+    name, value, target = _pick([change for change in changes if change[0] == name] or changes, rng)
     words = change_phrase(name, value, languages[int(rng.integers(len(languages)))])
     return SceneTask(kind, (words, scene) if rng.random() < 0.5 else (scene, words), target)
 
@@ -76,16 +78,21 @@ class SceneInterleaved:
         return f"scene task {index} of the {self._split} split"
 
 
-def _changed(scene: Scene, name: str, rng: np.random.Generator) -> tuple[Scene, str]:
-    words = {"color": tuple(COLORS), **_STYLES}[name]
-    now = scene.background if name == "background" else getattr(scene.objects[0], name)
-    value = _pick(tuple(word for word in words if word != now), rng)
-    if name == "background":
-        return dataclasses.replace(scene, background=value), value
-    return dataclasses.replace(
-        scene, objects=(dataclasses.replace(scene.objects[0], **{name: value}),)
-    ), value
+def _changes(scene: Scene, names: Sequence[str], split: Split) -> list[tuple[str, str, Scene]]:
+    """Every (attribute, new value, scene with it) that the split may show."""
+    found = []
+    for name in names:
+        thing = scene.objects[0]
+        now = scene.background if name == "background" else getattr(thing, name)
+        for value in {"color": tuple(COLORS), **_STYLES}[name]:
+            if name == "background":
+                changed = dataclasses.replace(scene, background=value)
+            else:
+                changed = dataclasses.replace(scene, objects=(dataclasses.replace(thing, **{name: value}),))
+            if value != now and not (split == "train" and changed.held_out):
+                found.append((name, value, changed))
+    return found
 
 
-def _pick(words: tuple[str, ...], rng: np.random.Generator) -> str:
+def _pick(words: Sequence[Any], rng: np.random.Generator) -> Any:
     return words[int(rng.integers(len(words)))]
