@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,8 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def recognise(path: Path, weights: Weights | None) -> str:
-    """The kind of a source, by its folders and the names of its tensors. Raises UserError for none of them."""
-    if weights is None:
-        return "stable-diffusion"
+def recognise(path: Path, weights: Weights) -> str:
+    """The kind of a source by the names of its tensors. Raises UserError for none of them."""
     names = weights.tensors
 
     def has(pattern: str) -> bool:
@@ -78,9 +77,13 @@ def recognise(path: Path, weights: Weights | None) -> str:
     )
 
 
+_UNET = (r"down_blocks\.0\.resnets\.", r"time_embedding\.linear_1\.")
+_VAE = (r"encoder\.down_blocks\.0\.resnets\.", r"post_quant_conv\.")
 #: A kind is recognised by names that all match; the first that fits.
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("stable-diffusion", (r"model\.diffusion_model\.input_blocks\.",)),
+    ("stable-diffusion", _UNET),
+    ("stable-diffusion", _VAE),
     ("magma", (r"image_prefix\.", r"(lm\.)?transformer\.")),
     ("clip-resnet", (r"(visual\.)?layer1\.0\.conv1\.weight",)),
     ("clip-text", (r"transformer\.resblocks\.0\.", r"token_embedding\.weight")),
@@ -103,7 +106,7 @@ def open_source(path: Path, kind: str | None, options: Options) -> Source:
         raise UserError(f"unknown kind {kind!r}; accepted: {', '.join(KINDS)}")
     if not path.exists():
         raise UserError(f"{path} does not exist")
-    if path.is_dir() and (_is_pipeline(path) or (path / "scheduler_config.json").is_file()):
+    if path.is_dir() and _is_pipeline(path):
         if kind not in (None, "stable-diffusion"):
             raise UserError(f"{path} is a diffusers folder, not {kind}")
         return _diffusers(path, options)
@@ -111,14 +114,10 @@ def open_source(path: Path, kind: str | None, options: Options) -> Source:
     kind = kind or recognise(path, weights)
     settings = _settings(path, options)
     if kind == "stable-diffusion":
-        component = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}.get(
-            str(settings.get("_class_name"))
-        )
-        return (
-            _diffusers(path.parent, options, only=path.name)
-            if component
-            else _compvis(weights, settings, options)
-        )
+        for name, signs in (("unet", _UNET), ("vae", _VAE)):
+            if all(any(re.match(sign, tensor) for tensor in weights.tensors) for sign in signs):
+                return _diffusers_model({name: (weights, settings)})
+        return _compvis(weights, settings, options)
     readers = {
         "gptj": _gptj,
         "gpt-neox": _gpt_neox,
@@ -162,7 +161,8 @@ def _abstract(model: ModelConfig, *components: str) -> Abstract:
     return abstract_components(model, components)[0]
 
 
-def _diffusers(path: Path, options: Options, only: str | None = None) -> Source:
+def _diffusers(path: Path, options: Options) -> Source:
+    """A pipeline's folder."""
     if options.config is not None:
         raise UserError("a diffusers folder brings its own config.json files; --config is for other sources")
     if options.ema:
@@ -170,35 +170,43 @@ def _diffusers(path: Path, options: Options, only: str | None = None) -> Source:
     found = {
         name: (_open(path / name, options), Settings.load(path / name / "config.json"))
         for name in ("unet", "vae", "text_encoder")
-        if (path / name / "config.json").is_file() and only in (None, name)
+        if (path / name / "config.json").is_file()
     }
     if not found:
         raise UserError(f"{path} has none of the folders unet, vae and text_encoder with a config.json")
-    schedule, notes = None, []
-    schedule_file = path / "scheduler" / "scheduler_config.json"
-    if only is None and schedule_file.is_file():
-        schedule = sd_diffusers_keys.schedule_config(Settings.load(schedule_file))
-    elif "unet" in found:
-        schedule = ScheduleConfig()
-        notes.append("no scheduler folder: Stable Diffusion 1.4's schedule was taken")
+    source = _diffusers_model(found)
+    model, notes, tokenizer = source.model, source.notes, None
+    schedule = path / "scheduler" / "scheduler_config.json"
+    if schedule.is_file():
+        config = sd_diffusers_keys.schedule_config(Settings.load(schedule))
+        model, notes = dataclasses.replace(model, schedule=config), ()
     left = [
-        folder.name
-        for folder in sorted(path.iterdir())
-        if folder.is_dir() and folder.name in ("safety_checker", "feature_extractor", "image_encoder")
+        name for name in ("safety_checker", "feature_extractor", "image_encoder") if (path / name).is_dir()
     ]
-    if left and only is None:
-        notes.append(f"left out, as no picture depends on it: {', '.join(left)}")
+    if left:
+        notes += (f"left out, as no picture depends on it: {', '.join(left)}",)
+    if "text_encoder" in found and (path / "tokenizer").is_dir() and has_vocabulary(path / "tokenizer"):
+        tokenizer = path / "tokenizer"
+    return dataclasses.replace(source, model=model, notes=notes, tokenizer=tokenizer)
+
+
+def _diffusers_model(found: Mapping[str, tuple[Weights, Settings]]) -> Source:
+    """Components of a pipeline, each with its config.json."""
     text = None
     if "text_encoder" in found:
         weights, settings = found["text_encoder"]
         text = clip_text_keys.clip_text_config(spelled(weights.tensors, clip_text_keys.SPELLINGS), settings)
-    vocabulary = path / "tokenizer"
+    for name in ("unet", "vae"):
+        if name in found and not found[name][1].given:
+            raise UserError(
+                f"the {name} of diffusers needs its config.json beside it; pass --config FILE.json"
+            )
     model = ModelConfig(
         embedder="clip_text" if text is not None else "s_magma",
         text_encoder=text,
         unet=sd_diffusers_keys.unet_config(found["unet"][1]) if "unet" in found else None,
         vae=sd_diffusers_keys.vae_config(found["vae"][1]) if "vae" in found else None,
-        schedule=schedule,
+        schedule=ScheduleConfig() if "unet" in found else None,
         tokenizer=_clip_tokenizer(text.vocab_size, text.max_positions) if text is not None else None,
     )
     abstract = _abstract(model, *found)
@@ -208,10 +216,8 @@ def _diffusers(path: Path, options: Options, only: str | None = None) -> Source:
         "text_encoder": clip_text_keys.clip_text_map,
     }
     parts = tuple(Part(weights, maps[name](abstract[name])) for name, (weights, _) in found.items())
-    tokenizer = (
-        vocabulary if text is not None and vocabulary.is_dir() and has_vocabulary(vocabulary) else None
-    )
-    return Source("stable-diffusion", parts, model, abstract, tokenizer, tuple(notes))
+    notes = ("no scheduler folder: Stable Diffusion 1.4's schedule was taken",) if "unet" in found else ()
+    return Source("stable-diffusion", parts, model, abstract, None, notes)
 
 
 def _clip_tokenizer(vocabulary: int, positions: int) -> TokenizerConfig:
