@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+#: Folded into a seed in place of an image's index, which is below 2**31: the root of the samplers' noise.
+_SAMPLER_STREAM = 2**32 - 1
+
 
 def initial_noise(seeds: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal latents float32 [B, *shape].
@@ -15,5 +18,17 @@ def initial_noise(seeds: jax.Array, indices: jax.Array, shape: tuple[int, ...]) 
 
     def one(seed: jax.Array, index: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape, jnp.float32)
+
+    return jax.vmap(one)(jnp.asarray(seeds), jnp.asarray(indices))
+
+
+def sampler_keys(seeds: jax.Array, indices: jax.Array) -> jax.Array:
+    """A PRNG key an image [B], for samplers that add noise; independent of its `initial_noise`.
+
+    seeds: uint32 [B]; indices: int32 [B]. Key i depends on (seeds[i], indices[i]) alone.
+    """
+
+    def one(seed: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _SAMPLER_STREAM), index)
 
     return jax.vmap(one)(jnp.asarray(seeds), jnp.asarray(indices))

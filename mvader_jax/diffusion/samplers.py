@@ -1,84 +1,122 @@
-"""Samplers: pure functions `(denoise, latents, schedule, steps) -> latents`, whole inside `jit`.
+"""The samplers by name, and the one form in which they are called.
 
-`denoise(x, t)` is the model's noise prediction with everything else closed over; t is a traced int32 [].
-State is float32 at least, whatever the model computes in.
+    SAMPLERS["plms"](denoise, latents, schedule, 50)                          # from noise to the picture
+    start = start_at(50, strength=0.6)                                        # img2img: 30 of the 50 steps
+    noisy = SAMPLERS["plms"].add_noise(latents, noise, schedule, 50, start)
+    SAMPLERS["plms"](denoise, noisy, schedule, 50, start=start)
+
+`denoise(x, t)` is the model's noise prediction with everything else closed over: x as the latents, t a
+traced int32 []. Every sampler is pure and runs whole inside `jit` as one `lax.scan` with one call of
+`denoise` in it. Its coefficients are computed in float64 on the host; the state is float32 at least,
+whatever the model computes in.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvader_jax.diffusion.schedule import Schedule, leading_timesteps
-
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
-Sampler = Callable[[Denoise, jax.Array, Schedule, int], jax.Array]
-
-#: Adams-Bashforth coefficients by order, newest first (PNDM eq. 12; Liu et al. 2022).
-_ADAMS_BASHFORTH = np.array(
-    [
-        [1, 0, 0, 0],
-        [3 / 2, -1 / 2, 0, 0],
-        [23 / 12, -16 / 12, 5 / 12, 0],
-        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
-    ]
-)
+from mvader_jax.diffusion import pndm, solvers
+from mvader_jax.diffusion.pndm import Denoise
+from mvader_jax.diffusion.schedule import Schedule, ScheduleConfig, leading_timesteps, linspace_timesteps
+from mvader_jax.errors import UserError
 
 
-def transfer(
-    schedule: Schedule, x: jax.Array, eps: jax.Array, t: jax.Array, previous: jax.Array
-) -> jax.Array:
-    """phi(x, eps, t, t - d): the deterministic step of PNDM eq. 11 (DDIM's, rearranged)."""
-    a, b = schedule.alpha(t), schedule.alpha(previous)
-    scale = a * jnp.sqrt(1 - b) + jnp.sqrt(a * (1 - a) * b)
-    return jnp.sqrt(b / a) * x - (b - a) / scale * eps
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """One row of `SAMPLERS`.
 
-
-def plms(denoise: Denoise, latents: jax.Array, schedule: Schedule, steps: int) -> jax.Array:
-    """PNDM as Stable Diffusion ran it (PLMS): `steps` + 1 model calls.
-
-    The first step is taken twice: an Euler step to t - d, then again from the start with the mean of
-    both predictions (PNDM eq. 22 with a second-order start); the second prediction is not kept in the
-    history. Later steps are Adams-Bashforth of order 2, 3, then 4.
+    solve: (denoise, latents, config, steps, start) -> latents; with `stochastic`, also eta and keys.
+    levels: the noise levels, as timesteps of the schedule, at which its steps begin: descending, [steps].
+    extra_calls: model calls beyond one a step, of a run of so many steps.
+    stochastic: whether it takes eta > 0.
     """
-    stride = schedule.config.num_train_steps // steps
-    ladder = leading_timesteps(schedule.config, steps)
-    # Call c evaluates the model at called[c] and moves the latents from t to previous.
-    called = np.concatenate([ladder[:1], ladder[:1] - stride, ladder[1:]])
-    called[1] = ladder[1] if steps > 1 else ladder[0] - stride
-    start = np.concatenate([ladder[:1], ladder[:1], ladder[1:]])
-    previous = start - stride
-    order = np.minimum(np.concatenate([[0, 0], np.arange(1, steps)]), 3)
-    keep = np.ones(steps + 1, bool)
-    keep[1] = False
-    dtype = jnp.promote_types(latents.dtype, jnp.float32)
-    x = latents.astype(dtype)
 
-    def body(carry: tuple[jax.Array, jax.Array, jax.Array], call: tuple[jax.Array, ...]) -> tuple:
-        x, origin, history = carry
-        t, source, target, coefficients, keeps, averages = call
-        eps = denoise(x, jnp.maximum(t, 0)).astype(dtype)
-        multistep = jnp.tensordot(coefficients, jnp.concatenate([eps[None], history[:3]]), axes=1)
-        direction = jnp.where(averages, (eps + history[0]) / 2, multistep)
-        # The averaged second call starts again from where the first one did.
-        base = jnp.where(averages, origin, x)
-        kept = jnp.where(keeps, jnp.concatenate([eps[None], history[:3]]), history)
-        return (transfer(schedule, base, direction, source, target), x, kept), None
+    solve: Callable[..., jax.Array]
+    levels: Callable[[ScheduleConfig, int], np.ndarray]
+    extra_calls: Callable[[int], int] = lambda _: 0
+    stochastic: bool = False
 
-    calls = (
-        jnp.asarray(called, jnp.int32),
-        jnp.asarray(start, jnp.int32),
-        jnp.asarray(previous, jnp.int32),
-        jnp.asarray(_ADAMS_BASHFORTH[order], dtype),
-        jnp.asarray(keep),
-        jnp.asarray(np.arange(steps + 1) == 1),
-    )
-    history = jnp.zeros((4, *x.shape), dtype)
-    (x, _, _), _ = jax.lax.scan(body, (x, x, history), calls)
-    return x
+    def __call__(
+        self,
+        denoise: Denoise,
+        latents: jax.Array,
+        schedule: Schedule,
+        steps: int,
+        *,
+        start: int = 0,
+        eta: float = 0.0,
+        keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Latents [B, ...] at the noise level where step `start` begins -> the picture's latents.
+
+        steps, start, eta are Python numbers (static under `jit`). start: 0 (from pure noise) to `steps`
+        (nothing is left to do: the latents come back as they are); steps before it are left out. eta: 0
+        to 1, the share of fresh noise of a stochastic sampler; above 0 it needs `keys`, a PRNG key an
+        image [B] (`noise.sampler_keys`). Raises UserError for numbers outside these ranges, and for eta
+        above 0 where the sampler is deterministic.
+        """
+        self._check(schedule.config, steps, start)
+        if not 0.0 <= eta <= 1.0:
+            raise UserError(f"eta is {eta}; accepted are 0 to 1")
+        if eta and not self.stochastic:
+            stochastic = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.stochastic)
+            raise UserError(f"eta is {eta}, but this sampler adds no noise; those that do: {stochastic}")
+        x = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
+        if start == steps:
+            return x
+        if not eta:
+            return self.solve(denoise, x, schedule.config, steps, start)
+        if keys is None:
+            raise ValueError("eta > 0 draws noise and needs keys")
+        return self.solve(denoise, x, schedule.config, steps, start, eta, keys)
+
+    def calls(self, steps: int, start: int = 0) -> int:
+        """How often a run calls the model."""
+        return steps - start + self.extra_calls(steps - start)
+
+    def add_noise(
+        self, latents: jax.Array, noise: jax.Array, schedule: Schedule, steps: int, start: int
+    ) -> jax.Array:
+        """Clean latents with the noise that step `start` begins with; unchanged where `start` is `steps`.
+
+        latents, noise: [B, h, w, C]. Raises UserError as `__call__`.
+        """
+        self._check(schedule.config, steps, start)
+        if start == steps:
+            return latents
+        level = int(self.levels(schedule.config, steps)[start])
+        return schedule.add_noise(latents, noise, jnp.full(latents.shape[:1], level, jnp.int32))
+
+    def _check(self, config: ScheduleConfig, steps: int, start: int) -> None:
+        self.levels(config, steps)  # refuses step counts
+        if not 0 <= start <= steps:
+            raise UserError(f"start is {start}; accepted are 0 to the number of steps, {steps}")
 
 
-SAMPLERS: dict[str, Sampler] = {"plms": plms}
+def start_at(steps: int, strength: float) -> int:
+    """The step at which img2img begins: the last floor(steps * strength) steps are run (diffusers' rule).
+
+    strength: 0 (the image itself) to 1 (all steps). Raises UserError for anything else.
+    """
+    if not 0.0 <= strength <= 1.0:
+        raise UserError(f"the strength is {strength}; accepted are 0 (the image itself) to 1 (noise alone)")
+    # 0.58 * 50 is 28.999999999999996.
+    return steps - math.floor(steps * strength + 1e-9)
+
+
+#: `plms` is what Stable Diffusion ran and this project's default.
+SAMPLERS: dict[str, Sampler] = {
+    "plms": Sampler(pndm.plms, leading_timesteps, lambda steps: 1),
+    "pndm": Sampler(pndm.pndm, pndm.paper_levels, lambda steps: 3 * min(3, steps)),
+    "pndm-diffusers": Sampler(pndm.pndm_diffusers, leading_timesteps, lambda steps: 3 * min(3, steps)),
+    "s-pndm": Sampler(pndm.s_pndm, pndm.paper_levels, lambda steps: 1),
+    "ddim": Sampler(solvers.ddim, leading_timesteps, stochastic=True),
+    "dpm-solver++2m": Sampler(solvers.dpm_solver_2m, linspace_timesteps),
+    "euler": Sampler(solvers.euler, leading_timesteps),
+}

@@ -35,6 +35,12 @@ class ScheduleConfig:
             )
         return np.cumprod(1.0 - betas)
 
+    def alphas(self, timesteps: np.ndarray) -> np.ndarray:
+        """alpha-bar at integer timesteps, float64; what lies below 0 is `Schedule.alpha`'s."""
+        table = self.alphas_cumprod()
+        final = 1.0 if self.set_alpha_to_one else table[0]
+        return np.where(timesteps < 0, final, table[np.maximum(timesteps, 0)])
+
 
 @flax.struct.dataclass
 class Schedule:
@@ -67,12 +73,24 @@ class Schedule:
 def leading_timesteps(config: ScheduleConfig, steps: int) -> np.ndarray:
     """The timesteps of `steps` sampling steps, descending: multiples of T // steps plus `steps_offset`.
 
-    int64 [steps]; diffusers' "leading" spacing, as Stable Diffusion 1.4 was released with. The one rule
-    for step counts: 1 to num_train_steps; a timestep past the schedule's end (the offset can lead there)
-    is its last. Raises UserError otherwise.
+    int64 [steps]; diffusers' "leading" spacing, as Stable Diffusion 1.4 was released with. A timestep past
+    the schedule's end (the offset leads there at `steps` = T) is its last. Raises UserError as `check_steps`.
     """
-    total = config.num_train_steps
-    if not 1 <= steps <= total:
-        raise UserError(f"steps is {steps}; accepted are 1 to {total}")
-    spaced = np.arange(steps, dtype=np.int64) * (total // steps) + config.steps_offset
-    return np.minimum(spaced, total - 1)[::-1].copy()
+    check_steps(config, steps)
+    spaced = np.arange(steps, dtype=np.int64) * (config.num_train_steps // steps) + config.steps_offset
+    return np.minimum(spaced, config.num_train_steps - 1)[::-1].copy()
+
+
+def linspace_timesteps(config: ScheduleConfig, steps: int) -> np.ndarray:
+    """The timesteps of `steps` sampling steps, descending from T - 1: `steps` + 1 even ones without the last, 0.
+
+    int64 [steps]; diffusers' "linspace" spacing of DPM-Solver. Raises UserError as `check_steps`.
+    """
+    check_steps(config, steps)
+    return np.linspace(0, config.num_train_steps - 1, steps + 1).round()[:0:-1].astype(np.int64)
+
+
+def check_steps(config: ScheduleConfig, steps: int) -> None:
+    """The one rule for step counts: 1 to the schedule's length. Raises UserError otherwise."""
+    if not 1 <= steps <= config.num_train_steps:
+        raise UserError(f"steps is {steps}; accepted are 1 to {config.num_train_steps}")

@@ -15,9 +15,11 @@ from mvader_jax.condition import PADDING, Condition, pad
 from mvader_jax.diffusion.guidance import guided
 from mvader_jax.diffusion.noise import initial_noise
 from mvader_jax.diffusion.objective import diffusion_loss
-from mvader_jax.diffusion.samplers import plms
+from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.diffusion.schedule import Schedule, ScheduleConfig, leading_timesteps
 from mvader_jax.errors import UserError
+
+plms = SAMPLERS["plms"]
 
 
 @pytest.fixture

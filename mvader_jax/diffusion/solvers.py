@@ -1,0 +1,107 @@
+"""DDIM, Euler and DPM-Solver++(2M). Coefficients: float64 on the host, a row a step."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvader_jax.diffusion.pndm import PICTURE, Denoise
+from mvader_jax.diffusion.schedule import ScheduleConfig, leading_timesteps, linspace_timesteps
+
+
+def ddim(
+    denoise: Denoise,
+    latents: jax.Array,
+    config: ScheduleConfig,
+    steps: int,
+    start: int,
+    eta: float = 0.0,
+    keys: jax.Array | None = None,
+) -> jax.Array:
+    """DDIM (Song et al. 2020, eq. 12 and 16). eta 0: deterministic; 1: ancestral sampling (DDPM).
+
+    keys: [B], a PRNG key an image. Step i draws an image's noise from fold_in(its key, i) alone.
+    """
+    times = leading_timesteps(config, steps)[start:]
+    a, b = config.alphas(times), config.alphas(np.append(times[1:], PICTURE))
+    sigma = eta * np.sqrt((1 - b) / (1 - a)) * np.sqrt(1 - a / b)
+    direction = np.sqrt(np.maximum(1 - b - sigma**2, 0.0))
+    indices = jnp.arange(start, steps)
+
+    def body(x: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        t, index, noise, signal, noise_after, signal_after, sigma = step
+        eps = denoise(x, t).astype(x.dtype)
+        x = signal_after * (x - noise * eps) / signal + noise_after * eps
+        if keys is not None:
+            x = x + sigma * _fresh_noise(keys, index, x)
+        return x, None
+
+    rows = _rows(latents, np.sqrt(1 - a), np.sqrt(a), direction, np.sqrt(b), sigma)
+    return jax.lax.scan(body, latents, (jnp.asarray(times, jnp.int32), indices, *rows))[0]
+
+
+def euler(denoise: Denoise, latents: jax.Array, config: ScheduleConfig, steps: int, start: int) -> jax.Array:
+    """Euler's method in sigma = sqrt((1 - abar) / abar) (Karras et al. 2022, algorithm 1; k-diffusion).
+
+    State: x / sqrt(abar) = x0 + sigma eps, whose slope in sigma is eps; the model reads it times
+    1 / sqrt(sigma^2 + 1). The last step ends at sigma = 0, whatever `set_alpha_to_one` says.
+    """
+    times = leading_timesteps(config, steps)[start:]
+    alphas = config.alphas(times)
+    sigma = np.append(np.sqrt((1 - alphas) / alphas), 0.0)
+
+    def body(x: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        t, scale, change = step
+        return x + change * denoise(scale * x, t).astype(x.dtype), None
+
+    rows = _rows(latents, 1 / np.sqrt(sigma[:-1] ** 2 + 1), np.diff(sigma))
+    x = latents * jnp.asarray(np.sqrt(sigma[0] ** 2 + 1), latents.dtype)
+    return jax.lax.scan(body, x, (jnp.asarray(times, jnp.int32), *rows))[0]
+
+
+def dpm_solver_2m(
+    denoise: Denoise, latents: jax.Array, config: ScheduleConfig, steps: int, start: int
+) -> jax.Array:
+    """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2), uniform in time.
+
+    Its first step is of first order; so is the last one where `steps` is below 15 or it ends at
+    alpha-bar 1 (lambda infinite), as in the authors' code and in diffusers.
+    """
+    times = linspace_timesteps(config, steps)[start:]
+    alphas = config.alphas(np.append(times, PICTURE))
+    alpha, sigma = np.sqrt(alphas), np.sqrt(1 - alphas)
+    with np.errstate(divide="ignore"):
+        h = np.diff(np.log(alpha) - np.log(sigma))
+    # 1 / (2 r) with r = h_before / h; timesteps that fall together (at 1000 steps) leave h_before 0.
+    extrapolate = np.zeros(len(h))
+    second = h[:-1] > 0
+    if steps < 15 or alphas[-1] == 1.0:
+        second[-1:] = False
+    extrapolate[1:][second] = h[1:][second] / (2 * h[:-1][second])
+
+    def body(
+        carry: tuple[jax.Array, jax.Array], step: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        x, before = carry
+        t, alpha, sigma, decay, gain, extrapolate = step
+        data = (x - sigma * denoise(x, t).astype(x.dtype)) / alpha
+        x = decay * x + gain * (data + extrapolate * (data - before))
+        return (x, data), None
+
+    rows = _rows(
+        latents, alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], -alpha[1:] * np.expm1(-h), extrapolate
+    )
+    carry = (latents, jnp.zeros_like(latents))
+    return jax.lax.scan(body, carry, (jnp.asarray(times, jnp.int32), *rows))[0][0]
+
+
+def _rows(latents: jax.Array, *columns: np.ndarray) -> tuple[jax.Array, ...]:
+    return tuple(jnp.asarray(column, latents.dtype) for column in columns)
+
+
+def _fresh_noise(keys: jax.Array, step: jax.Array, like: jax.Array) -> jax.Array:
+    def one(key: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(key, step), like.shape[1:], jnp.float32)
+
+    return jax.vmap(one)(keys).astype(like.dtype)
