@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,10 +43,25 @@ def abstract_components(model: ModelConfig, names: Iterable[str]) -> tuple[dict[
     """
     shapes, axes = {}, {}
     for name in names:
-        module, arguments, method, part = _recipe(model, name)
-        shape, axis = abstract_init(module, *arguments, method=method)
-        shapes[name], axes[name] = part(shape), part(axis)
+        shape, axis = _abstract_component(_shaping(model, name), name)
+        # Copies: the trees are kept for the next who asks.
+        shapes[name] = jax.tree.map(lambda leaf: leaf, shape)
+        axes[name] = jax.tree.map(lambda leaf: leaf, axis, is_leaf=lambda leaf: isinstance(leaf, tuple))
     return shapes, axes
+
+
+def _shaping(model: ModelConfig, name: str) -> ModelConfig:
+    """The model without what does not shape a component: the key under which its shapes are kept."""
+    fields = {"decoder", COMPONENTS.get(name, "decoder")}
+    return ModelConfig(**{field: getattr(model, field) for field in fields})
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_component(model: ModelConfig, name: str) -> tuple[Tree, Tree]:
+    """(shapes, logical axes) of one component; tracing a UNet takes a second."""
+    module, arguments, method, part = _recipe(model, name)
+    shape, axis = abstract_init(module, *arguments, method=method)
+    return part(shape), part(axis)
 
 
 def init_component(
