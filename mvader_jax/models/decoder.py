@@ -17,10 +17,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mvader_jax.errors import UserError
 from mvader_jax.models.attention import attend
+from mvader_jax.models.remat import Remat, rematerialised
 from mvader_jax.parallel.sharding import constrain, partitioned
 
 Dtype = Any
 Tree = Any
+Arrays = tuple[jax.Array, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,49 +206,60 @@ class Adapter(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, as `nn.scan` runs it: carries the hidden states, takes its row of `factors`."""
+    """One layer, as `nn.scan` runs it: carries the hidden states, takes its row of `factors`.
+
+    The hidden states are several batches of rows, each of its own length, that share the layer's
+    parameters: on a mesh these are gathered once for all of them.
+    """
 
     config: DecoderConfig
     adapters: AdaptersConfig | None
     dtype: Dtype
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, log_weights: jax.Array, factors: jax.Array | None
-    ) -> tuple[jax.Array, None]:
+    def __call__(self, states: Arrays, log_weights: Arrays, factors: jax.Array | None) -> tuple[Arrays, None]:
         c = self.config
+        two_norms = c.block != "parallel"
+        ln_1, ln_2 = self.norm("ln_1"), self.norm("ln_2") if two_norms else None
+        attn, mlp = SelfAttention(c, self.dtype, name="attn"), MLP(c, self.dtype, name="mlp")
+        on_attention = self.adapter("adapter_attn", self.adapters is not None and self.adapters.attention)
+        on_mlp = self.adapter("adapter_mlp", self.adapters is not None and self.adapters.mlp)
 
-        def norm(name: str, y: jax.Array) -> jax.Array:
-            return nn.LayerNorm(epsilon=c.norm_eps, dtype=jnp.float32, name=name)(y).astype(self.dtype)
+        def one(x: jax.Array, weights: jax.Array) -> jax.Array:
+            x = constrain(x, "batch", "sequence", "activation")
+            normed = ln_1(x).astype(self.dtype)
+            attention = self.adapted(on_attention, normed, attn(normed, weights, factors))
+            if c.block == "sequential":
+                x = x + attention
+            if ln_2 is not None:
+                normed = ln_2(x).astype(self.dtype)
+            out = self.adapted(on_mlp, normed, mlp(normed))
+            return x + out if c.block == "sequential" else x + attention + out
 
-        def adapted(name: str, used: bool, given: jax.Array, y: jax.Array) -> jax.Array:
-            if self.adapters is None or not used:
-                return y
-            adapter = Adapter(self.adapters, c.width, self.dtype, name=name)
-            return y + adapter(given if self.adapters.parallel else y)
+        return tuple(one(x, weights) for x, weights in zip(states, log_weights, strict=True)), None
 
-        on_attention = self.adapters is not None and self.adapters.attention
-        on_mlp = self.adapters is not None and self.adapters.mlp
-        x = constrain(x, "batch", "sequence", "activation")
-        normed = norm("ln_1", x)
-        attention = SelfAttention(c, self.dtype, name="attn")(normed, log_weights, factors)
-        attention = adapted("adapter_attn", on_attention, normed, attention)
-        if c.block == "sequential":
-            x = x + attention
-            normed = norm("ln_2", x)
-        elif c.block == "parallel_two_norms":
-            normed = norm("ln_2", x)
-        mlp = adapted("adapter_mlp", on_mlp, normed, MLP(c, self.dtype, name="mlp")(normed))
-        return (x + mlp if c.block == "sequential" else x + attention + mlp), None
+    def norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(epsilon=self.config.norm_eps, dtype=jnp.float32, name=name)
+
+    def adapter(self, name: str, used: bool) -> Adapter | None:
+        if self.adapters is None or not used:
+            return None
+        return Adapter(self.adapters, self.config.width, self.dtype, name=name)
+
+    def adapted(self, adapter: Adapter | None, given: jax.Array, y: jax.Array) -> jax.Array:
+        """y + adapter(y), or of the sub-layer's input where the adapters are parallel."""
+        if adapter is None or self.adapters is None:
+            return y
+        return y + adapter(given if self.adapters.parallel else y)
 
 
 class Decoder(nn.Module):
-    """The language model. remat: recompute layers in the backward pass."""
+    """The language model. remat: what of its layers is kept for the backward pass."""
 
     config: DecoderConfig
     adapters: AdaptersConfig | None = None
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
 
     def setup(self) -> None:
         c = self.config
@@ -256,7 +269,7 @@ class Decoder(nn.Module):
             embedding_init=partitioned(nn.initializers.normal(0.02), "vocab", "embed"),
             dtype=self.dtype,
         )
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = rematerialised(Block, self.remat, scanned=True)
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -285,8 +298,13 @@ class Decoder(nn.Module):
         embeddings: [B, S, D]; log_weights: [B, S], added to every self-attention score of that key (eq.
         2); factors: [L, H] or None, multiplies them by layer and head. Returns [B, S, D].
         """
-        x, _ = self.layers(embeddings.astype(self.dtype), log_weights, factors)
-        return self.ln_f(x).astype(self.dtype)
+        return self.together((embeddings,), (log_weights,), factors)[0]
+
+    def together(self, embeddings: Arrays, log_weights: Arrays, factors: jax.Array | None = None) -> Arrays:
+        """`__call__` of several batches in one walk through the layers, each batch at its own length."""
+        states = tuple(x.astype(self.dtype) for x in embeddings)
+        states, _ = self.layers(states, log_weights, factors)
+        return tuple(self.ln_f(x).astype(self.dtype) for x in states)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[B, S, D] -> float32 [B, S, V]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.decoder import AdaptersConfig, Decoder, DecoderConfig, assemble
 from mvader_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from mvader_jax.models.image_prefix import ImagePrefix, ImagePrefixConfig
+from mvader_jax.models.remat import Remat
 
 Components = Mapping[str, Any]
 Dtype = Any
@@ -35,32 +36,52 @@ class SMagmaConfig:
         )
 
 
-def s_magma(
+def s_magma(config: SMagmaConfig, components: Components, batch: PromptBatch, **options: Any) -> Condition:
+    """`s_magma_rows` of one batch of prompts."""
+    return s_magma_rows(config, components, (batch,), **options)[0]
+
+
+def s_magma_rows(
     config: SMagmaConfig,
     components: Components,
-    batch: PromptBatch,
+    batches: Sequence[PromptBatch],
     *,
     dtype: Dtype = jnp.float32,
     factors: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
-) -> Condition:
-    """Embeds a batch of prompts.
+    remat: Remat = "none",
+) -> list[Condition]:
+    """Embeds batches of prompts, each at its own length, in one walk through the decoder's layers.
 
     components: decoder; biases where there are any (laid over the decoder's own); adapters where
-    configured; image_encoder and image_prefix where the batch holds images. factors: [L, H], multiplies
+    configured; image_encoder and image_prefix where a batch holds images. factors: [L, H], multiplies
     the log weights by decoder layer and head. dropout_key: acts on the image prefix (training only).
-    batch.pixels may be the encoder's features, [B, I, T, C]. Raises UserError naming a missing component.
+    batch.pixels may be the encoder's features, [B, I, T, C]. remat: what of the decoder's layers is kept
+    for a backward pass. Raises UserError naming a missing component.
     """
-    decoder, params = _decoder(config, components, dtype)
-    embeddings = decoder.apply(params, batch.token_ids, method="embed")
-    if batch.pixels.shape[1]:
+    decoder, params = _decoder(config, components, dtype, remat)
+
+    def embedded(batch: PromptBatch) -> jax.Array:
+        embeddings = decoder.apply(params, batch.token_ids, method="embed")
+        if not batch.pixels.shape[1]:
+            return embeddings
         images = batch.pixels.reshape(-1, *batch.pixels.shape[2:])
         tokens = image_embeddings(config, components, images, dtype=dtype, dropout_key=dropout_key)
         tokens = tokens.reshape(embeddings.shape[0], -1, embeddings.shape[-1])
         placed = jnp.take_along_axis(tokens, jnp.maximum(batch.image_index, 0)[:, :, None], axis=1)
-        embeddings = jnp.where((batch.image_index >= 0)[:, :, None], placed, embeddings)
-    hidden = decoder.apply(params, embeddings, batch.log_weights, factors)
-    return Condition(hidden, jnp.asarray(batch.condition_log_weights))
+        return jnp.where((batch.image_index >= 0)[:, :, None], placed, embeddings)
+
+    hidden = decoder.apply(
+        params,
+        tuple(embedded(batch) for batch in batches),
+        tuple(jnp.asarray(batch.log_weights) for batch in batches),
+        factors,
+        method="together",
+    )
+    return [
+        Condition(states, jnp.asarray(batch.condition_log_weights))
+        for states, batch in zip(hidden, batches, strict=True)
+    ]
 
 
 def image_embeddings(
@@ -95,14 +116,16 @@ def logits(
     return decoder.apply(params, condition.hidden, method="logits")
 
 
-def _decoder(config: SMagmaConfig, components: Components, dtype: Dtype) -> tuple[Decoder, dict[str, Any]]:
+def _decoder(
+    config: SMagmaConfig, components: Components, dtype: Dtype, remat: Remat = "none"
+) -> tuple[Decoder, dict[str, Any]]:
     _need(components, "decoder")
     adapters = None
     if config.adapters is not None:
         _need(components, "adapters")
         adapters = components["adapters"]
     params = assemble(components["decoder"], adapters, components.get("biases"))
-    return Decoder(config.decoder, config.adapters, dtype), {"params": params}
+    return Decoder(config.decoder, config.adapters, dtype, remat), {"params": params}
 
 
 def _need(components: Components, name: str) -> None:

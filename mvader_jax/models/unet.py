@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mvader_jax.condition import Condition
 from mvader_jax.errors import UserError
+from mvader_jax.models.remat import Remat, rematerialised
 from mvader_jax.models.unet_blocks import (
     Downsample,
     ResnetBlock,
@@ -114,17 +115,17 @@ class _Block(nn.Module):
     level: int
     first_site: int
     dtype: Dtype
-    remat: bool
+    remat: Remat
 
     def residual(self, index: int, x: jax.Array, time: jax.Array) -> jax.Array:
         c = self.config
-        module = nn.remat(ResnetBlock) if self.remat else ResnetBlock
+        module = rematerialised(ResnetBlock, self.remat)
         features = c.block_out_channels[self.level]
         return module(features, c.norm_groups, c.norm_eps, self.dtype, name=f"resnets_{index}")(x, time)
 
     def transformer(self, index: int, x: jax.Array, condition: Condition) -> jax.Array:
         c = self.config
-        module = nn.remat(Transformer2D) if self.remat else Transformer2D
+        module = rematerialised(Transformer2D, self.remat)
         factors = None if condition.factors is None else condition.factors[self.first_site + index]
         block = module(c.heads(self.level), c.norm_groups, self.dtype, name=f"attentions_{index}")
         return block(x, condition.hidden, condition.log_weights, factors)
@@ -180,12 +181,12 @@ class UpBlock(_Block):
 class UNet(nn.Module):
     """Predicts the noise in latents.
 
-    remat: keep only what enters a resnet or transformer, and compute the rest again in the backward pass.
+    remat: what of the resnets and transformers is kept for the backward pass.
     """
 
     config: UNetConfig
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, latents: jax.Array, timesteps: jax.Array, condition: Condition) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import Literal
 from mvader_jax.config import ModelConfig, nearest, override
 from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
+from mvader_jax.models.remat import Remat
 from mvader_jax.train.optimizer import OptimizerConfig
 
 Objective = Literal["vae", "captioning", "contrastive", "diffusion"]
@@ -52,6 +53,8 @@ class Stage:
     kl_weight: float = 1e-6
     #: microbatches a step.
     accumulate: int = 1
+    #: which activations of the UNet and the decoder are kept for the backward pass.
+    remat: Remat = "none"
     #: compute dtype; parameters that train stay float32, frozen ones are kept in `frozen_dtype`.
     dtype: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -27,7 +27,9 @@ def captioning(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None
     ) -> tuple[jax.Array, Metrics]:
         del groups
         config = model.s_magma
-        condition = s_magma(config, components, batch["prompt"], dtype=dtype, dropout_key=key)
+        condition = s_magma(
+            config, components, batch["prompt"], dtype=dtype, dropout_key=key, remat=stage.remat
+        )
         # Position i predicts token i + 1.
         predicted = logits(config, components, condition, dtype=dtype)[:, :-1]
         labels = batch["labels"][:, 1:]

@@ -44,7 +44,8 @@ def contrastive(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | Non
         del key, groups
 
         def embed(name: str) -> jax.Array:
-            pooled = weighted_mean(s_magma(model.s_magma, components, batch[name], dtype=dtype))
+            condition = s_magma(model.s_magma, components, batch[name], dtype=dtype, remat=stage.remat)
+            pooled = weighted_mean(condition)
             return pooled / jnp.linalg.norm(pooled, axis=1, keepdims=True)
 
         queries = embed("query")

@@ -17,7 +17,7 @@ from mvader_jax.condition import PADDING, Condition, PromptBatch, pad
 from mvader_jax.config import ModelConfig
 from mvader_jax.diffusion.objective import diffusion_loss
 from mvader_jax.diffusion.schedule import Schedule
-from mvader_jax.embed import embed
+from mvader_jax.embed import embed_rows
 from mvader_jax.errors import UserError
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
@@ -36,7 +36,7 @@ def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None 
         raise UserError("the diffusion objective needs unet, vae and schedule in the model's config")
     dtype = jnp.dtype(stage.dtype)
     unet, vae, schedule = (
-        UNet(model.unet, dtype=dtype),
+        UNet(model.unet, dtype=dtype, remat=stage.remat),
         VAE(model.vae, dtype=dtype),
         Schedule.create(model.schedule),
     )
@@ -54,15 +54,14 @@ def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None 
         latents = scale * (mean + jnp.exp(0.5 * logvar) * jax.random.normal(posterior_key, mean.shape))
 
         use_image = batch["use_image"]
-        image = embed(model, components, batch["image_prompt"], dtype=dtype)
-        text = embed(model, components, batch["text_prompt"], dtype=dtype)
+        prompts = [batch["image_prompt"], batch["text_prompt"]]
+        prompts += [null_prompt] if null_prompt is not None else []
+        image, text, *rest = embed_rows(model, components, prompts, dtype=dtype, remat=stage.remat)
         condition = join_rows(image, text, use_image, groups)
         dropped = jax.random.bernoulli(drop_key, stage.dropout, use_image.shape)
-        if null_prompt is None:
-            null = Condition(jnp.zeros_like(condition.hidden[:1, :1]), jnp.zeros((1, 1), jnp.float32))
-        else:
-            null = embed(model, components, null_prompt, dtype=dtype)
-        condition = replace_rows(condition, null, dropped)
+        if not rest:
+            rest = [Condition(jnp.zeros_like(condition.hidden[:1, :1]), jnp.zeros((1, 1), jnp.float32))]
+        condition = replace_rows(condition, rest[0], dropped)
 
         def predict(noisy: jax.Array, timesteps: jax.Array) -> jax.Array:
             return unet.apply({"params": components["unet"]}, noisy, timesteps, condition)
