@@ -25,7 +25,7 @@ from mvader_jax.tokenizer import TokenizerConfig
 from mvader_jax.train.config import Group, Stage, TrainConfig
 from mvader_jax.train.optimizer import OptimizerConfig
 
-SCENES = DataConfig(source="scenes", num_records=40_000, image_size=64, caption_length=32, omit=0.3)
+SCENES = DataConfig(source="scenes", num_records=40_000, image_size=64, caption_length=22, omit=0.3)
 
 
 def get_config() -> TrainConfig:
@@ -49,8 +49,8 @@ def get_config() -> TrainConfig:
                 objective="vae",
                 data=SCENES,
                 groups={"vae": Group("vae/.*", 1.5e-3)},
-                steps=700,
-                batch_size=32,
+                steps=1_200,
+                batch_size=16,
                 kl_weight=1e-5,
                 optimizer=adam,
             ),
@@ -60,8 +60,8 @@ def get_config() -> TrainConfig:
                 images=False,
                 data=SCENES,
                 groups={"decoder": Group("decoder/.*", 2e-3)},
-                steps=800,
-                batch_size=64,
+                steps=600,
+                batch_size=32,
                 optimizer=adam,
             ),
             # MAGMA: the decoder frozen, adapters, prefix and encoder learn to caption.
@@ -84,8 +84,8 @@ def get_config() -> TrainConfig:
                 init=("captioning",),
                 data=SCENES,
                 groups={"biases": Group("biases/.*", 1e-3)},
-                steps=200,
-                batch_size=128,
+                steps=150,
+                batch_size=64,
                 optimizer=adam,
             ),
             "diffusion": Stage(
@@ -96,8 +96,8 @@ def get_config() -> TrainConfig:
                     "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 1e-3),
                     "unet": Group("unet/.*", 1e-3),
                 },
-                steps=20_000,
-                batch_size=64,
+                steps=10_000,
+                batch_size=32,
                 dropout=0.1,
                 optimizer=OptimizerConfig(
                     warmup_steps=200, decay="cosine", final_fraction=0.05, ema_decay=0.999

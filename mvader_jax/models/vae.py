@@ -59,9 +59,9 @@ class VAEConfig:
     def tiny(cls) -> VAEConfig:
         """64 x 64 pixels to 8 x 8 x 4 latents, small enough for a CPU."""
         return cls(
-            block_out_channels=(16, 32, 64, 64),
+            block_out_channels=(8, 16, 32, 64),
             layers_per_block=1,
-            norm_groups=8,
+            norm_groups=2,
             scaling_factor=1.0,
             sample_size=64,
         )
