@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mvader_jax.condition import PADDING
+from mvader_jax.models import attention_kernels
 
 #: Score of a key that causality hides; finite, and below any padding so that no row is ever NaN.
 _HIDDEN = -2e9
@@ -25,12 +26,25 @@ def attend(
     q: [B, Sq, H, K]; k, v: [B, Sk, H, K]. log_weights: [B, Sk], added to every score of that key;
     zeros give bitwise the unweighted result. factors: [H], multiplies the log weights of a head (theta
     to the power of the factor); padding stays padding. causal: query i sees keys up to i (Sq == Sk).
-    Scores and softmax are float32. Returns [B, Sq, H, K] in q's dtype.
+    Scores and softmax are float32. The kernel is the platform's and the shape's (`attention_kernels.choose`).
+    Returns [B, Sq, H, K] in q's dtype.
     """
+    bias = None if log_weights is None else key_bias(log_weights, factors)
+    platform = attention_kernels.current_platform()
+    kernel = attention_kernels.choose(platform, q.dtype, q.shape, k.shape, biased=bias is not None)
+    if kernel != "plain":
+        return attention_kernels.run(kernel, q, k, v, bias, causal=causal)
+    return plain(q, k, v, bias, causal=causal)
+
+
+def plain(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, *, causal: bool = False
+) -> jax.Array:
+    """The reference: scores in memory, float32. bias: float32 [B, H or 1, 1, Sk]; the rest as `attend`."""
     scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
     scores = scores * jnp.float32(q.shape[-1] ** -0.5)
-    if log_weights is not None:
-        scores = scores + key_bias(log_weights, factors)
+    if bias is not None:
+        scores = scores + bias
     if causal:
         length = q.shape[1]
         visible = jnp.tril(jnp.ones((length, k.shape[1]), bool))

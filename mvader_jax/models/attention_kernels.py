@@ -1,0 +1,205 @@
+"""Which kernel computes an attention, and how the libraries' kernels take log weights.
+
+The fast kernels have no argument for a bias that is the same for every query, but such a bias is one more
+dimension of the heads: a query's coordinate there is 1, a key's is its bias. Two dimensions hold it here,
+what bfloat16 keeps of the bias and what it drops, so a weight is as exact as in float32. Where a kernel
+pads heads to 128 anyway (TPU), 40 + 2 dimensions cost what 40 do.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from mvader_jax.parallel.sharding import mesh_axes
+
+#: plain: XLA, scores in memory. splash: Pallas' kernel for TPUs (jax.experimental.pallas.ops.tpu).
+#: cudnn: NVIDIA's fused attention (jax.nn.dot_product_attention).
+Kernel = Literal["plain", "splash", "cudnn"]
+
+#: Scores of a head below which keeping them in memory costs less than a kernel's padding and start: less
+#: than 1024 queries by 128 keys (the decoder's prompts, the UNet's two lowest levels).
+FEWEST_SCORES = 1024 * 128
+#: Where a key does not exist because its block was filled up; as `condition.PADDING`.
+_NOWHERE = -1e9
+#: Of the two dimensions that carry a bias.
+_BIAS_DIMS = 2
+#: The longest side of a splash block; 1024 at heads of up to 256 dimensions fills a TPU's scoped memory.
+_BLOCK = 1024
+_LANES = 128
+
+
+def choose(
+    platform: str, dtype: Any, q_shape: tuple[int, ...], k_shape: tuple[int, ...], *, biased: bool
+) -> Kernel:
+    """The kernel for an attention of q [B, Sq, H, K] to k [B, Sk, H, K] on a platform ("tpu", "gpu", "cpu").
+
+    The kernels compute in 16 bits, so float32 always takes the plain path; so do the small attentions,
+    for which the scores fit, and heads that cuDNN does not take (more than 128 dimensions).
+    """
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
+        return "plain"
+    if q_shape[1] * k_shape[1] < FEWEST_SCORES:
+        return "plain"
+    if platform == "tpu" and dtype == jnp.dtype(jnp.bfloat16):
+        return "splash"
+    if platform in ("gpu", "cuda") and _cudnn_head_dim(q_shape[3], biased) <= 128:
+        return "cudnn"
+    return "plain"
+
+
+def current_platform() -> str:
+    """The platform that is being compiled for: the mesh's, which need not be here, or the default one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return str(device.platform) if device is not None else jax.default_backend()
+
+
+def run(
+    kernel: Kernel,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None,
+    *,
+    causal: bool,
+    interpret: bool = False,
+) -> jax.Array:
+    """Attention by "splash" or "cudnn", every device on its own rows and heads.
+
+    q: [B, Sq, H, K]; k, v: [B, Sk, H, K]; bias: float32 [B, H or 1, 1, Sk], added to the scores of a key.
+    interpret: run the TPU's kernel on another platform, slowly (for tests). Returns [B, Sq, H, K].
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    inner = functools.partial(_run, kernel, causal=causal, interpret=interpret)
+    if mesh.empty or mesh.are_all_axes_manual:
+        return inner(q, k, v, bias)
+    rows = _axes(mesh, "batch", q.shape[0])
+    heads = _axes(mesh, "heads", q.shape[2])
+    qkv = PartitionSpec(rows, None, heads, None)
+    specs: tuple[Any, ...] = (qkv, qkv, qkv)
+    if bias is not None:
+        specs += (PartitionSpec(rows, heads if bias.shape[1] > 1 else None, None, None),)
+    else:
+        specs += (None,)
+    # A Pallas call says nothing of which axes its result varies over.
+    return jax.shard_map(inner, in_specs=specs, out_specs=qkv, check_vma=False)(q, k, v, bias)
+
+
+def _axes(mesh: Any, name: str, length: int) -> tuple[str, ...] | None:
+    """The mesh axes that divide a dimension; None, every device the whole of it, where they do not."""
+    axes = tuple(axis for axis in mesh_axes(name) if mesh.shape.get(axis, 1) > 1)
+    ways = math.prod(mesh.shape[axis] for axis in axes)
+    return axes if axes and length % ways == 0 else None
+
+
+def _run(
+    kernel: Kernel,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None,
+    *,
+    causal: bool,
+    interpret: bool,
+) -> jax.Array:
+    dtype = q.dtype
+    q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(dtype)
+    if kernel == "cudnn":
+        return cudnn(q, k, v, bias, causal=causal)
+    return splash(q, k, v, bias, causal=causal, interpret=interpret)
+
+
+def splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, *, causal: bool, interpret: bool
+) -> jax.Array:
+    """Pallas' splash attention, q scaled already. Shapes as `run`."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    length, keys = q.shape[1], k.shape[1]
+    q_len, k_len = _round(length, _LANES), _round(keys, _LANES)
+    if k_len > keys and bias is None and not causal:
+        bias = jnp.zeros((k.shape[0], 1, 1, keys), jnp.float32)
+    q, k, v = _fill(q, q_len), _fill(k, k_len), _fill(v, k_len)
+    if bias is not None:
+        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (0, k_len - keys)), constant_values=_NOWHERE)
+        q, k = _with_bias(q, k, bias)
+    # Wide heads (the VAE's one of 512) leave room for smaller blocks only.
+    limit = _BLOCK if q.shape[-1] <= 256 else 512
+    block_q, block_k = _block(q_len, limit), _block(k_len, limit)
+    mask = masks.CausalMask((q_len, k_len)) if causal else masks.FullMask((q_len, k_len))
+    attention = kernels.make_splash_mha(
+        masks.MultiHeadMask([mask] * q.shape[2]),
+        block_sizes=kernels.BlockSizes(
+            block_q=block_q,
+            block_kv=block_k,
+            block_kv_compute=block_k,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_k,
+            block_kv_dkv_compute=block_k,
+            block_q_dq=block_q,
+            block_kv_dq=block_k,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    out = jax.vmap(attention)(*(jnp.swapaxes(x, 1, 2) for x in (q, k, v)))
+    return jnp.swapaxes(out, 1, 2)[:, :length]
+
+
+def cudnn(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None,
+    *,
+    causal: bool,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
+    """cuDNN's fused attention, q scaled already; `implementation` "xla" is the same call without a GPU."""
+    width, keys = q.shape[-1], k.shape[1]
+    k_len = _round(keys, 8)
+    if k_len > keys and bias is None and not causal:
+        bias = jnp.zeros((k.shape[0], 1, 1, keys), jnp.float32)
+    # Causal queries see no key behind them, so filled-up keys need no bias there.
+    k, v = _fill(k, k_len), _fill(v, k_len)
+    if bias is not None:
+        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (0, k_len - keys)), constant_values=_NOWHERE)
+        q, k = _with_bias(q, k, bias)
+    wide = _round(q.shape[-1], 8)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, wide - x.shape[-1]))) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=causal, implementation=implementation)
+    return out[..., :width]
+
+
+def _cudnn_head_dim(width: int, biased: bool) -> int:
+    return _round(width + _BIAS_DIMS * biased, 8)
+
+
+def _with_bias(q: jax.Array, k: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """q and k with two more dimensions, whose products are the bias [B, H or 1, 1, Sk]."""
+    of_key = jnp.broadcast_to(jnp.transpose(bias, (0, 3, 1, 2)), (*k.shape[:3], 1))
+    kept = of_key.astype(k.dtype)
+    rest = (of_key - kept.astype(jnp.float32)).astype(k.dtype)
+    ones = jnp.ones((*q.shape[:3], _BIAS_DIMS), q.dtype)
+    return jnp.concatenate([q, ones], axis=-1), jnp.concatenate([k, kept, rest], axis=-1)
+
+
+def _fill(x: jax.Array, length: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+
+
+def _round(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _block(length: int, limit: int) -> int:
+    """The largest multiple of 128 up to `limit` that divides `length`, itself a multiple of 128."""
+    return max(size for size in range(_LANES, limit + 1, _LANES) if length % size == 0)
