@@ -47,6 +47,38 @@ class ModelConfig:
     schedule: ScheduleConfig | None = None
     tokenizer: TokenizerConfig | None = None
 
+    @classmethod
+    def open_m_vader(cls) -> ModelConfig:
+        """M-VADER on public weights: GPT-J-6B and MAGMA, with Stable Diffusion 1.4 attending to 4096 wide states.
+
+        MAGMA's checkpoint has one image token more than GPT-2, and its adapters are version 1's.
+        """
+        return cls(
+            decoder=dataclasses.replace(DecoderConfig.gptj_6b(), vocab_size=50258),
+            adapters=AdaptersConfig.magma_v1(),
+            image_encoder=ImageEncoderConfig.rn50x16(),
+            image_prefix=ImagePrefixConfig.magma(),
+            unet=dataclasses.replace(UNetConfig.sd14(), cross_attention_dim=4096),
+            vae=VAEConfig.sd14(),
+            schedule=ScheduleConfig(),
+            tokenizer=TokenizerConfig.gpt2(),
+        )
+
+    @classmethod
+    def luminous_m_vader(cls) -> ModelConfig:
+        """The paper's own M-VADER, with the inferred dimensions of Luminous-13B; 5120 wide."""
+        return cls(
+            decoder=DecoderConfig.luminous_13b(),
+            adapters=AdaptersConfig(width=640, attention=True),
+            image_encoder=ImageEncoderConfig.rn50x16(),
+            image_prefix=ImagePrefixConfig(width=5120),
+            unet=dataclasses.replace(UNetConfig.sd14(), cross_attention_dim=5120),
+            vae=VAEConfig.sd14(),
+            schedule=ScheduleConfig(),
+            # Its tokenizer of 128,000 is not public; plans need no more than its size.
+            tokenizer=TokenizerConfig(eos_id=0),
+        )
+
     @property
     def s_magma(self) -> SMagmaConfig:
         """The four parts of S-MAGMA as its embedder reads them. Raises UserError without a decoder."""
