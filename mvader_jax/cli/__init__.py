@@ -12,9 +12,11 @@ def register(app: typer.Typer) -> None:
     from mvader_jax.cli.data import app as data
     from mvader_jax.cli.export import export
     from mvader_jax.cli.sample import sample
+    from mvader_jax.cli.samplers import samplers
     from mvader_jax.cli.train import train
 
     app.command()(sample)
+    app.command()(samplers)
     app.command()(train)
     app.command()(convert)
     app.command()(bundle)

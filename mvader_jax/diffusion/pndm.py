@@ -6,8 +6,8 @@ the next by `transfer` along a mix of noise predictions: Runge-Kutta's or Adams-
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,7 @@ _ADAMS_BASHFORTH = (
 _HISTORY, _SLOTS = 4, 7
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """One model call at timestep t, whose prediction goes into `slot`; then a step.
 
     The step leads from noise level `source` to `target` along sum(weight * prediction); from where the

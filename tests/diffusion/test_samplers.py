@@ -1,25 +1,29 @@
-"""PLMS against recorded vectors and diffusers, in float64; guidance, noise and eq. 1."""
+"""Every sampler in float64 against diffusers and against NumPy written from the papers; step counts; eta."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import PNDMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers.schedulers import scheduling_dpmsolver_multistep, scheduling_euler_discrete
+from sampler_references import REFERENCES, ddim
 
-from mvader_jax.condition import PADDING, Condition, pad
-from mvader_jax.diffusion.guidance import guided
-from mvader_jax.diffusion.noise import initial_noise
-from mvader_jax.diffusion.objective import diffusion_loss
-from mvader_jax.diffusion.samplers import SAMPLERS
-from mvader_jax.diffusion.schedule import Schedule, ScheduleConfig, leading_timesteps
+from mvader_jax.diffusion.noise import sampler_keys
+from mvader_jax.diffusion.recorded import RECORDED, field, measure
+from mvader_jax.diffusion.samplers import SAMPLERS, start_at
+from mvader_jax.diffusion.schedule import Schedule, ScheduleConfig
 from mvader_jax.errors import UserError
 
-plms = SAMPLERS["plms"]
+START = np.array([1.0, -0.5, 2.0])
+SD14 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 @pytest.fixture
@@ -28,102 +32,269 @@ def x64() -> Iterator[None]:
         yield
 
 
-def field(x: jax.Array, t: jax.Array) -> jax.Array:
-    return jnp.tanh(x) * (0.5 + t.astype(x.dtype) / 2000)
+def schedule(to_one: bool = False) -> Schedule:
+    return Schedule.create(ScheduleConfig(set_alpha_to_one=to_one))
+
+
+def run(name: str, steps: int, *, to_one: bool = False, **options: Any) -> np.ndarray:
+    sampler = functools.partial(SAMPLERS[name], **options)
+    return np.asarray(jax.jit(lambda x: sampler(field, x, schedule(to_one), steps))(jnp.asarray(START)))
+
+
+# Against diffusers.
+
+
+@pytest.fixture
+def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' Euler and DPM-Solver cast the latents to torch.float32 every step; here that is float64."""
+    patched = types.SimpleNamespace(**{**vars(torch), "float32": torch.float64})
+    for module in (scheduling_euler_discrete, scheduling_dpmsolver_multistep):
+        monkeypatch.setattr(module, "torch", patched)
+
+
+def diffusers(
+    kind: Callable[..., Any], steps: int, start: int = 0, *, to_one: bool = False, **settings: Any
+) -> tuple[np.ndarray, int]:
+    """(latents, model calls) of a diffusers scheduler in float64 from step `start` on."""
+    theirs = kind(**SD14, **settings)
+    alphas = torch.from_numpy(ScheduleConfig().alphas_cumprod())
+    theirs.alphas_cumprod = alphas
+    theirs.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64) if to_one else alphas[0]
+    theirs.set_timesteps(steps)
+    times = theirs.timesteps[start:]
+    scale = 1.0
+    if hasattr(theirs, "sigmas"):
+        exact = ((1 - alphas) / alphas).sqrt()
+        last = alphas.new_zeros(1) if theirs.config.final_sigmas_type == "zero" else exact[:1]
+        theirs.sigmas = torch.cat([exact[theirs.timesteps.long()], last])
+        theirs.set_begin_index(start)
+        if kind is EulerDiscreteScheduler:
+            scale = float((theirs.sigmas[start] ** 2 + 1) ** 0.5)
+    elif kind is PNDMScheduler and start:
+        # Its own img2img drops the repeated call and with it a step; PLMS from a later step repeats it.
+        ladder = theirs.timesteps.unique().flip(0)[start:]
+        times = torch.cat([ladder[:2], ladder[1:]])
+    x = torch.from_numpy(START) * scale
+    for t in times:
+        given = theirs.scale_model_input(x, t)
+        eps = torch.tanh(given) * (0.5 + t.double() / 2000)
+        x = theirs.step(eps, t, x).prev_sample
+    return x.numpy(), len(times)
+
+
+@pytest.mark.parametrize(("steps", "start"), [(10, 0), (37, 0), (50, 0), (100, 40), (999, 0)])
+@pytest.mark.usefixtures("x64")
+def test_plms_is_diffusers(steps: int, start: int) -> None:
+    theirs, calls = diffusers(PNDMScheduler, steps, start, skip_prk_steps=True)
+    np.testing.assert_allclose(run("plms", steps, start=start), theirs, rtol=1e-12)
+    assert calls == SAMPLERS["plms"].calls(steps, start)
+
+
+@pytest.mark.parametrize(("steps", "to_one"), [(4, False), (27, False), (36, True), (50, False), (100, True)])
+@pytest.mark.usefixtures("x64")
+def test_pndm_diffusers_is_diffusers(steps: int, to_one: bool) -> None:
+    theirs, calls = diffusers(PNDMScheduler, steps, to_one=to_one, skip_prk_steps=False)
+    np.testing.assert_allclose(run("pndm-diffusers", steps, to_one=to_one), theirs, rtol=1e-12)
+    assert calls == SAMPLERS["pndm-diffusers"].calls(steps) == steps + 9
 
 
 @pytest.mark.parametrize(
-    ("to_one", "expected"),
-    [
-        (False, [3.2814674785, -0.6884117060, 14.8372661965]),
-        (True, [3.2684530814, -0.6802411637, 14.8291237306]),
-    ],
+    ("steps", "start", "to_one"), [(1, 0, False), (9, 0, True), (50, 0, False), (50, 20, True)]
 )
 @pytest.mark.usefixtures("x64")
-def test_plms_vectors(to_one: bool, expected: list[float]) -> None:
-    schedule = Schedule.create(ScheduleConfig(set_alpha_to_one=to_one))
-    assert schedule.alphas_cumprod.dtype == jnp.float64
-    out = jax.jit(lambda x: plms(field, x, schedule, 50))(jnp.array([1.0, -0.5, 2.0]))
-    np.testing.assert_allclose(out, expected, rtol=1e-9)
+def test_ddim_is_diffusers(steps: int, start: int, to_one: bool) -> None:
+    theirs, calls = diffusers(DDIMScheduler, steps, start, to_one=to_one, clip_sample=False)
+    np.testing.assert_allclose(run("ddim", steps, start=start, to_one=to_one), theirs, rtol=1e-12)
+    assert calls == SAMPLERS["ddim"].calls(steps, start)
 
 
-@pytest.mark.parametrize("steps", [10, 20, 25, 40, 50, 100])
+@pytest.mark.parametrize(("steps", "start"), [(1, 0), (20, 0), (50, 0), (50, 20)])
+@pytest.mark.usefixtures("x64", "doubles")
+def test_euler_is_diffusers(steps: int, start: int) -> None:
+    theirs, calls = diffusers(EulerDiscreteScheduler, steps, start, timestep_spacing="leading")
+    np.testing.assert_allclose(run("euler", steps, start=start), theirs, rtol=1e-12)
+    assert calls == SAMPLERS["euler"].calls(steps, start)
+
+
+@pytest.mark.parametrize(
+    ("steps", "start", "to_one"),
+    [(1, 0, False), (10, 0, False), (15, 0, False), (20, 0, True), (20, 8, False), (999, 0, False)],
+)
+@pytest.mark.usefixtures("x64", "doubles")
+def test_dpm_solver_is_diffusers(steps: int, start: int, to_one: bool) -> None:
+    final = "zero" if to_one else "sigma_min"
+    theirs, calls = diffusers(DPMSolverMultistepScheduler, steps, start, final_sigmas_type=final)
+    np.testing.assert_allclose(run("dpm-solver++2m", steps, start=start, to_one=to_one), theirs, rtol=1e-12)
+    assert calls == SAMPLERS["dpm-solver++2m"].calls(steps, start)
+
+
+# Against NumPy, at the counts where others crash, at the edges and from later steps.
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    ("steps", "start"), [(1, 0), (2, 0), (3, 0), (9, 0), (27, 24), (36, 0), (37, 36), (999, 0), (1000, 0)]
+)
 @pytest.mark.usefixtures("x64")
-def test_plms_is_diffusers(steps: int) -> None:
-    theirs = PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-    )
-    theirs.alphas_cumprod = torch.from_numpy(ScheduleConfig().alphas_cumprod())
-    theirs.final_alpha_cumprod = theirs.alphas_cumprod[0]
-    theirs.set_timesteps(steps)
-    x = torch.tensor([[1.0, -0.5, 2.0]], dtype=torch.float64)
-    for t in theirs.timesteps:
-        x = theirs.step(torch.tanh(x) * (0.5 + t.double() / 2000), t, x).prev_sample
-    schedule = Schedule.create(ScheduleConfig())
-    out = jax.jit(lambda x: plms(field, x, schedule, steps))(jnp.array([[1.0, -0.5, 2.0]]))
-    np.testing.assert_allclose(out, x.numpy(), rtol=1e-9)
+def test_sampler_is_its_paper(name: str, steps: int, start: int) -> None:
+    to_one = steps % 2 == 0
+    expected, called = REFERENCES[name](START, schedule(to_one).config, steps, start)
+    np.testing.assert_allclose(run(name, steps, start=start, to_one=to_one), expected, rtol=1e-12)
+    assert len(called) == SAMPLERS[name].calls(steps, start)
 
 
-def test_plms_calls_the_model_once_more_than_its_steps() -> None:
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "counts",
+    [
+        pytest.param([*range(1, 41), 99, 100, 333, 334, 500, 501, 998, 999, 1000], id="some"),
+        pytest.param(range(1, 1001), id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_counts_have_finite_tables(name: str, counts: Iterable[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many calls as stated, within the schedule, every coefficient finite."""
+    tables: list[Any] = []
+
+    def scan(body: Any, carry: Any, table: Any) -> tuple[Any, None]:
+        tables.append(table)
+        return carry, None
+
+    monkeypatch.setattr(jax.lax, "scan", scan)
+    # Coefficients stay NumPy arrays: a thousand counts would otherwise dispatch to the device for minutes.
+    monkeypatch.setattr(jnp, "asarray", np.asarray)
+    monkeypatch.setattr(jnp, "arange", np.arange)
+    x, schedules = jnp.zeros(1), (schedule(), schedule(True))
+    for steps in counts:
+        SAMPLERS[name](field, x, schedules[steps % 2], steps)
+        times, *rest = tables.pop()
+        assert len(times) == SAMPLERS[name].calls(steps)
+        assert np.min(times) >= 0 and np.max(times) <= 999
+        assert all(np.all(np.isfinite(column)) for column in rest)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_other_counts_are_refused(name: str, steps: int) -> None:
+    with pytest.raises(UserError, match=f"steps is {steps}; accepted are 1 to 1000"):
+        SAMPLERS[name](field, jnp.zeros(3), schedule(), steps)
+
+
+def test_recorded_vectors() -> None:
+    rows = list(measure(RECORDED))
+    assert {row.recorded.sampler for row in rows} == set(SAMPLERS)
+    for row in rows:
+        assert row.error < 1e-11, row
+        assert row.calls == SAMPLERS[row.recorded.sampler].calls(row.recorded.steps)
+    calls = {(row.recorded.sampler, row.recorded.steps): row.calls for row in rows}
+    assert calls["plms", 50] == 51 and calls["pndm", 50] == calls["pndm-diffusers", 50] == 59
+    assert calls["s-pndm", 50] == 51 and calls["ddim", 50] == calls["euler", 50] == 50
+    assert calls["dpm-solver++2m", 20] == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("plms", [981, 961, 961, *range(941, 0, -20)]),
+        ("pndm", [980, 970, 970, 960, 960, 950, 950, 940, 940, 930, 930, 920, *range(920, -1, -20)]),
+        ("pndm-diffusers", [981, 971, 971, 961, 961, 951, 951, 941, 941, 931, 931, 921, *range(921, 0, -20)]),
+        ("s-pndm", [980, 960, 960, *range(940, -1, -20)]),
+        ("ddim", list(range(981, 0, -20))),
+        ("euler", list(range(981, 0, -20))),
+    ],
+)
+def test_model_is_called_at(name: str, expected: list[int]) -> None:
     called: list[int] = []
 
     def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
         jax.debug.callback(lambda t: called.append(int(t)), t, ordered=True)
         return jnp.zeros_like(x)
 
-    jax.block_until_ready(plms(denoise, jnp.ones(3), Schedule.create(ScheduleConfig()), 50))
-    assert called == [981, 961, 961, *range(941, 0, -20)]
-    assert len(called) == 51
+    jax.block_until_ready(SAMPLERS[name](denoise, jnp.ones(3), schedule(), 50))
+    assert called == expected
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 9, 27, 36, 37, 999, 1000])
-def test_every_count_stays_on_the_schedule(steps: int) -> None:
-    ladder = leading_timesteps(ScheduleConfig(), steps)
-    assert len(ladder) == steps and ladder.max() <= 999 and ladder.min() >= 0
-    if steps < 40:
-        out = plms(field, jnp.ones(3), Schedule.create(ScheduleConfig()), steps)
-        assert bool(jnp.all(jnp.isfinite(out)))
+# Partial runs.
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_other_counts_are_refused(steps: int) -> None:
-    with pytest.raises(UserError, match="1 to 1000"):
-        leading_timesteps(ScheduleConfig(), steps)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_partial_runs(name: str) -> None:
+    clean, noise = jnp.full((2, 3), 5.0), jnp.ones((2, 3))
+    sampler = SAMPLERS[name]
+    # Nothing to do: the image as it is.
+    np.testing.assert_array_equal(sampler.add_noise(clean, noise, schedule(), 20, 20), clean)
+    np.testing.assert_array_equal(sampler(field, clean, schedule(), 20, start=20), clean)
+    # A model that knows the noise gives the image back from any step.
+    start = start_at(20, 0.6)
+    assert start == 8
+    noisy = sampler.add_noise(clean, noise, schedule(True), 20, start)
+    alpha = schedule().config.alphas_cumprod()[sampler.levels(schedule().config, 20)[8]]
+    np.testing.assert_allclose(noisy, np.sqrt(alpha) * 5 + np.sqrt(1 - alpha), rtol=1e-6)
+    back = sampler(lambda x, t: jnp.ones_like(x), noisy, schedule(True), 20, start=start)
+    np.testing.assert_allclose(back, clean, rtol=1e-5)
+    for wrong in (-1, 21):
+        with pytest.raises(UserError, match=f"start is {wrong}"):
+            sampler(field, clean, schedule(), 20, start=wrong)
 
 
-def test_guidance_pads_the_shorter_condition_and_extrapolates() -> None:
-    def eps(x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
-        present = (condition.log_weights > PADDING / 2)[..., None]
-        return x * 0 + jnp.sum(condition.hidden * present, axis=(1, 2)).reshape(-1, 1, 1, 1)
-
-    condition = Condition(jnp.full((2, 3, 1), 1.0), jnp.zeros((2, 3)))
-    null = Condition(jnp.full((2, 5, 1), 2.0), jnp.zeros((2, 5)))
-    denoise = guided(eps, condition, null, jnp.array([8.0, 1.0]))
-    out = denoise(jnp.zeros((2, 4, 4, 1)), jnp.int32(3))
-    # 10 + s (3 - 10).
-    np.testing.assert_allclose(out[:, 0, 0, 0], [-46.0, 3.0])
-    assert pad(condition, 5).log_weights[0, 4] == PADDING
+def test_strength() -> None:
+    assert [start_at(50, s) for s in (0.0, 0.01, 0.02, 0.3, 0.58, 0.98, 1.0)] == [50, 50, 49, 35, 21, 1, 0]
+    with pytest.raises(UserError, match="the strength is"):
+        start_at(50, 1.5)
 
 
-def test_noise_depends_on_seed_and_index_alone() -> None:
+# Noise of its own.
+
+
+@pytest.mark.parametrize(("eta", "start"), [(1.0, 0), (0.4, 3)])
+@pytest.mark.usefixtures("x64")
+def test_ddim_with_eta_is_its_paper(eta: float, start: int) -> None:
+    keys = sampler_keys(np.full(3, 7, np.uint32), np.arange(3))
+    draw = jax.vmap(lambda i, k: jax.random.normal(jax.random.fold_in(k, i), (), jnp.float32), (None, 0))
+    noise = np.asarray(jax.vmap(draw, (0, None))(jnp.arange(10), keys))
+    expected, _ = ddim(START, schedule().config, 10, start, eta, noise)
+    out = run("ddim", 10, start=start, eta=eta, keys=keys)
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    theirs = DDIMScheduler(**SD14, clip_sample=False, set_alpha_to_one=False)
+    theirs.set_timesteps(10)
+    x = torch.from_numpy(START)
+    for i, t in enumerate(theirs.timesteps[start:], start):
+        eps = torch.tanh(x) * (0.5 + t.double() / 2000)
+        x = theirs.step(eps, t, x, eta=eta, variance_noise=torch.tensor(noise[i])).prev_sample
+    np.testing.assert_allclose(out, x.numpy(), rtol=1e-5)
+
+
+def test_eta_noise_depends_on_seed_and_index_alone() -> None:
     seeds, indices = np.array([7, 7, 9], np.uint32), np.array([0, 1, 0], np.int32)
-    together = initial_noise(seeds, indices, (4, 6, 2))
-    alone = initial_noise(seeds[1:2], indices[1:2], (4, 6, 2))
+    keys, x = sampler_keys(seeds, indices), jnp.ones((3, 2))
+    sample = jax.jit(lambda x, keys: SAMPLERS["ddim"](field, x, schedule(), 5, eta=1.0, keys=keys))
+    together, alone = sample(x, keys), sample(x[1:2], keys[1:2])
     np.testing.assert_array_equal(together[1], alone[0])
-    assert not np.allclose(together[0], together[1])
-    assert not np.allclose(together[0], together[2])
+    assert len(np.unique(together)) == 6
+    # No key of the sampler's noise is that of an image's first noise.
+    first = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(seeds, indices)
+    assert len(np.unique(jax.random.key_data(jnp.concatenate([keys, first])), axis=0)) == 6
 
 
-def test_loss_of_the_true_noise_is_zero_and_of_zero_is_one() -> None:
-    schedule = Schedule.create(ScheduleConfig())
-    latents = jax.random.normal(jax.random.key(1), (64, 8, 8, 4))
+def test_eta_is_refused_where_it_means_nothing() -> None:
+    x = jnp.zeros(3)
+    with pytest.raises(UserError, match="those that do: ddim"):
+        SAMPLERS["plms"](field, x, schedule(), 5, eta=0.5)
+    with pytest.raises(UserError, match="accepted are 0 to 1"):
+        SAMPLERS["ddim"](field, x, schedule(), 5, eta=1.5)
+    with pytest.raises(ValueError, match="keys"):
+        SAMPLERS["ddim"](field, x, schedule(), 5, eta=0.5)
 
-    def perfect(x: jax.Array, t: jax.Array) -> jax.Array:
-        alpha = schedule.alpha(t)[:, None, None, None]
-        return (x - jnp.sqrt(alpha) * latents) / jnp.sqrt(1 - alpha)
 
-    losses, t = diffusion_loss(perfect, latents, jax.random.key(2), schedule)
-    assert losses.shape == (64,) and float(losses.max()) < 1e-3
-    assert int(t.min()) >= 0 and int(t.max()) < 1000 and len(set(t.tolist())) > 50
-    losses, _ = diffusion_loss(lambda x, t: jnp.zeros_like(x), latents, jax.random.key(2), schedule)
-    assert float(losses.mean()) == pytest.approx(1.0, abs=0.05)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_state_is_float32_under_a_bfloat16_model(name: str) -> None:
+    def half(x: jax.Array, t: jax.Array) -> jax.Array:
+        assert x.dtype == jnp.float32
+        return jnp.full(x.shape, 0.5, jnp.bfloat16)
+
+    # 0.5 is a bfloat16, so that all rounding is the sampler's own.
+    x = jnp.asarray(START, jnp.bfloat16)
+    out = SAMPLERS[name](half, x, schedule(), 50)
+    assert out.dtype == jnp.float32
+    with jax.enable_x64(True):
+        exact = SAMPLERS[name](lambda x, t: jnp.full(x.shape, 0.5), jnp.asarray(START), schedule(), 50)
+    np.testing.assert_allclose(out, exact, rtol=3e-6)
