@@ -112,7 +112,7 @@ def coverage(shape: str, size: str, fill: str, position: str, pixels: int = CANV
     distance = _distance(shape, x, y, radius)
     if fill == "hollow":
         # A ring as thick as the autoencoder can carry, inside the outline.
-        thickness = 2.5 if size == "small" else 3.5
+        thickness = 2.8 if size == "small" else 4.0
         distance = np.maximum(distance, -distance - thickness)
     cover = np.clip(0.5 - distance / scale, 0.0, 1.0).astype(np.float32)
     cover.setflags(write=False)
@@ -131,7 +131,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.nda
         sides = (2.0 * np.abs(x) - (y + radius)) / slope
         return np.maximum(sides, y - 0.85 * radius)
     if shape == "cross":
-        arm, reach = 0.42 * radius, radius
+        arm, reach = 0.5 * radius, radius
         a = np.maximum(np.abs(x) - arm, np.abs(y) - reach)
         b = np.maximum(np.abs(x) - reach, np.abs(y) - arm)
         return np.minimum(a, b)
