@@ -73,6 +73,30 @@ def build(
 
 
 @app.command()
+def scenes(
+    out: Annotated[Path, typer.Argument(help="new folder for the pictures and their captions")],
+    count: Annotated[int, typer.Option(help="scenes")] = 100,
+    seed: Annotated[int, typer.Option(help="which scenes")] = 0,
+    split: Annotated[str, typer.Option(help="train or validation")] = "train",
+    format: Annotated[str, typer.Option(help="png or jpg")] = "png",
+) -> None:
+    """Write scenes of the synthetic world as picture files with captions beside them."""
+    from typing import cast
+
+    from mvader_jax.data.scene_parts import write_files
+    from mvader_jax.errors import UserError
+
+    if count < 1:
+        raise UserError(f"count is {count}; at least 1 scene is needed")
+    if split not in ("train", "validation"):
+        raise UserError(f"unknown split {split!r}; accepted: train, validation")
+    if format not in ("png", "jpg"):
+        raise UserError(f"unknown format {format!r}; accepted: png, jpg")
+    write_files(out, count, seed=seed, split=cast(Any, split), format=cast(Any, format))
+    print(out)
+
+
+@app.command()
 def describe(
     out: Annotated[Path, typer.Argument(help="folder of a data set")],
     sheet: Annotated[Path | None, typer.Option(help="where the contact sheet goes")] = None,
@@ -88,8 +112,71 @@ def describe(
     print(f"\n{target}")
 
 
+@app.command()
+def encode(
+    config: Annotated[Path, typer.Argument(help="a file of configs/, such as configs/tiny.py")],
+    data: Annotated[
+        str, typer.Argument(help="folder of a data set, or `scenes` for the config's own scenes")
+    ],
+    out: Annotated[str, typer.Argument(help="folder of the result; an unfinished one is gone on with")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, as in stages.diffusion.data.num_records=1000")
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="the stage whose init bundles hold the models")
+    ] = "diffusion",
+    workdir: Annotated[Path | None, typer.Option(help="where runs live [default: runs/NAME]")] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="latents or features; may be repeated [default: what the model has]"),
+    ] = None,
+    mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
+    batch_size: Annotated[int, typer.Option(help="pictures a step, of all processes together")] = 64,
+    shard_size: Annotated[int, typer.Option(help="records a file")] = 4096,
+) -> None:
+    """Compute the VAE's posterior and the image encoder's features of every picture, once, in bfloat16."""
+    from mvader_jax.parallel.mesh import initialize_distributed, make_mesh, parse_mesh
+    from mvader_jax.pipeline import compilation_cache
+    from mvader_jax.train.config import load_config
+    from mvader_jax.train.encode import encode as run
+
+    initialize_distributed()
+    compilation_cache()
+    loaded = load_config(config, overrides or ())
+    chosen = loaded.stage(objective).data
+    if data != "scenes":
+        chosen = dataclasses.replace(chosen, source="records", paths=(data,))
+    with _progress(0, "records") as on_progress:
+        info, check = run(
+            loaded,
+            objective,
+            chosen,
+            out,
+            make_mesh(parse_mesh(mesh)),
+            workdir=workdir or Path("runs") / loaded.name,
+            parts=part or (),
+            batch_size=batch_size,
+            shard_size=shard_size,
+            on_progress=on_progress,
+        )
+    bad = sum(info.damaged.values())
+    total = sum(info.splits.values())
+    print(f"records   {total:,} ({', '.join(f'{count:,} {split}' for split, count in info.splits.items())})")
+    print(f"encoded   {total - bad:,}")
+    for reason, count in info.damaged.items():
+        print(f"          {count:,} not: {reason}")
+    for name in ("latents", "features"):
+        shape = getattr(info, name)
+        if shape:
+            print(f"{name:9} {' x '.join(map(str, shape))}, bfloat16")
+    print(
+        f"checked   {check.records} records against recomputation: at most {check.worst:.1f} units in the last place"
+    )
+    print(out)
+
+
 @contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+def _progress(total: int, what: str) -> Iterator[Callable[..., None]]:
     """A bar on stderr with the rate and the time left."""
     from rich.console import Console
     from rich.progress import (
@@ -117,4 +204,8 @@ def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
     )
     with bar:
         task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+
+        def update(done: int, of: int = total) -> None:
+            bar.update(task, completed=done, total=of)
+
+        yield update

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mvader_jax.data.buckets import Buckets
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.decode import decode, encoder_pixels, to_float
+from mvader_jax.data.decode import Size, decode, encoder_pixels, to_float
+from mvader_jax.data.encoded import BF16, encoded_shapes
 from mvader_jax.data.prompts import caption_rows, captioning_rows, image_rows
 from mvader_jax.data.reader import Damage, DamagedRecord, Reader, Record
 from mvader_jax.data.rows import IMAGE, INTERLEAVED, interleaved_before, kinds, row_layout
@@ -20,6 +22,8 @@ from mvader_jax.tokenizer import Tokenizer
 Objective = Literal["vae", "captioning", "contrastive", "diffusion"]
 Batch = dict[str, Any]
 BatchFn = Callable[[int], tuple[Batch, list[Damage]]]
+#: What has the records of a run's steps.
+Feed = Reader | Buckets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,30 +54,32 @@ class Shape:
     def rows(self) -> int:
         return self.batch_size // self.process_count
 
-    def positions(self, step: int) -> range:
-        """Positions of the run that this process's rows of a step take."""
-        start = step * self.batch_size + self.process_index * self.rows
+    def positions(self, number: int) -> range:
+        """Positions in a reader that this process's rows of its batch `number` take."""
+        start = number * self.batch_size + self.process_index * self.rows
         return range(start, start + self.rows)
 
 
-def pixel_batch(reader: Reader, shape: Shape, config: DataConfig) -> BatchFn:
+def pixel_batch(reader: Feed, shape: Shape, config: DataConfig) -> BatchFn:
     """{"pixels": float32 [B, H, W, 3] in [-1, 1]}."""
 
     def make(step: int) -> tuple[Batch, list[Damage]]:
-        records, damage = _read(reader, shape.positions(step), config)
-        return {"pixels": _pixels(records)}, damage
+        records, damage = _read(reader, shape, step, config)
+        return _pixels(records), damage
 
     return make
 
 
 def captioning_batch(
-    reader: Reader, shape: Shape, config: DataConfig, tokenizer: Tokenizer, with_images: bool
+    reader: Feed, shape: Shape, config: DataConfig, tokenizer: Tokenizer, with_images: bool
 ) -> BatchFn:
     """{"prompt": PromptBatch of [image] and caption, "labels": int32 [B, S], IGNORED where not learnt}."""
+    needs = ("features",) if with_images else ()
+    _, features = encoded_shapes(config)
 
     def make(step: int) -> tuple[Batch, list[Damage]]:
-        records, damage = _read(reader, shape.positions(step), config)
-        pixels = encoder_pixels([r["image"] for r in records], shape.encoder_size) if with_images else None
+        records, damage = _read(reader, shape, step, config, needs=needs)
+        pixels = _encoder_input(records, shape, features) if with_images else None
         captions = [r["caption"] for r in records]
         prompt, labels = captioning_rows(
             tokenizer, captions, config.caption_length, pixels, shape.image_tokens
@@ -83,11 +89,11 @@ def captioning_batch(
     return make
 
 
-def contrastive_batch(reader: Reader, shape: Shape, config: DataConfig, tokenizer: Tokenizer) -> BatchFn:
+def contrastive_batch(reader: Feed, shape: Shape, config: DataConfig, tokenizer: Tokenizer) -> BatchFn:
     """{"query", "positive", "negative"}: PromptBatches of captions, row i of each from one record."""
 
     def make(step: int) -> tuple[Batch, list[Damage]]:
-        records, damage = _read(reader, shape.positions(step), config)
+        records, damage = _read(reader, shape, step, config)
         names = ("query", "positive", "negative")
         texts = {name: [r[name] for r in records] for name in names}
         return {n: caption_rows(tokenizer, texts[n], config.caption_length) for n in names}, damage
@@ -96,17 +102,21 @@ def contrastive_batch(reader: Reader, shape: Shape, config: DataConfig, tokenize
 
 
 def diffusion_batch(
-    reader: Reader, interleaved: Reader | None, shape: Shape, config: DataConfig, tokenizer: Tokenizer
+    reader: Feed, interleaved: Reader | None, shape: Shape, config: DataConfig, tokenizer: Tokenizer
 ) -> BatchFn:
     """{"pixels", "image_prompt", "text_prompt", "use_image": bool [B]}: see `rows` for which row is whose.
 
-    With interleaved prompts also "interleaved_prompt" and "use_interleaved".
+    Of precomputed records "latent_mean" and "latent_logvar", bfloat16 [B, h, w, C], stand for "pixels", and
+    features [N, 1, T, C] for the image prompt's pixels.
+    With interleaved prompts also "interleaved_prompt" and "use_interleaved", and beside latents
+    "interleaved_pixels", the targets of these rows.
     """
     layout = row_layout(shape.batch_size // shape.groups, config.p_image, config.p_interleaved)
     length = config.interleaved_length
     if not length:
         length = config.interleaved_images * shape.image_tokens + config.caption_length
     groups = shape.groups // shape.process_count
+    moments, features = encoded_shapes(config)
 
     def fits(record: Record) -> Record:
         elements = record["prompt"].elements
@@ -120,17 +130,20 @@ def diffusion_batch(
         return record
 
     def read(step: int, kind: np.ndarray) -> tuple[list[Record], list[Damage]]:
+        source, batch, size = reader.at(step)
         mixed = interleaved_before(layout, step * shape.groups + shape.process_index * groups)
         records: list[Record] = []
         damage: list[Damage] = []
-        for place, which in zip(shape.positions(step), kind, strict=True):
+        for row, (place, which) in enumerate(zip(shape.positions(batch), kind, strict=True)):
             # The two kinds of record are counted apart, so that each set is seen whole in its epochs.
             if which == INTERLEAVED:
                 assert interleaved is not None
                 record, passed = _read_one(interleaved, mixed, config, fits)
                 mixed += 1
             else:
-                record, passed = _read_one(reader, place - mixed, config)
+                seen = row % layout.samples < layout.image_rows
+                needs = ("latents", "features") if seen else ("latents",)
+                record, passed = _read_one(source, place - mixed, config, size=size, needs=needs)
             records.append(record)
             damage += passed
         return records, damage
@@ -139,12 +152,12 @@ def diffusion_batch(
         kind = kinds(layout, step * shape.groups + shape.process_index * groups, groups)
         records, damage = read(step, kind.reshape(-1))
         number = np.arange(len(records)).reshape(kind.shape)
-        with_image = [records[i]["image"] for i in number[:, : layout.image_rows].reshape(-1)]
+        with_image = [records[i] for i in number[:, : layout.image_rows].reshape(-1)]
         # Where two kinds overlap, the row that is not used may have no caption.
         captions = [records[i].get("caption", "") for i in number[:, layout.text_start :].reshape(-1)]
         batch: Batch = {
-            "pixels": _pixels(records),
-            "image_prompt": image_rows(encoder_pixels(with_image, shape.encoder_size), shape.image_tokens),
+            **(_pixels(records) if moments is None else _moments(records, moments)),
+            "image_prompt": image_rows(_encoder_input(with_image, shape, features), shape.image_tokens),
             "text_prompt": caption_rows(tokenizer, captions, config.caption_length, shape.encoder_size),
             "use_image": kind.reshape(-1) == IMAGE,
         }
@@ -159,16 +172,23 @@ def diffusion_batch(
                 num_images=config.interleaved_images,
             )
             batch["use_interleaved"] = kind.reshape(-1) == INTERLEAVED
+            if moments is not None:
+                side = config.image_size
+                blank = np.zeros((side, side, 3), np.uint8)
+                batch["interleaved_pixels"] = to_float([records[i].get("image", blank) for i in middle])
         return batch, damage
 
     return make
 
 
-def _read(reader: Reader, positions: range, config: DataConfig) -> tuple[list[Record], list[Damage]]:
+def _read(
+    reader: Feed, shape: Shape, step: int, config: DataConfig, needs: Sequence[str] = ()
+) -> tuple[list[Record], list[Damage]]:
+    source, batch, size = reader.at(step)
     records: list[Record] = []
     damage: list[Damage] = []
-    for position in positions:
-        record, passed = _read_one(reader, position, config)
+    for position in shape.positions(batch):
+        record, passed = _read_one(source, position, config, size=size, needs=needs)
         records.append(record)
         damage += passed
     return records, damage
@@ -179,12 +199,46 @@ def _read_one(
     position: int,
     config: DataConfig,
     check: Callable[[Record], Record] = lambda record: record,
+    size: Size | None = None,
+    needs: Sequence[str] = (),
 ) -> tuple[Record, list[Damage]]:
+    """The record at a position. needs: parts that the batch takes of it; where a precomputed record lacks
+    one, its picture is read."""
     # The crop's choices are apart from the source's, which made the caption from the same position.
     rng = reader.rng(position, "decode")
-    size = (config.image_size, config.image_size)
-    return reader.read(position, lambda record: decode(check(record), config, rng, size))
+    sides = size or (config.image_size, config.image_size)
+
+    def finish(record: Record) -> Record:
+        if "picture" in record and not set(needs) <= record.keys():
+            record = {**record, "image": record["picture"]()}
+        return decode(check(record), config, rng, sides)
+
+    return reader.read(position, finish)
 
 
-def _pixels(records: Sequence[Record]) -> np.ndarray:
-    return to_float([record["image"] for record in records])
+def _pixels(records: Sequence[Record]) -> Batch:
+    return {"pixels": to_float([record["image"] for record in records])}
+
+
+def _moments(records: Sequence[Record], shape: tuple[int, ...]) -> Batch:
+    """Mean and log variance of latents; zeros for records without, whose pixels come beside."""
+    out = np.zeros((2, len(records), *shape[1:]), BF16)
+    for row, record in enumerate(records):
+        if "latents" in record:
+            out[:, row] = record["latents"]
+    return {"latent_mean": out[0], "latent_logvar": out[1]}
+
+
+def _encoder_input(records: Sequence[Record], shape: Shape, features: tuple[int, ...] | None) -> np.ndarray:
+    """[N, H, W, 3] for the image encoder, or its features [N, T, C] where they are known."""
+    if features is None:
+        return encoder_pixels([record["image"] for record in records], shape.encoder_size)
+    if features[0] != shape.image_tokens:
+        raise UserError(
+            f"the precomputed features are {features[0]} tokens a picture; the model has {shape.image_tokens}"
+        )
+    out = np.zeros((len(records), *features), BF16)
+    for row, record in zip(out, records, strict=True):
+        if "features" in record:  # an interleaved sample's is not used
+            row[:] = record["features"]
+    return out

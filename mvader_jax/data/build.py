@@ -23,13 +23,11 @@ from mvader_jax.data.admit import Rejected, admit
 from mvader_jax.data.filters import FilterConfig
 from mvader_jax.data.parts import Part
 from mvader_jax.data.report import Report
+from mvader_jax.data.schema import COLUMN_TYPE, COLUMNS
 from mvader_jax.data.shard_writer import ShardWriter, shard_path, write_metadata
 from mvader_jax.errors import UserError
 
 REPORT = "report.json"
-#: What is asked of all records at once (aspect buckets, descriptions), as one array file in their order.
-COLUMNS = "columns.npy"
-COLUMN_TYPE = np.dtype([("width", np.int32), ("height", np.int32), ("aesthetic", np.float32)])
 _WORK = "unfinished"
 _PLAN = "plan.json"
 

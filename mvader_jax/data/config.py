@@ -29,7 +29,8 @@ class DataConfig:
     aspect_buckets: sides (height, width) that whole batches take, nearest to each picture's own shape;
         empty for square pictures only.
     omit: for scenes, the probability that a caption leaves an attribute out; languages: of its captions.
-    precomputed: directory of latents or features written by `mvader data encode`.
+    precomputed: folders of latents and features written by `mvader data encode`, read in place of `paths`
+        (mixed by `weights` as they are) or of drawing scenes.
     threads: that read and decode; workers: processes of so many threads, for hosts of many cores.
     bad_limit: distinct damaged records that a run skips before it stops.
     """
@@ -50,7 +51,7 @@ class DataConfig:
     aspect_buckets: tuple[tuple[int, int], ...] = ()
     languages: tuple[Literal["en", "de"], ...] = ("en", "de")
     omit: float = 0.0
-    precomputed: str | None = None
+    precomputed: tuple[str, ...] = ()
     seed: int = 0
     shuffle: bool = True
     threads: int = 2

@@ -10,12 +10,10 @@ import numpy as np
 from etils import epath
 
 from mvader_jax import images
-from mvader_jax.data.build import COLUMN_TYPE, COLUMNS, REPORT
+from mvader_jax.data.build import REPORT
 from mvader_jax.data.decode import crop
-from mvader_jax.data.reader import DamagedRecord
 from mvader_jax.data.report import Report
 from mvader_jax.data.stored import Stored
-from mvader_jax.errors import UserError
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -32,7 +30,7 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
     Raises UserError if there is no data set at `path`.
     """
     source = Stored(os.fspath(path), None)
-    columns = read_columns(path, source)
+    columns = source.columns()
     sides = np.minimum(columns["width"], columns["height"])
     lines = [
         f"records        {len(source):,} in {len(source.files)} files, {source.bytes:,} bytes",
@@ -70,28 +68,6 @@ def contact_sheet(path: str | os.PathLike[str], count: int = 24, seed: int = 0) 
         pictures.append(crop(record["image"], (_THUMBNAIL, _THUMBNAIL)))
         labels.append(record["caption"][:120])
     return images.grid(pictures, labels=labels, columns=min(count, 6), gap=6)
-
-
-def read_columns(path: str | os.PathLike[str], source: Stored) -> np.ndarray:
-    """`build.COLUMN_TYPE` of every record in order; read one by one where the data set came without.
-
-    Raises UserError if the records hold no sizes.
-    """
-    file = epath.Path(path) / COLUMNS
-    if file.exists():
-        with file.open("rb") as stream:
-            return np.load(stream)
-    rng = np.random.default_rng(0)
-    rows = np.zeros(len(source), COLUMN_TYPE)
-    for number in range(len(source)):
-        try:
-            record = source.record(number, rng)
-            rows[number] = (record["width"], record["height"], record.get("aesthetic", np.nan))
-        except DamagedRecord:
-            rows[number] = (1, 1, np.nan)
-        except KeyError as error:
-            raise UserError(f"the records of {os.fspath(path)!r} have no {error.args[0]!r}") from None
-    return rows
 
 
 def histogram(values: np.ndarray, edges: tuple[float, ...]) -> list[str]:

@@ -12,6 +12,7 @@ import grain
 from mvader_jax.data.batches import (
     Batch,
     BatchFn,
+    Feed,
     Objective,
     Shape,
     captioning_batch,
@@ -19,10 +20,11 @@ from mvader_jax.data.batches import (
     diffusion_batch,
     pixel_batch,
 )
+from mvader_jax.data.buckets import Buckets
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.reader import Damage, Reader
 from mvader_jax.data.scenes import Split
-from mvader_jax.data.sources import interleaved_source, open_sources
+from mvader_jax.data.sources import interleaved_source, open_sources, picture_shapes
 from mvader_jax.errors import UserError
 from mvader_jax.tokenizer import Tokenizer
 
@@ -60,7 +62,15 @@ def make_loader(
     if objective != "vae" and tokenizer is None:
         raise UserError(f"the {objective} objective needs a tokenizer")
     seed = config.seed
-    reader = Reader(open_sources(config, objective, split), config.weights, seed, config.shuffle)
+    sources = open_sources(config, objective, split)
+    reader: Feed
+    if config.aspect_buckets and objective != "contrastive":
+        if config.p_interleaved or config.precomputed:
+            raise UserError("aspect_buckets go with neither interleaved prompts nor precomputed latents")
+        shapes = [picture_shapes(source) for source in sources]
+        reader = Buckets(sources, shapes, config.aspect_buckets, config.weights, seed, config.shuffle)
+    else:
+        reader = Reader(sources, config.weights, seed, config.shuffle)
     make: BatchFn
     if objective == "vae":
         make = pixel_batch(reader, shape, config)

@@ -14,7 +14,8 @@ IGNORED = -100
 
 
 def image_rows(pixels: np.ndarray, image_tokens: int) -> PromptBatch:
-    """Prompts of one image each, weight 1. pixels: [N, H, W, 3], preprocessed for the image encoder."""
+    """Prompts of one image each, weight 1. pixels: [N, H, W, 3], preprocessed for the image encoder, or its
+    features [N, T, C]."""
     shape = (pixels.shape[0], image_tokens)
     index = np.broadcast_to(np.arange(image_tokens, dtype=np.int32), shape)
     return _plain(np.zeros(shape, np.int32), pixels[:, None], index)
@@ -50,7 +51,7 @@ def captioning_rows(
     """([image], caption and EOS up to `length` tokens; labels int32 [B, S]).
 
     As MAGMA is trained: the labels are the tokens themselves (the loss shifts them), IGNORED on the
-    image and on every EOS but the first. pixels: [B, H, W, 3] or None for captions alone.
+    image and on every EOS but the first. pixels: as of `image_rows`, or None for captions alone.
     """
     ids, mask = tokenizer.encode_text(captions, length)
     labels = np.where(mask, ids, IGNORED).astype(np.int32)
@@ -71,7 +72,7 @@ def _plain(ids: np.ndarray, pixels: np.ndarray, index: np.ndarray) -> PromptBatc
     """Every position exists and has weight 1."""
     return PromptBatch(
         token_ids=ids,
-        pixels=np.ascontiguousarray(pixels, np.float32),
+        pixels=np.ascontiguousarray(pixels),
         image_index=np.ascontiguousarray(index, np.int32),
         log_weights=np.zeros(ids.shape, np.float32),
         condition_log_weights=np.zeros(ids.shape, np.float32),

@@ -79,6 +79,10 @@ class Reader:
         """Records in all sources together."""
         return int(self._starts[-1])
 
+    def at(self, step: int) -> tuple[Reader, int, tuple[int, int] | None]:
+        """(what a step reads from, which of its batches, sides of its pictures): `Buckets` choose here."""
+        return self, step, None
+
     @staticmethod
     def _order(start: int, stop: int, seed: int, shuffle: bool) -> grain.MapDataset[int]:
         numbers = grain.MapDataset.range(start, stop)

@@ -20,11 +20,19 @@ class SceneImages:
         return self._config.num_records
 
     def record(self, index: int, rng: np.random.Generator) -> Record:
+        return {"image": self.picture(index), "caption": self.caption(index, rng)}
+
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 [size, size, 3]."""
+        return render(scene_at(self._config.seed, index, self._split), self._config.image_size)
+
+    def caption(self, index: int, rng: np.random.Generator) -> str:
+        """A caption of scene `index`, worded by `rng`."""
         config = self._config
         scene = scene_at(config.seed, index, self._split)
         language = config.languages[int(rng.integers(len(config.languages)))]
         omit = config.omit if rng.random() < 0.5 else 0.0
-        return {"image": render(scene, config.image_size), "caption": caption(scene, rng, language, omit)}
+        return caption(scene, rng, language, omit)
 
     def where(self, index: int) -> str:
         return f"scene {index} of the {self._split} split"

@@ -30,6 +30,9 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 SCORES = ("aesthetic", "watermark", "punsafe", "similarity")
 #: Texts of a stored record; absent ones are empty.
 TEXTS = ("key", "url", "nsfw", "language")
+#: What is asked of all records at once (aspect buckets, descriptions), as one array file in their order.
+COLUMNS = "columns.npy"
+COLUMN_TYPE = np.dtype([("width", np.int32), ("height", np.int32), ("aesthetic", np.float32)])
 
 
 def features() -> tfds.features.FeaturesDict:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mvader_jax.data.config import DataConfig
+from mvader_jax.data.encoded import Encoded
 from mvader_jax.data.jsonl import Interleaved, Pairs
 from mvader_jax.data.reader import Source
 from mvader_jax.data.scene_prompts import SceneInterleaved
@@ -16,6 +19,10 @@ from mvader_jax.errors import UserError
 
 def open_sources(config: DataConfig, objective: str, split: Split) -> Sequence[Source]:
     """The sources of a config. Raises UserError where they do not exist or do not suit the objective."""
+    if config.precomputed:
+        if objective not in ("captioning", "diffusion"):
+            raise UserError(f"the {objective} objective reads no precomputed latents or features")
+        return [Encoded(path, split, config) for path in config.precomputed]
     if config.source == "pairs":
         if objective != "contrastive":
             raise UserError(f"the {objective} objective needs pictures; data of source 'pairs' has none")
@@ -29,6 +36,14 @@ def open_sources(config: DataConfig, objective: str, split: Split) -> Sequence[S
             raise UserError("data of source 'records' needs paths: folders that `mvader data build` wrote")
         return [Stored(path, split) for path in config.paths]
     raise UserError(f"data source {config.source!r} is unknown; accepted: scenes, records, pairs")
+
+
+def picture_shapes(source: Source) -> np.ndarray:
+    """int [N, 2]: height and width of every picture of a source, as stored."""
+    if not isinstance(source, Stored):
+        return np.ones((len(source), 2), np.int32)
+    columns = source.columns()
+    return np.stack([columns["height"], columns["width"]], axis=1)
 
 
 def interleaved_source(config: DataConfig, split: Split) -> Sequence[Source]:

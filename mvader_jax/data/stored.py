@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from mvader_jax.data.reader import DamagedRecord, Record
 from mvader_jax.data.scenes import Split
+from mvader_jax.data.schema import COLUMN_TYPE, COLUMNS
 from mvader_jax.errors import UserError
 
 #: One record in so many is held out for validation where the set has no such split of its own.
@@ -68,7 +70,7 @@ class Stored:
             stored: dict[str, Any] = self._records[number]
         except Exception as error:  # the reader raises RuntimeError, TFDS's parser several kinds
             raise DamagedRecord(f"it cannot be read: {_first_line(error)}") from None
-        return {**stored, "caption": _draw(stored["caption"], rng)}
+        return {**stored, "caption": draw_caption(stored["caption"], rng)}
 
     def captions(self, index: int) -> list[str]:
         """All captions of a record; none where it cannot be read."""
@@ -76,6 +78,27 @@ class Stored:
             return _text(self._records[self.number(index)]["caption"]).split("\n")
         except Exception:  # as in `record`
             return []
+
+    def columns(self) -> np.ndarray:
+        """`schema.COLUMN_TYPE` [N] of all its records; read one by one where the data set came without.
+
+        Raises UserError if the records hold no sizes.
+        """
+        file = epath.Path(self.path) / COLUMNS
+        if file.exists():
+            with file.open("rb") as stream:
+                return np.load(stream)[np.asarray(self._numbers)]
+        rng = np.random.default_rng(0)
+        rows = np.zeros(len(self), COLUMN_TYPE)
+        for index in range(len(self)):
+            try:
+                record = self.record(index, rng)
+                rows[index] = (record["width"], record["height"], record.get("aesthetic", np.nan))
+            except DamagedRecord:
+                rows[index] = (1, 1, np.nan)
+            except KeyError as error:
+                raise UserError(f"the records of {self.path!r} have no {error.args[0]!r}") from None
+        return rows
 
     @property
     def files(self) -> list[str]:
@@ -117,8 +140,13 @@ class AllBut(Sequence[int]):
             raise IndexError(index)
         return index + index // (self._every - 1) + 1
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        index = np.arange(self._length)
+        return np.asarray(index + index // (self._every - 1) + 1, dtype)
 
-def _draw(stored: bytes | str, rng: np.random.Generator) -> str:
+
+def draw_caption(stored: bytes | str, rng: np.random.Generator) -> str:
+    """One of a record's captions, which stand one a line."""
     captions = _text(stored).split("\n")
     return captions[int(rng.integers(len(captions)))] if len(captions) > 1 else captions[0]
 

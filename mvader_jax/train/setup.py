@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from mvader_jax.bundle import Bundle, find_bundle, load_bundle, read_config
 from mvader_jax.components import init_component
 from mvader_jax.condition import PromptBatch
 from mvader_jax.config import ModelConfig, from_dict
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.encoded import parts_of, read_info
 from mvader_jax.data.loader import captions_of
 from mvader_jax.errors import UserError
 from mvader_jax.tokenizer import Tokenizer, train_tokenizer
@@ -38,13 +41,16 @@ def needed_components(model: ModelConfig, stage: Stage) -> tuple[str, ...]:
         return ("vae",)
     if stage.objective == "contrastive":
         return ("decoder", "biases")
-    images = ("adapters",) * (model.adapters is not None) + ("image_encoder", "image_prefix")
+    # Interleaved prompts bring pictures that nobody has encoded.
+    known = frozenset() if stage.data.p_interleaved else parts_of(stage.data)
+    encoder = ("image_encoder",) if "features" not in known else ()
+    images = ("adapters",) * (model.adapters is not None) + (*encoder, "image_prefix")
     if stage.objective == "captioning":
         return ("decoder", *images) if stage.images else ("decoder",)
+    vae = ("vae",) if "latents" not in known else ()
     if model.embedder == "clip_text":
-        return ("text_encoder", "unet", "vae")
-    latents = stage.data.precomputed is not None
-    return ("decoder", "biases", *images, "unet", *(() if latents else ("vae",)))
+        return ("text_encoder", "unet", *vae)
+    return ("decoder", "biases", *images, "unet", *vae)
 
 
 def stage_model(model: ModelConfig, stage: Stage) -> ModelConfig:
@@ -60,21 +66,8 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
     Raises UserError where an earlier stage is not finished, or a bundle's architecture is not the config's.
     """
     needed = needed_components(config.model, stage)
-    sources: dict[str, Path] = {}
-    models: dict[str, ModelConfig] = {}
-    tokenizer: Tokenizer | None = None
-    model = config.model
-    for name in stage.init:
-        path = _locate(config, name, workdir)
-        data = read_config(path)
-        models[name] = from_dict(ModelConfig, data["model"], f"{path}/config.json: model")
-        for component in data["components"]:
-            sources[component] = path
-            model = _adopt(model, models[name], component, path)
-        if (path / "tokenizer").is_dir() and models[name].tokenizer is not None:
-            model = dataclasses.replace(model, tokenizer=models[name].tokenizer)
-            tokenizer = Tokenizer.load(path / "tokenizer", models[name].tokenizer)
-
+    model, sources, tokenizer = earlier_components(config, stage, workdir)
+    check_precomputed(stage.data, sources)
     if tokenizer is None and stage.objective != "vae":
         if model.tokenizer is None or model.decoder is None:
             raise UserError(
@@ -101,6 +94,45 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
             components[component] = init_component(model, component, key, mesh, components)
     unused = {c: path / c for c, path in sources.items() if c not in components}
     return Start(Bundle(model, components, tokenizer, records), unused, tuple(fresh))
+
+
+def earlier_components(
+    config: TrainConfig, stage: Stage, workdir: str | Path
+) -> tuple[ModelConfig, dict[str, Path], Tokenizer | None]:
+    """(the config's model as its `init` bundles have it, {component: its bundle}, their tokenizer).
+
+    Raises UserError as `gather_start`.
+    """
+    sources: dict[str, Path] = {}
+    tokenizer: Tokenizer | None = None
+    model = config.model
+    for name in stage.init:
+        path = _locate(config, name, workdir)
+        data = read_config(path)
+        theirs = from_dict(ModelConfig, data["model"], f"{path}/config.json: model")
+        for component in data["components"]:
+            sources[component] = path
+            model = _adopt(model, theirs, component, path)
+        if (path / "tokenizer").is_dir() and theirs.tokenizer is not None:
+            model = dataclasses.replace(model, tokenizer=theirs.tokenizer)
+            tokenizer = Tokenizer.load(path / "tokenizer", theirs.tokenizer)
+    return model, sources, tokenizer
+
+
+def component_hash(path: Path, component: str) -> str | None:
+    """The SHA-256 of a component's parameters as its bundle records it; None where it does not."""
+    return read_config(path)["components"][component].get("sha256")
+
+
+def check_precomputed(data: DataConfig, sources: Mapping[str, Path]) -> None:
+    """Raises UserError if precomputed data was made by other parameters than the stage starts from."""
+    for path in data.precomputed:
+        for component, theirs in read_info(path).components.items():
+            mine = component_hash(sources[component], component) if component in sources else None
+            if mine and theirs and mine != theirs:
+                raise UserError(
+                    f"{path!r} was encoded by another {component} than that of {sources[component]}; encode again"
+                )
 
 
 def null_prompt(bundle: Bundle, stage: Stage) -> PromptBatch | None:

@@ -11,13 +11,14 @@ import img2dataset_like as like
 import numpy as np
 import pytest
 
-from mvader_jax.data.build import COLUMNS, build
+from mvader_jax.data.build import build
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.describe import contact_sheet, describe, histogram, read_columns
+from mvader_jax.data.describe import contact_sheet, describe, histogram
 from mvader_jax.data.filters import FilterConfig
 from mvader_jax.data.loader import captions_of, make_loader
 from mvader_jax.data.parts import find_shards
 from mvader_jax.data.reader import DamagedRecord
+from mvader_jax.data.schema import COLUMNS
 from mvader_jax.data.stored import Stored
 from mvader_jax.errors import UserError
 from mvader_jax.tokenizer import train_tokenizer
@@ -105,6 +106,18 @@ def test_every_objective_reads_records(data):
         make_loader(config, "contrastive", tokenizer, **sizes)
 
 
+def test_buckets_follow_the_shapes_that_are_stored(tmp_path):
+    like.make(tmp_path / "in", shards=1, per_shard=40, damage=dict.fromkeys(range(0, 40, 5), "rotated"))
+    build(find_shards(tmp_path / "in"), tmp_path / "out", "laion_aesthetics", FilterConfig.paper())
+    config = DataConfig(
+        source="records", paths=(str(tmp_path / "out"),), aspect_buckets=((24, 32), (32, 24)), image_size=24
+    )
+    # 39 records to train on; 7 of them stand upright.
+    loader = make_loader(config, "vae", None, batch_size=4)
+    shapes = collections.Counter(next(loader)["pixels"].shape[1:3] for _ in range(39))
+    assert shapes == {(24, 32): 32, (32, 24): 7}
+
+
 def test_workers_are_processes_and_change_nothing(data):
     config = DataConfig(source="records", paths=(str(data),), image_size=24, threads=1)
     here = make_loader(config, "vae", None, batch_size=11)
@@ -131,7 +144,7 @@ def test_description_counts_and_draws(data, copy):
     assert "shorter side   37 to 37, median 37 pixels" in text
     assert "written           210" in text
     (copy / COLUMNS).unlink()
-    np.testing.assert_array_equal(read_columns(copy, Stored(str(copy), None)), np.load(data / COLUMNS))
+    np.testing.assert_array_equal(Stored(str(copy), None).columns(), np.load(data / COLUMNS))
     sheet = contact_sheet(data, count=5)
     assert sheet.width > 4 * 160
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 1000

@@ -1,20 +1,21 @@
-"""Eq. 1 of the paper: predict the noise, conditioned on H(image) or H(caption).
+"""Eq. 1 of the paper: predict the noise, conditioned on H(image), H(caption) or H(interleaved prompt).
 
-The frozen decoder runs on image rows and caption rows each at its own length (an image prompt is
-144 tokens, a caption 10 to 77: padding them to one length would cost more than the UNet), and the two
-are joined in one Condition. `data/rows.py` lays the rows out.
+The frozen decoder runs on the rows of each kind at their own length (an image prompt is 144 tokens, a
+caption 10 to 77: padding them to one length would cost more than the UNet), and all are joined in one
+Condition. `data/rows.py` lays the rows out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mvader_jax.condition import PADDING, Condition, PromptBatch, pad
+from mvader_jax.condition import Condition, PromptBatch, pad
 from mvader_jax.config import ModelConfig
+from mvader_jax.data.rows import row_layout
 from mvader_jax.diffusion.objective import diffusion_loss
 from mvader_jax.diffusion.schedule import Schedule
 from mvader_jax.embed import embed_rows
@@ -29,6 +30,8 @@ def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None 
     """Batch: pixels [B, H, W, 3] or latent_mean and latent_logvar [B, h, w, C]; image_prompt,
     text_prompt: PromptBatches; use_image: bool [B].
 
+    With a share p_interleaved also interleaved_prompt, use_interleaved: bool [B], and beside latents
+    interleaved_pixels: the targets of these rows, which nobody has encoded.
     null_prompt: one row, what dropped rows are conditioned on (None: zeros).
     Components: unet, the embedder's, and vae where the batch holds pixels.
     """
@@ -46,18 +49,38 @@ def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None 
         components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
     ) -> tuple[jax.Array, Metrics]:
         posterior_key, drop_key, noise_key = jax.random.split(key, 3)
+        use_image = batch["use_image"]
+        layout = row_layout(use_image.shape[0] // groups, stage.data.p_image, stage.data.p_interleaved)
+        start = layout.interleaved_start
+
+        def posterior(pixels: jax.Array) -> jax.Array:
+            """float32 [2, N, h, w, C]: mean and log variance."""
+            moments = vae.apply({"params": components["vae"]}, pixels, method="encode")
+            return jnp.stack(moments).astype(jnp.float32)
+
         if "pixels" in batch:
-            mean, logvar = vae.apply({"params": components["vae"]}, batch["pixels"], method="encode")
+            mean, logvar = posterior(batch["pixels"])
         else:
-            mean, logvar = batch["latent_mean"], batch["latent_logvar"]
-        mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+            moments = jnp.stack([batch["latent_mean"], batch["latent_logvar"]]).astype(jnp.float32)
+            if "interleaved_pixels" in batch:
+                drawn = jax.vmap(lambda x: spread_rows(x, groups, layout.samples, start))(
+                    posterior(batch["interleaved_pixels"])
+                )
+                moments = jnp.where(batch["use_interleaved"][:, None, None, None], drawn, moments)
+            mean, logvar = moments
         latents = scale * (mean + jnp.exp(0.5 * logvar) * jax.random.normal(posterior_key, mean.shape))
 
-        use_image = batch["use_image"]
         prompts = [batch["image_prompt"], batch["text_prompt"]]
+        interleaved = layout.interleaved_rows > 0
+        prompts += [batch["interleaved_prompt"]] if interleaved else []
         prompts += [null_prompt] if null_prompt is not None else []
         image, text, *rest = embed_rows(model, components, prompts, dtype=dtype, remat=stage.remat)
-        condition = join_rows(image, text, use_image, groups)
+        kinds: list[RowsOfAKind] = [(image, 0, use_image)]
+        use_text = ~use_image
+        if interleaved:
+            kinds.append((rest.pop(0), start, batch["use_interleaved"]))
+            use_text &= ~batch["use_interleaved"]
+        condition = join_kinds([(text, layout.text_start, use_text), *kinds], groups)
         dropped = jax.random.bernoulli(drop_key, stage.dropout, use_image.shape)
         if not rest:
             rest = [Condition(jnp.zeros_like(condition.hidden[:1, :1]), jnp.zeros((1, 1), jnp.float32))]
@@ -69,10 +92,14 @@ def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None 
         losses, timesteps = diffusion_loss(predict, latents, noise_key, schedule)
         metrics = {
             "loss_image": mean_metric(losses, use_image & ~dropped),
-            "loss_text": mean_metric(losses, ~use_image & ~dropped),
+            "loss_text": mean_metric(losses, use_text & ~dropped),
             "loss_null": mean_metric(losses, dropped),
             "image_rows": mean_metric(use_image),
         }
+        if interleaved:
+            used = batch["use_interleaved"]
+            metrics["loss_interleaved"] = mean_metric(losses, used & ~dropped)
+            metrics["interleaved_rows"] = mean_metric(used)
         quarter = timesteps * 4 // schedule.config.num_train_steps
         for index in range(4):
             metrics[f"loss_quarter{index + 1}"] = mean_metric(losses, quarter == index)
@@ -81,32 +108,42 @@ def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None 
     return loss_fn
 
 
-def join_rows(image: Condition, text: Condition, use_image: jax.Array, groups: int) -> Condition:
-    """One Condition of B rows out of image rows and caption rows.
+#: (their Condition [groups*k, S, D], their first sample in a group, bool [B] of the samples that use them).
+RowsOfAKind = tuple[Condition, int, jax.Array]
 
-    image: [groups*ni, Si, D]; text: [groups*nt, St, D]; use_image: bool [B], B = groups*n <= groups*(ni+nt).
-    Within a group of n samples the first ni have an image row, the last nt a caption row; where both
-    exist `use_image` chooses. Groups follow the batch's shards, so joining moves nothing between devices.
+
+def join_kinds(kinds: Sequence[RowsOfAKind], groups: int) -> Condition:
+    """One Condition of B samples out of rows of several kinds, as `data/rows.py` lays them out.
+
+    Every sample uses rows of exactly one kind. Groups follow the batch's shards, so joining moves nothing
+    between devices.
     """
-    length = max(image.hidden.shape[1], text.hidden.shape[1])
-    n = use_image.shape[0] // groups
+    length = max(condition.hidden.shape[1] for condition, _, _ in kinds)
+    samples = kinds[0][2].shape[0] // groups
+    hidden = weights = None
+    for condition, start, used in kinds:
+        rows = pad(condition, length)
+        states = spread_rows(rows.hidden, groups, samples, start)
+        logs = spread_rows(rows.log_weights, groups, samples, start)
+        hidden = states if hidden is None else jnp.where(used[:, None, None], states, hidden)
+        weights = logs if weights is None else jnp.where(used[:, None], logs, weights)
+    return Condition(hidden, weights)
 
-    def spread(condition: Condition, first: bool) -> tuple[jax.Array, jax.Array]:
-        condition = pad(condition, length)
-        rows = condition.hidden.shape[0] // groups
-        gap = (0, n - rows) if first else (n - rows, 0)
-        hidden = condition.hidden.reshape(groups, rows, length, -1)
-        weights = condition.log_weights.reshape(groups, rows, length)
-        hidden = jnp.pad(hidden, ((0, 0), gap, (0, 0), (0, 0)))
-        weights = jnp.pad(weights, ((0, 0), gap, (0, 0)), constant_values=PADDING)
-        return hidden.reshape(groups * n, length, -1), weights.reshape(groups * n, length)
 
-    image_hidden, image_weights = spread(image, first=True)
-    text_hidden, text_weights = spread(text, first=False)
-    return Condition(
-        jnp.where(use_image[:, None, None], image_hidden, text_hidden),
-        jnp.where(use_image[:, None], image_weights, text_weights),
-    )
+def join_rows(image: Condition, text: Condition, use_image: jax.Array, groups: int) -> Condition:
+    """`join_kinds` of image rows, the first of each group, and caption rows, its last."""
+    samples = use_image.shape[0] // groups
+    first = samples - text.hidden.shape[0] // groups
+    return join_kinds([(text, first, ~use_image), (image, 0, use_image)], groups)
+
+
+def spread_rows(rows: jax.Array, groups: int, samples: int, start: int) -> jax.Array:
+    """[groups*k, ...] -> [groups*samples, ...]: the k rows of a group at its samples `start` and on, zeros
+    elsewhere."""
+    count = rows.shape[0] // groups
+    grouped = rows.reshape(groups, count, *rows.shape[1:])
+    gaps = [(0, 0), (start, samples - start - count)] + [(0, 0)] * (rows.ndim - 1)
+    return jnp.pad(grouped, gaps).reshape(groups * samples, *rows.shape[1:])
 
 
 def replace_rows(condition: Condition, null: Condition, dropped: jax.Array) -> Condition:
