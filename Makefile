@@ -1,10 +1,13 @@
-# `make install` sets up .venv, `make test` checks everything in it.
+# `make demo` sets up .venv and draws the first pictures, `make test` checks everything.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install test lint slow clean
+.PHONY: demo install test lint slow clean
+
+demo: $(VENV)/.installed
+	$(BIN)/mvader demo --out outputs/demo
 
 install: $(VENV)/.installed
 

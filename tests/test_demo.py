@@ -1,0 +1,16 @@
+import micro
+import PIL.Image
+
+from mvader_jax.demo import TASKS, demo
+from mvader_jax.pipeline import Pipeline
+
+
+def test_the_demo_draws_every_task_and_names_its_command(tmp_path) -> None:
+    drawn = demo(Pipeline(micro.bundle()), tmp_path, num_images=2, steps=1)
+    assert [one.task for one in drawn] == list(TASKS)
+    for one in drawn:
+        picture = PIL.Image.open(one.path)
+        assert picture.width > 128 * 3 and picture.text["AI-generated"] == "true"
+        assert one.command.startswith("mvader sample ")
+    element = drawn[list(TASKS).index("element")]
+    assert '"in red"' in element.command and "inputs/circle.png@0.3" in element.command
