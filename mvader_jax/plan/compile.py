@@ -1,0 +1,175 @@
+"""Compiles a program ahead of time and reads what it costs a chip; results are kept by the program's hash."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mvader_jax.errors import UserError
+from mvader_jax.plan import hlo
+from mvader_jax.plan.program import Program
+from mvader_jax.plan.topology import Topology, places
+
+#: Raised when what is read from a program changes, so that kept results are not mixed up.
+FORMAT = 1
+Say = Callable[[str], None]
+Result = dict[str, Any]
+
+
+def compile_program(
+    program: Program, topology: Topology, effort: float, say: Say, cache: bool = True
+) -> Result:
+    """What one run of the program costs a chip, compiled. Raises UserError where XLA refuses the program.
+
+    Returns: seconds (of compiling), memory {arguments, outputs, aliased, temporaries, code, peak} in bytes
+    or {needed, limit} where it does not fit, flops, kernel_flops, once_flops, bytes, cycles, saturated,
+    unknown_loops, xla {flops, bytes accessed, optimal_seconds}, collectives [{kind, axes, count, payload,
+    wire, seconds}].
+    """
+    started = time.monotonic()
+    say("tracing the program")
+    lowered = program.lower()
+    text = lowered.as_text()
+    versions = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
+    recipe = [FORMAT, topology.name, topology.slices, effort, versions, list(program.mesh.shape.items())]
+    key = hashlib.sha256(f"{json.dumps(recipe)}\n{text}".encode()).hexdigest()[:32]
+    path = cache_directory() / f"{key}.json"
+    if cache and path.is_file():
+        say("the program was compiled before")
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    say(f"compiling {len(text) >> 20} MiB of StableHLO for {topology.name} at effort {effort:g}")
+    try:
+        compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": float(effort)})
+    except Exception as error:  # jaxlib's XlaRuntimeError
+        memory = refused_memory(str(error))
+        if memory is None:
+            raise UserError(f"XLA does not compile the program: {str(error).splitlines()[0]}") from None
+        result: Result = {"memory": memory, "seconds": time.monotonic() - started, "versions": versions}
+    else:
+        say("reading the compiled program")
+        result = {
+            **measure(compiled.as_text(), program, topology),
+            "memory": memory_of(compiled.memory_analysis()),
+            "xla": _xla(compiled.cost_analysis()),
+            "seconds": time.monotonic() - started,
+            "versions": versions,
+        }
+    if cache:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(result), encoding="utf-8")
+        os.replace(partial, path)
+    return result
+
+
+def cache_directory() -> Path:
+    """Where results are kept: below the directory of compiled programs."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("MVADER_CACHE") or home / "mvader_jax") / "plans"
+
+
+def memory_of(stats: Any) -> dict[str, int]:
+    """Bytes a chip of a compiled program, from XLA's statistics."""
+    memory = {
+        "arguments": int(stats.argument_size_in_bytes),
+        "outputs": int(stats.output_size_in_bytes),
+        "aliased": int(stats.alias_size_in_bytes),
+        "temporaries": int(stats.temp_size_in_bytes),
+        "code": int(stats.generated_code_size_in_bytes),
+    }
+    memory["peak"] = sum(memory.values()) - 2 * memory["aliased"]
+    return memory
+
+
+def refused_memory(message: str) -> dict[str, int] | None:
+    """{needed, limit} in bytes from XLA's complaint that a program does not fit, or None for another one."""
+    match = re.search(r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)
+    if not match:
+        return None
+    unit = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return {
+        "needed": round(float(match[1]) * unit[match[2]]),
+        "limit": round(float(match[3]) * unit[match[4]]),
+    }
+
+
+def measure(text: str, program: Program, topology: Topology) -> Result:
+    """FLOPs, bytes and collectives of a compiled text, with the time each collective takes at least."""
+    found = hlo.cost(text)
+    where = places(list(program.mesh.devices.flat))
+    mesh = dict(program.mesh.shape)
+    rows: dict[tuple[str, str], dict[str, Any]] = defaultdict(
+        lambda: {"count": 0, "payload": 0, "wire": 0.0, "seconds": 0.0}
+    )
+    for collective in found.collectives:
+        axes = collective.groups.axes(mesh) if collective.groups else ()
+        row = rows[collective.kind, "+".join(axes) or "none"]
+        row["count"] += collective.times
+        row["payload"] += collective.times * collective.payload
+        row["wire"] += collective.wire_bytes
+        row["seconds"] += collective_seconds(collective, topology, where)
+    return {
+        "flops": found.flops,
+        "kernel_flops": found.kernel_flops,
+        "once_flops": found.once_flops,
+        "bytes": found.bytes,
+        "cycles": found.cycles,
+        "saturated": found.saturated,
+        "unknown_loops": found.unknown_loops,
+        "collectives": [
+            {"kind": kind, "axes": axes, **row}
+            for (kind, axes), row in sorted(rows.items(), key=lambda item: -item[1]["seconds"])
+        ],
+    }
+
+
+def collective_seconds(
+    collective: hlo.Collective, topology: Topology, where: list[tuple[int, tuple[int, ...]]]
+) -> float:
+    """Time on the links for all of a collective's times (estimated): its part inside a slice on the chip
+    interconnect, its part between slices on the data-centre network."""
+    if collective.groups is None or collective.groups.size < 2:
+        return 0.0
+    group = max(collective.groups.members, key=len)
+    slices: dict[int, list[tuple[int, ...]]] = {}
+    for member in group:
+        number, place = where[member]
+        slices.setdefault(number, []).append(place)
+    inside = len(next(iter(slices.values())))
+    double = 2.0 if collective.kind == "all-reduce" else 1.0
+    seconds = 0.0
+    if inside > 1:
+        sent = double * collective.payload * (inside - 1) / inside
+        seconds += sent / topology.bandwidth(next(iter(slices.values())))
+    if len(slices) > 1:
+        sent = double * collective.payload / inside * (len(slices) - 1) / len(slices)
+        seconds += sent / (topology.chip.dcn_gbps * 1e9)
+    if collective.kind == "collective-permute":
+        seconds = collective.payload / (topology.chip.ici_gbps * 1e9)
+    return collective.times * seconds
+
+
+def _xla(costs: Any) -> dict[str, float]:
+    row = costs[0] if isinstance(costs, (list, tuple)) else costs
+    keys = ("flops", "bytes accessed", "optimal_seconds")
+    return {key: float(np.asarray(row[key])) for key in keys if key in (row or {})}
+
+
+def _version(name: str) -> str:
+    if name == "jax":
+        return str(jax.__version__)
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

@@ -1,0 +1,238 @@
+"""What a plan says: figures a chip, each with how it was found, the three times, and what they come to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from mvader_jax.plan.topology import Topology
+
+#: compiled: read from the program that XLA made for the pod. counted: from shapes and shardings, exact.
+#: estimated: divided by the chip's numbers, or modelled.
+Kind = Literal["compiled", "counted", "estimated"]
+#: Memory that a plan wants to see free.
+SPARE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    value: float
+    kind: Kind
+    unit: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One program on one mesh of one pod. figures: by name, a chip each; notes: what to doubt."""
+
+    title: str
+    topology: Topology
+    mesh: Mapping[str, int]
+    settings: Mapping[str, Any]
+    figures: Mapping[str, Figure]
+    collectives: tuple[Mapping[str, Any], ...]
+    bound: str
+    fits: bool
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; numbers are rounded to six digits."""
+        return {
+            "title": self.title,
+            "topology": {
+                "name": self.topology.name,
+                "slices": self.topology.slices,
+                "chips": self.topology.chips,
+                "chip": dataclasses.asdict(self.topology.chip),
+            },
+            "mesh": dict(self.mesh),
+            "settings": dict(self.settings),
+            "figures": {
+                name: {"value": float(f"{f.value:.6g}"), "kind": f.kind, "unit": f.unit}
+                for name, f in self.figures.items()
+            },
+            "collectives": [
+                {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+                for row in self.collectives
+            ],
+            "bound": self.bound,
+            "fits": self.fits,
+            "notes": list(self.notes),
+        }
+
+
+def make_plan(
+    title: str,
+    topology: Topology,
+    mesh: Mapping[str, int],
+    settings: Mapping[str, Any],
+    parts: Mapping[str, int],
+    compiled: Mapping[str, Any],
+    *,
+    images: int,
+    model_flops: float | None,
+    counted_flops: float | None,
+    iterations: int | None,
+    cores: int = 1,
+) -> Plan:
+    """Puts a plan together.
+
+    parts: {what of the arguments: bytes a device}; compiled: as `compile_program`; images: a step, over
+    the whole pod; model_flops: what the mathematics of a step needs, over the whole pod; counted_flops:
+    what the step does by its jaxpr; iterations: of the config; cores: devices a chip.
+    """
+    chip, chips = topology.chip, topology.chips
+    f: dict[str, Figure] = {
+        name.replace(" ", "_"): Figure(size * cores, "counted", "B") for name, size in parts.items()
+    }
+    notes: list[str] = []
+    memory = compiled["memory"]
+    f["hbm"] = Figure(chip.hbm_bytes, "counted", "B")
+    if "needed" in memory:
+        f["peak"] = Figure(memory["needed"] * cores, "compiled", "B")
+        notes.append("XLA refuses the program: it does not fit, so its times are not known")
+        return Plan(title, topology, mesh, settings, f, (), "memory capacity", False, tuple(notes))
+
+    f["activations"] = Figure(memory["temporaries"] * cores, "compiled", "B")
+    f["peak"] = Figure(memory["peak"] * cores, "compiled", "B")
+    fits = f["peak"].value <= (1 - SPARE) * chip.hbm_bytes
+    if not fits and f["peak"].value <= chip.hbm_bytes:
+        notes.append(f"it compiles, but leaves less than {SPARE:.0%} of the memory free")
+    flops, moved = compiled["flops"] * cores, compiled["bytes"] * cores
+    f["flops"] = Figure(flops, "compiled", "FLOP")
+    f["kernel_flops"] = Figure(compiled["kernel_flops"] * cores, "compiled", "FLOP")
+    f["bytes"] = Figure(moved, "compiled", "B")
+    f["collective_bytes"] = Figure(sum(r["wire"] for r in compiled["collectives"]) * cores, "compiled", "B")
+    times = {
+        "arithmetic": flops / chip.peak,
+        "memory": moved / (chip.hbm_gbps * 1e9),
+        "interconnect": sum(r["seconds"] for r in compiled["collectives"]),
+    }
+    for name, seconds in times.items():
+        f[f"{name}_seconds"] = Figure(seconds, "estimated", "s")
+    bound = max(times, key=lambda name: times[name])
+    best, worst = max(times.values()), sum(times.values())
+    f["step_seconds"] = Figure(best, "estimated", "s")
+    f["step_seconds_without_overlap"] = Figure(worst, "estimated", "s")
+    f["images_per_second"] = Figure(images / best, "estimated", "1/s")
+    if model_flops is not None:
+        f["model_flops"] = Figure(model_flops / chips, "counted", "FLOP")
+        f["utilisation"] = Figure(model_flops / chips / chip.peak / best, "estimated", "")
+        f["utilisation_without_overlap"] = Figure(model_flops / chips / chip.peak / worst, "estimated", "")
+    if counted_flops is not None:
+        f["counted_flops"] = Figure(counted_flops / chips, "counted", "FLOP")
+        if not 0.9 <= flops * chips / counted_flops <= 1.5:
+            notes.append(
+                f"the compiled FLOPs are {flops * chips / counted_flops:.2f} times the counted ones: work is repeated "
+                "on several chips, or a loop was not read"
+            )
+    if iterations is not None:
+        f["days"] = Figure(best * iterations / 86400, "estimated", "d")
+        f["chip_hours"] = Figure(best * iterations / 3600 * chips, "estimated", "h")
+    notes += _doubts(compiled, times)
+    return Plan(title, topology, mesh, settings, f, tuple(compiled["collectives"]), bound, fits, tuple(notes))
+
+
+def _doubts(compiled: Mapping[str, Any], times: Mapping[str, float]) -> list[str]:
+    """What of XLA's own estimates is not to be believed, and why."""
+    notes = []
+    optimal = compiled.get("xla", {}).get("optimal_seconds")
+    floor = max(times["arithmetic"], times["memory"])
+    if optimal is None:
+        notes.append("XLA gives no optimal_seconds for this program")
+    elif optimal <= 0:
+        notes.append(f"XLA's optimal_seconds is {optimal:.3g}, which cannot be: not used")
+    elif optimal < floor:
+        notes.append(
+            f"XLA's optimal_seconds is {optimal:.3g} s, below the floors (it counts a loop's body once): not used"
+        )
+    else:
+        notes.append(f"XLA's own optimal_seconds is {optimal:.3g} s, above both floors")
+    if compiled["saturated"]:
+        notes.append(f"{compiled['saturated']} of XLA's cycle estimates overflowed: cycles are not used")
+    if compiled["unknown_loops"]:
+        notes.append(
+            f"the trip count of {compiled['unknown_loops']} loops could not be read: they count once"
+        )
+    return notes
+
+
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def readable(figure: Figure) -> str:
+    """A figure for people: 12.3 GiB, 4.56 TFLOP, 78.9 ms."""
+    value, unit = figure.value, figure.unit
+    if unit == "B":
+        for size, prefix in ((2**40, "Ti"), (2**30, "Gi"), (2**20, "Mi")):
+            if value >= size:
+                return f"{value / size:.2f} {prefix}B"
+        return f"{value / 1024:.1f} KiB"
+    if unit == "s":
+        return f"{value * 1e3:.1f} ms" if value < 10 else f"{value:.1f} s"
+    if unit == "FLOP":
+        for size, prefix in _PREFIXES:
+            if value >= size:
+                return f"{value / size:.2f} {prefix}FLOP"
+    if unit == "":
+        return f"{100 * value:.1f} %"
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+LINES = {
+    "frozen_weights": "frozen weights",
+    "trained_weights": "weights that train",
+    "optimizer": "optimizer",
+    "average": "their average (EMA)",
+    "batch": "batch",
+    "activations": "activations and other temporaries",
+    "peak": "peak",
+    "hbm": "the chip has",
+    "flops": "FLOPs, loops multiplied out",
+    "kernel_flops": "of these in attention kernels",
+    "counted_flops": "FLOPs by the jaxpr",
+    "model_flops": "FLOPs the mathematics needs",
+    "bytes": "bytes of HBM",
+    "collective_bytes": "bytes sent to other chips",
+    "arithmetic_seconds": "arithmetic",
+    "memory_seconds": "memory",
+    "interconnect_seconds": "interconnect",
+    "step_seconds": "a step, all three overlapping",
+    "step_seconds_without_overlap": "a step, nothing overlapping",
+    "images_per_second": "images a second, whole pod",
+    "utilisation": "model FLOPs utilisation",
+    "utilisation_without_overlap": "the same without overlap",
+    "days": "days for the config's iterations",
+    "chip_hours": "chip-hours",
+}
+
+
+def text(plan: Plan) -> str:
+    """A plan for people, a figure a line with how it was found."""
+    t = plan.topology
+    mesh = ",".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one chip"
+    slices = f"{t.slices} slices of " if t.slices > 1 else ""
+    lines = [
+        f"{plan.title} on {slices}{t.name} ({t.chips} x {t.chip.name}), mesh {mesh}",
+        ", ".join(f"{key} {value}" for key, value in plan.settings.items()),
+        "",
+        "a chip:",
+    ]
+    for name, label in LINES.items():
+        if name in plan.figures:
+            figure = plan.figures[name]
+            mark = "  <- bounds the step" if name == f"{plan.bound}_seconds" else ""
+            lines.append(f"  {label:<36}{readable(figure):>14}  {figure.kind}{mark}")
+    lines.append(f"  {'fits, with 5 % spare':<36}{'yes' if plan.fits else 'NO':>14}")
+    if plan.collectives:
+        lines += ["", "collectives a step (bytes sent: compiled; time: estimated):"]
+        for row in plan.collectives:
+            sent, seconds = Figure(row["wire"], "compiled", "B"), Figure(row["seconds"], "estimated", "s")
+            lines.append(
+                f"  {row['kind']:<20}{row['axes']:<16}{row['count']:>6} x{readable(sent):>14}{readable(seconds):>12}"
+            )
+    if plan.notes:
+        lines += ["", *(f"note: {note}" for note in plan.notes)]
+    lines += ["", f"chip: {t.chip.source}"]
+    return "\n".join(lines)

@@ -1,0 +1,197 @@
+"""One plan from a request: what a process of its own does, so that libtpu's environment is its own too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mvader_jax.errors import UserError
+from mvader_jax.plan.report import Plan, make_plan
+from mvader_jax.plan.topology import Topology, parse_topology, prepare_environment
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be planned.
+
+    config, overrides: as `mvader train`; job: "train" (the stage `objective`) or "sample"; mesh: axes as
+    `mvader train --mesh`; accumulate: microbatches, None for the stage's own; batch: images a step of the
+    sample job; precomputed: parts of the batch that come computed before; effort: XLA's, -1 to 1; cache:
+    whether kept results may be taken.
+    """
+
+    config: str
+    topology: str
+    slices: int = 1
+    overrides: tuple[str, ...] = ()
+    job: str = "train"
+    objective: str = "diffusion"
+    mesh: str = "fsdp=-1"
+    accumulate: int | None = None
+    batch: int = 0
+    precomputed: tuple[str, ...] = ()
+    effort: float = -1.0
+    cache: bool = True
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        values = json.loads(text)
+        for name in ("overrides", "precomputed"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+
+def plan(request: Request, say: Say = lambda message: None) -> Plan:
+    """Compiles the program and puts its plan together. Raises UserError for what cannot be planned."""
+    prepare_environment()
+    from mvader_jax.parallel.mesh import make_mesh, parse_mesh
+    from mvader_jax.parallel.sharding import ShardingError
+    from mvader_jax.plan.compile import compile_program
+    from mvader_jax.plan.program import bytes_a_chip, sample_program, train_program
+    from mvader_jax.plan.topology import devices
+    from mvader_jax.train.config import load_config
+
+    if request.job not in ("train", "sample"):
+        raise UserError(f"unknown job {request.job!r}; accepted: train, sample")
+    if not -1.0 <= request.effort <= 1.0:
+        raise UserError(f"the effort is {request.effort}; accepted are -1 (quick) to 1")
+    topology = parse_topology(request.topology, request.slices)
+    config = load_config(request.config, request.overrides)
+    mesh = make_mesh(parse_mesh(request.mesh), devices(topology))
+    settings: dict[str, Any] = {"effort": request.effort}
+    needs = does = None
+    iterations: int | None = None
+    try:
+        if request.job == "sample":
+            images = request.batch or mesh.size
+            program = sample_program(config.model, mesh, images)
+            settings = {"images": images, "steps": 50, "sampler": "plms", **settings}
+            title = f"{config.name}: sampling"
+        else:
+            stage = config.stage(request.objective)
+            if request.accumulate is not None:
+                stage = dataclasses.replace(stage, accumulate=request.accumulate)
+            program = train_program(config, stage, mesh, request.precomputed)
+            iterations = stage.steps
+            say("counting what the mathematics needs")
+            needs, does = _counts(request, config, stage)
+            settings = {
+                "batch": stage.batch_size,
+                "microbatches": stage.accumulate,
+                "remat": stage.remat,
+                "precomputed": ", ".join(request.precomputed) or "nothing",
+                "iterations": stage.steps,
+                **settings,
+            }
+            title = f"{config.name}: training step of {request.objective}"
+        parts = {name: bytes_a_chip(tree) for name, tree in program.parts.items()}
+        compiled = compile_program(program, topology, request.effort, say, request.cache)
+    except ShardingError as error:
+        raise UserError(str(error)) from None
+    return make_plan(
+        title,
+        topology,
+        dict(mesh.shape),
+        {**settings, "compiled in": f"{compiled['seconds']:.0f} s", "by": _versions(compiled)},
+        parts,
+        compiled,
+        images=program.images,
+        model_flops=needs,
+        counted_flops=does,
+        iterations=iterations,
+        cores=topology.chip.cores,
+    )
+
+
+def _counts(request: Request, config: Any, stage: Any) -> tuple[float, float]:
+    """(FLOPs that the mathematics of a step needs, FLOPs with what remat repeats), kept by the config."""
+    import hashlib
+
+    from mvader_jax.config import to_dict
+    from mvader_jax.plan.compile import cache_directory
+    from mvader_jax.plan.counted import step_flops
+
+    stage = dataclasses.replace(stage, accumulate=1)
+    recipe = json.dumps([2, to_dict(config.model), to_dict(stage), sorted(request.precomputed)], default=str)
+    path = cache_directory() / f"count-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
+    if request.cache and path.is_file():
+        needs, does = json.loads(path.read_text(encoding="utf-8"))
+        return needs, does
+    needs = step_flops(config, stage, request.precomputed)
+    does = needs if stage.remat == "none" else step_flops(config, stage, request.precomputed, remat=True)
+    if request.cache:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([needs, does]), encoding="utf-8")
+    return needs, does
+
+
+def _versions(compiled: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in compiled["versions"].items())
+
+
+def table(plans: Sequence[Mapping[str, Any]]) -> str:
+    """Plans, as `Plan.to_dict` gives them, as a Markdown table."""
+    head = (
+        "| program | pod | mesh | micro-batches | peak of HBM, GiB | fits | FLOPs a chip, T | bound | arithmetic / "
+        "memory / interconnect, ms | step, ms | images/s | utilisation | without overlap | days | chip-hours |"
+    )
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    for p in plans:
+        f = {name: figure["value"] for name, figure in p["figures"].items()}
+        topology = p["topology"]
+        pod = f"{topology['slices']} x {topology['name']}" if topology["slices"] > 1 else topology["name"]
+        mesh = ",".join(f"{axis}={size}" for axis, size in p["mesh"].items() if size > 1)
+        memory = f"{f['peak'] / 2**30:.1f} of {f['hbm'] / 2**30:.0f}"
+        cells = [p["title"].split(":")[0], pod, mesh, str(p["settings"].get("microbatches", "")), memory]
+        cells.append("yes" if p["fits"] else "**no**")
+        if "step_seconds" in f:
+            times = " / ".join(
+                f"{1e3 * f[f'{name}_seconds']:.0f}" for name in ("arithmetic", "memory", "interconnect")
+            )
+            cells += [f"{f['flops'] / 1e12:.1f}", p["bound"], times, f"{1e3 * f['step_seconds']:.0f}"]
+            cells += [f"{f['images_per_second']:,.0f}"]
+            cells += [f"{100 * f[name]:.0f} %" for name in ("utilisation", "utilisation_without_overlap")]
+            cells += [f"{f['days']:.1f}", f"{f['chip_hours']:,.0f}"]
+        else:
+            cells += ["", p["bound"], *[""] * 7]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reads a request from standard input; writes the plan, or {"error": ...}, as its last line."""
+    request = Request.from_json(sys.stdin.read())
+
+    def say(message: str) -> None:
+        print(f"progress: {message}", file=sys.stderr, flush=True)
+
+    try:
+        answer: dict[str, Any] = {"plan": plan(request, say).to_dict()}
+    except UserError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer), flush=True)
+
+
+def plan_file(directory: Path, request: Request) -> Path:
+    """Where a plan is kept as JSON: a readable name for each request."""
+    stem = Path(request.config).stem if request.job == "train" else f"{Path(request.config).stem}_sample"
+    pod = f"{request.slices}x{request.topology}" if request.slices > 1 else request.topology
+    return directory / f"{stem}_{pod.replace(':', '_')}.json"
+
+
+def text_topology(row: Mapping[str, Any]) -> Topology:
+    """The topology of a plan that was read back from JSON."""
+    return parse_topology(row["name"], row["slices"])
+
+
+if __name__ == "__main__":
+    main()
