@@ -17,6 +17,7 @@ from mvader_jax.components import abstract_components
 from mvader_jax.condition import PADDING, PromptBatch
 from mvader_jax.config import ModelConfig
 from mvader_jax.data.rows import row_layout
+from mvader_jax.embed import embed_rows
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.sharding import batch_sharding, param_shardings, replicated
 from mvader_jax.train.config import Stage, TrainConfig
@@ -117,6 +118,34 @@ def train_program(
         donate=(0,),
         out_shardings=(shardings, replicated(mesh)),
     )
+
+
+def embedding_program(config: TrainConfig, stage: Stage, mesh: Mesh, *, padded: bool) -> Program:
+    """The decoder's part of a diffusion step: image rows, caption rows and the null prompt, embedded.
+
+    Images come as features. padded: every row as long as an image prompt, B rows in all, what a step
+    would do that knows one length. Raises UserError where the batch does not divide.
+    """
+    model = config.model
+    names = ["decoder", "biases", "image_prefix", *(("adapters",) if model.adapters else ())]
+    shapes, axes = abstract_components(model, names)
+    shapes = _cast(shapes, jnp.dtype(stage.frozen_dtype))
+    components = jax.tree.map(_placed, shapes, param_shardings(shapes, axes, mesh))
+    groups = batch_shards(mesh) * stage.accumulate
+    batch = abstract_batch(model, stage, groups, PRECOMPUTED)
+    rows = [batch["image_prompt"], batch["text_prompt"]]
+    if padded:
+        assert model.image_encoder is not None
+        one = _prompt(stage.batch_size, model.image_encoder.num_tokens, (stage.batch_size, 0, 0, 0, 3))
+        rows = [one]
+    placed = jax.tree.map(lambda x: _placed(x, batch_sharding(mesh, x.ndim)), rows)
+    null = abstract_null_prompt(model, stage)
+
+    def embedding(components: Tree, rows: list[PromptBatch]) -> Tree:
+        prompts = rows if null is None else [*rows, null]
+        return [c.hidden for c in embed_rows(model, components, prompts, dtype=jnp.dtype(stage.dtype))]
+
+    return Program(embedding, (components, placed), mesh, stage.batch_size, {"frozen weights": components})
 
 
 def sample_program(

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mvader_jax.plan.topology import Topology
+from mvader_jax.plan.topology import Topology, parse_topology
 
 #: compiled: read from the program that XLA made for the pod. counted: from shapes and shardings, exact.
 #: estimated: divided by the chip's numbers, or modelled.
@@ -206,6 +206,22 @@ LINES = {
     "days": "days for the config's iterations",
     "chip_hours": "chip-hours",
 }
+
+
+def from_dict(data: Mapping[str, Any]) -> Plan:
+    """The inverse of `Plan.to_dict`."""
+    topology = data["topology"]
+    return Plan(
+        data["title"],
+        parse_topology(topology["name"], topology["slices"]),
+        data["mesh"],
+        data["settings"],
+        {name: Figure(**figure) for name, figure in data["figures"].items()},
+        tuple(data["collectives"]),
+        data["bound"],
+        data["fits"],
+        tuple(data["notes"]),
+    )
 
 
 def text(plan: Plan) -> str:

@@ -6,12 +6,11 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mvader_jax.errors import UserError
 from mvader_jax.plan.report import Plan, make_plan
-from mvader_jax.plan.topology import Topology, parse_topology, prepare_environment
+from mvader_jax.plan.topology import parse_topology, prepare_environment
 
 Say = Callable[[str], None]
 
@@ -23,7 +22,7 @@ class Request:
     config, overrides: as `mvader train`; job: "train" (the stage `objective`) or "sample"; mesh: axes as
     `mvader train --mesh`; accumulate: microbatches, None for the stage's own; batch: images a step of the
     sample job; precomputed: parts of the batch that come computed before; effort: XLA's, -1 to 1; cache:
-    whether kept results may be taken.
+    whether kept results may be taken; search: rank meshes instead of compiling one.
     """
 
     config: str
@@ -38,6 +37,7 @@ class Request:
     precomputed: tuple[str, ...] = ()
     effort: float = -1.0
     cache: bool = True
+    search: bool = False
 
     @classmethod
     def from_json(cls, text: str) -> Request:
@@ -83,7 +83,7 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
             program = train_program(config, stage, mesh, request.precomputed)
             iterations = stage.steps
             say("counting what the mathematics needs")
-            needs, does = _counts(request, config, stage)
+            needs, does = counts(request, config, stage)
             settings = {
                 "batch": stage.batch_size,
                 "microbatches": stage.accumulate,
@@ -112,7 +112,38 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
     )
 
 
-def _counts(request: Request, config: Any, stage: Any) -> tuple[float, float]:
+def candidates(request: Request, say: Say = lambda message: None) -> list[dict[str, Any]]:
+    """Meshes and microbatches for a training step, best first (estimated; see `search`)."""
+    prepare_environment()
+    from mvader_jax.components import abstract_components
+    from mvader_jax.plan import search
+    from mvader_jax.train.config import load_config
+    from mvader_jax.train.setup import needed_components
+    from mvader_jax.train.state import partition
+
+    topology = parse_topology(request.topology, request.slices)
+    config = load_config(request.config, request.overrides)
+    stage = config.stage(request.objective)
+    say("counting what a step computes")
+    _, does = counts(request, config, stage)
+    bare = dataclasses.replace(stage, data=dataclasses.replace(stage.data, precomputed=()))
+    shapes, _ = abstract_components(config.model, needed_components(config.model, bare))
+    trained, frozen, _ = partition(shapes, {name: g.parameters for name, g in stage.groups.items()})
+    sizes = {"frozen": _size(frozen), "trained": _size(trained)}
+    encoder = config.model.image_encoder
+    p_image = stage.data.p_image if encoder else 0.0
+    positions = p_image * (encoder.num_tokens if encoder else 0) + (1 - p_image) * stage.data.caption_length
+    ranked = search.rank(topology, config.model, stage, sizes, does, positions)
+    return search.describe(ranked, shown=len(ranked))
+
+
+def _size(tree: Any) -> float:
+    import jax
+
+    return float(sum(leaf.size for leaf in jax.tree.leaves(tree)))
+
+
+def counts(request: Request, config: Any, stage: Any) -> tuple[float, float]:
     """(FLOPs that the mathematics of a step needs, FLOPs with what remat repeats), kept by the config."""
     import hashlib
 
@@ -175,22 +206,14 @@ def main() -> None:
         print(f"progress: {message}", file=sys.stderr, flush=True)
 
     try:
-        answer: dict[str, Any] = {"plan": plan(request, say).to_dict()}
+        answer: dict[str, Any] = {}
+        if request.search:
+            answer["candidates"] = candidates(request, say)
+        else:
+            answer["plan"] = plan(request, say).to_dict()
     except UserError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), flush=True)
-
-
-def plan_file(directory: Path, request: Request) -> Path:
-    """Where a plan is kept as JSON: a readable name for each request."""
-    stem = Path(request.config).stem if request.job == "train" else f"{Path(request.config).stem}_sample"
-    pod = f"{request.slices}x{request.topology}" if request.slices > 1 else request.topology
-    return directory / f"{stem}_{pod.replace(':', '_')}.json"
-
-
-def text_topology(row: Mapping[str, Any]) -> Topology:
-    """The topology of a plan that was read back from JSON."""
-    return parse_topology(row["name"], row["slices"])
 
 
 if __name__ == "__main__":

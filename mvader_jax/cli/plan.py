@@ -1,0 +1,150 @@
+"""`mvader plan`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mvader_jax.errors import UserError
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="a file of configs/, such as configs/open_v2.py")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, as in stages.diffusion.remat=none")
+    ] = None,
+    topology: Annotated[str, typer.Option(help="of the pod, as v5e:16x16 or v5p:4x4x8")] = "v5e:16x16",
+    slices: Annotated[int, typer.Option(help="such pods, joined by the data-centre network")] = 1,
+    mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=16,fsdp=16")] = "fsdp=-1",
+    search: Annotated[
+        bool, typer.Option("--search", help="rank meshes and batch splits, compile the best")
+    ] = False,
+    compiled: Annotated[int, typer.Option(help="with --search: how many of them to compile")] = 1,
+    job: Annotated[str, typer.Option(help="train or sample")] = "train",
+    objective: Annotated[str, typer.Option(help="train: which of the config's stages")] = "diffusion",
+    accumulate: Annotated[int | None, typer.Option(help="microbatches a step [default: the stage's]")] = None,
+    batch: Annotated[int, typer.Option(help="sample: images a run [default: one a chip]")] = 0,
+    precomputed: Annotated[
+        str, typer.Option(help="parts of the batch that come computed: latents, features or both")
+    ] = "",
+    effort: Annotated[float, typer.Option(help="of XLA, -1 (quick) to 1; 0 is its default")] = -1.0,
+    padding: Annotated[
+        bool, typer.Option("--padding", help="what rows of their own length save the decoder, and stop")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    out: Annotated[Path | None, typer.Option(help="also write the JSON to this file")] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="compile again what was compiled before")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """What a training step or sampling would cost on a pod that is not there, a chip each."""
+    import dataclasses
+
+    from mvader_jax.plan import report
+    from mvader_jax.plan.request import Request
+    from mvader_jax.plan.runner import ask, run_request
+    from mvader_jax.plan.topology import parse_topology
+
+    parse_topology(topology, slices)
+    if not config.is_file():
+        raise UserError(f"no config file {str(config)!r}; the project's own are in configs/")
+    if search and job != "train":
+        raise UserError("--search ranks meshes for training; name a mesh for --job sample")
+    request = Request(
+        config=str(config),
+        topology=topology,
+        slices=slices,
+        overrides=tuple(overrides or ()),
+        job=job,
+        objective=objective,
+        mesh=mesh,
+        accumulate=accumulate,
+        batch=batch,
+        precomputed=tuple(part for part in precomputed.replace(" ", "").split(",") if part),
+        effort=effort,
+        cache=not no_cache,
+        search=search,
+    )
+    with _progress(quiet or as_json) as say:
+        if padding:
+            found: dict[str, Any] = ask("mvader_jax.plan.padding", request.to_json(), say)
+            if "error" in found:
+                raise UserError(found["error"])
+        elif search:
+            ranked = ask("mvader_jax.plan.request", request.to_json(), say)
+            if "error" in ranked:
+                raise UserError(ranked["error"])
+            found = {"candidates": ranked["candidates"], "plans": []}
+            for best in ranked["candidates"]:
+                if len(found["plans"]) >= max(compiled, 1):
+                    break
+                chosen = dataclasses.replace(
+                    request, search=False, mesh=best["mesh"], accumulate=best["microbatches"]
+                )
+                try:
+                    found["plans"].append(
+                        run_request(chosen, lambda text, m=best["mesh"]: say(f"{m}: {text}"))
+                    )
+                except UserError as error:
+                    say(f"{best['mesh']}: {error}")
+            found["plans"].sort(key=_rank)
+        else:
+            found = {"plans": [run_request(request, say)]}
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(found["plans"][0] if found.get("plans") else found, indent=1) + "\n")
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    if padding:
+        print(found["text"])
+        return
+    if search:
+        print(_table(found["candidates"][:10]))
+        print()
+    for one in found["plans"]:
+        print(report.text(report.from_dict(one)))
+    if not found["plans"]:
+        raise UserError("none of the meshes compiles")
+
+
+def _rank(plan: dict[str, Any]) -> tuple[bool, float]:
+    step = plan["figures"].get("step_seconds", {"value": float("inf")})
+    return (not plan["fits"], step["value"])
+
+
+def _table(candidates: list[dict[str, Any]]) -> str:
+    lines = ["estimated, best first (memory a chip; a step's arithmetic and interconnect):"]
+    for c in candidates:
+        lines.append(
+            f"  {c['mesh']:<32}{c['microbatches']:>4} microbatches{c['memory_gib']:>8.2f} GiB"
+            f"{c['arithmetic_ms']:>9.1f} ms{c['interconnect_ms']:>9.1f} ms"
+        )
+    return "\n".join(lines)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Shows what is being done and for how long; plain lines where standard error is no terminal."""
+    if quiet:
+        yield lambda text: None
+        return
+    started = time.monotonic()
+    if not sys.stderr.isatty():
+        yield lambda text: print(f"[{time.monotonic() - started:5.0f} s] {text}", file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda text: progress.update(task, description=text)

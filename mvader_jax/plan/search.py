@@ -1,0 +1,204 @@
+"""Which meshes and batch splits are worth compiling: all of them, ranked by a model of the step.
+
+The model knows what is exact without compiling (the state's bytes by the table of shardings, FLOPs by the
+jaxpr) and estimates the rest: every microbatch gathers the frozen weights once and those that train twice,
+and scatters their gradients; `tensor` reduces activations after every block. Nothing it says is printed
+as more than an estimate; the best are then compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mvader_jax.config import ModelConfig
+from mvader_jax.parallel.mesh import MeshConfig
+from mvader_jax.plan.topology import Topology
+from mvader_jax.train.config import Stage
+
+#: Share of the memory that the ranking lets a program use: its own estimate of activations is rough.
+ROOM = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """mesh, microbatches; memory: bytes a chip; arithmetic, interconnect: seconds a step. All estimated."""
+
+    mesh: MeshConfig
+    accumulate: int
+    memory: float
+    arithmetic: float
+    interconnect: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.arithmetic, self.interconnect)
+
+    def name(self) -> str:
+        axes = ",".join(f"{axis}={size}" for axis, size in dataclasses.asdict(self.mesh).items() if size > 1)
+        return axes or "data=1"
+
+
+def splits(topology: Topology, stage: Stage) -> Iterator[tuple[MeshConfig, int]]:
+    """Every mesh of powers of two on the pod with every number of microbatches that divides the batch."""
+    inside = topology.chips * topology.chip.cores // topology.slices
+    for tensor in _powers(min(8, inside)):
+        for fsdp in _powers(inside // tensor):
+            if inside % (tensor * fsdp):
+                continue
+            mesh = MeshConfig(topology.slices, inside // (tensor * fsdp), fsdp, tensor)
+            ways = topology.slices * inside // tensor
+            if stage.batch_size % ways:
+                continue
+            for accumulate in _powers(stage.batch_size // ways):
+                if stage.objective != "contrastive" or accumulate == 1:
+                    yield mesh, accumulate
+
+
+def rank(
+    topology: Topology,
+    model: ModelConfig,
+    stage: Stage,
+    sizes: Mapping[str, float],
+    flops: float,
+    positions: float,
+) -> list[Candidate]:
+    """Candidates that should fit, fastest first; where none should, those nearest to it.
+
+    sizes: parameters {"frozen", "trained"} of the whole model; flops: of a step with its remat; positions:
+    tokens that the decoder reads a sample.
+    """
+    found = [
+        estimate(topology, model, stage, sizes, flops, positions, mesh, accumulate)
+        for mesh, accumulate in splits(topology, stage)
+    ]
+    limit = ROOM * topology.chip.hbm_bytes / topology.chip.cores
+    fitting = [c for c in found if c.memory <= limit]
+    if not fitting:
+        return sorted(found, key=lambda c: c.memory)
+    # Of equally fast ones the one that leaves more memory, then the fewest microbatches.
+    return sorted(fitting, key=lambda c: (round(c.seconds, 4), c.accumulate, c.memory))
+
+
+def estimate(
+    topology: Topology,
+    model: ModelConfig,
+    stage: Stage,
+    sizes: Mapping[str, float],
+    flops: float,
+    positions: float,
+    mesh: MeshConfig,
+    accumulate: int,
+) -> Candidate:
+    """The model of one step on one mesh."""
+    chip, cores = topology.chip, topology.chip.cores
+    devices = topology.chips * cores
+    sharded = mesh.fsdp * mesh.tensor
+    frozen = sizes["frozen"] * (2 if stage.frozen_dtype == "bfloat16" else 4)
+    # float32 parameters, two moments and the average; gradients of one step.
+    trained = sizes["trained"] * 4
+    rows = stage.batch_size / (devices / mesh.tensor) / accumulate
+    memory = (frozen + 5 * trained) / sharded + rows * sample_bytes(model, stage)
+    # One layer's worth of weights, gathered, is alive at a time; the UNet's are not scanned.
+    memory += 0.3e9
+
+    arithmetic = flops / devices / (chip.peak / cores)
+    link = chip.ici_gbps * 1e9
+    width = 2.0 if stage.dtype == "bfloat16" else 4.0
+
+    def share(n: int) -> float:
+        return (n - 1) / n
+
+    gathered = frozen * _walks(stage) + 2 * sizes["trained"] * width
+    sent = gathered / mesh.tensor * share(mesh.fsdp) * accumulate
+    sent += trained / mesh.tensor * share(mesh.fsdp) * accumulate
+    seconds = sent / (_links(topology, mesh.fsdp) * link)
+    reduced = 2 * trained / sharded * share(mesh.data) * accumulate
+    seconds += reduced / (_links(topology, mesh.data) * link)
+    if mesh.tensor > 1:
+        seconds += (
+            2
+            * rows
+            * accumulate
+            * _reduced_activations(model, positions)
+            * width
+            * share(mesh.tensor)
+            / (_links(topology, mesh.tensor) * link)
+        )
+        # Convolutions keep whole channels: their kernels are gathered over `tensor` too.
+        seconds += 2 * sizes["trained"] * width / mesh.fsdp * accumulate * share(mesh.tensor) / link
+    if mesh.replica > 1:
+        seconds += 2 * trained / sharded * share(mesh.replica) * accumulate / (chip.dcn_gbps * 1e9)
+    return Candidate(mesh, accumulate, memory, arithmetic, seconds)
+
+
+def sample_bytes(model: ModelConfig, stage: Stage) -> float:
+    """Bytes of activations a sample of the UNet's step (estimated): what enters its blocks, or with remat
+    "none" some twenty arrays a block, and one block's own at its widest."""
+    if model.unet is None or stage.objective != "diffusion":
+        return 50e6
+    c = model.unet
+    width = 2 if stage.dtype == "bfloat16" else 4
+    total = widest = 0.0
+    for level, channels in enumerate(c.block_out_channels):
+        size = (c.sample_size >> level) ** 2 * channels * width
+        blocks = (2 * c.layers_per_block + 1) * (2 if c.attention[level] else 1)
+        total += blocks * size * {"none": 20, "products": 8, "blocks": 1}[stage.remat]
+        widest = max(widest, 30 * size)
+    return total + widest
+
+
+def _walks(stage: Stage) -> int:
+    """How often a step needs the frozen weights: again in a backward pass through the decoder, and once
+    more where its layers are computed again."""
+    through = stage.objective in ("captioning", "contrastive") or any(
+        group.parameters.startswith(("biases", "(adapters", "adapters")) for group in stage.groups.values()
+    )
+    return 1 + through
+
+
+def _reduced_activations(model: ModelConfig, positions: float) -> float:
+    """Numbers a sample that `tensor` reduces: two a decoder layer, three a transformer of the UNet and
+    again in its backward pass."""
+    total = 0.0
+    if model.decoder is not None:
+        total += 2 * model.decoder.num_layers * positions * model.decoder.width
+    if model.unet is not None:
+        c = model.unet
+        for level, channels in enumerate(c.block_out_channels):
+            if c.attention[level]:
+                total += 6 * (2 * c.layers_per_block + 1) * (c.sample_size >> level) ** 2 * channels
+    return total
+
+
+def _links(topology: Topology, ways: int) -> int:
+    """Links a chip has for a collective among `ways` chips that lie as squarely as they can."""
+    dims = 0
+    left = ways
+    for dim, side in sorted(enumerate(topology.shape), key=lambda item: -item[1]):
+        part = math.gcd(left, side)
+        if part > 1:
+            dims += 2 if part == side and topology.wraps(dim) else 1
+            left //= part
+    return max(dims, 1)
+
+
+def _powers(limit: int) -> list[int]:
+    return [1 << i for i in range(limit.bit_length()) if 1 << i <= limit]
+
+
+def describe(candidates: list[Candidate], shown: int = 10) -> list[dict[str, Any]]:
+    """The first candidates as plain values, for a table or JSON."""
+    return [
+        {
+            "mesh": c.name(),
+            "microbatches": c.accumulate,
+            "memory_gib": round(c.memory / 2**30, 2),
+            "arithmetic_ms": round(1e3 * c.arithmetic, 1),
+            "interconnect_ms": round(1e3 * c.interconnect, 1),
+            "kind": "estimated",
+        }
+        for c in candidates[:shown]
+    ]
