@@ -2,7 +2,7 @@
 
 Run the stages in this order; each starts from the bundles its `init` names:
 
-    for stage in vae language captioning contrastive diffusion; do
+    for stage in vae language encoder captioning contrastive diffusion; do
         mvader train configs/tiny.py --objective $stage
     done
 
@@ -49,7 +49,7 @@ def get_config() -> TrainConfig:
                 objective="vae",
                 data=SCENES,
                 groups={"vae": Group("vae/.*", 1.5e-3)},
-                steps=1_200,
+                steps=3_200,
                 batch_size=16,
                 kl_weight=1e-5,
                 optimizer=adam,
@@ -64,17 +64,32 @@ def get_config() -> TrainConfig:
                 batch_size=32,
                 optimizer=adam,
             ),
-            # MAGMA: the decoder frozen, adapters, prefix and encoder learn to caption.
-            "captioning": Stage(
-                objective="captioning",
+            # What CLIP's pretraining is to MAGMA: an image encoder that has learnt to see, by telling the
+            # picture's caption from others. The decoder that learns beside it is thrown away.
+            "encoder": Stage(
+                objective="contrastive",
+                picture_queries=True,
                 init=("language",),
                 data=SCENES,
                 groups={
-                    "adapters": Group("(adapters|image_prefix)/.*", 1e-3),
                     # The statistics of batch norm stay as calibrated.
-                    "encoder": Group("image_encoder/(?!.*/(mean|var)$).*", 1e-3),
+                    "encoder": Group("image_encoder/(?!.*/(mean|var)$).*", 2e-3),
+                    "decoder": Group("(image_prefix|decoder)/.*", 1e-3),
                 },
-                steps=600,
+                steps=500,
+                batch_size=48,
+                optimizer=adam,
+            ),
+            # MAGMA: the language model as it was and frozen; adapters and prefix learn to caption.
+            "captioning": Stage(
+                objective="captioning",
+                init=("encoder", "language"),
+                data=SCENES,
+                groups={
+                    "adapters": Group("(adapters|image_prefix)/.*", 2e-3),
+                    "encoder": Group("image_encoder/(?!.*/(mean|var)$).*", 2e-4),
+                },
+                steps=500,
                 batch_size=32,
                 optimizer=adam,
             ),
@@ -83,7 +98,7 @@ def get_config() -> TrainConfig:
                 objective="contrastive",
                 init=("captioning",),
                 data=SCENES,
-                groups={"biases": Group("biases/.*", 1e-3)},
+                groups={"biases": Group("biases/.*", 4e-3)},
                 steps=150,
                 batch_size=64,
                 optimizer=adam,

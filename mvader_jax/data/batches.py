@@ -89,14 +89,21 @@ def captioning_batch(
     return make
 
 
-def contrastive_batch(reader: Feed, shape: Shape, config: DataConfig, tokenizer: Tokenizer) -> BatchFn:
-    """{"query", "positive", "negative"}: PromptBatches of captions, row i of each from one record."""
+def contrastive_batch(
+    reader: Feed, shape: Shape, config: DataConfig, tokenizer: Tokenizer, with_images: bool = False
+) -> BatchFn:
+    """{"query", "positive", "negative"}: PromptBatches of captions, row i of each from one record; with
+    images, the query is the record's picture."""
 
     def make(step: int) -> tuple[Batch, list[Damage]]:
         records, damage = _read(reader, shape, step, config)
-        names = ("query", "positive", "negative")
+        names = ("positive", "negative") if with_images else ("query", "positive", "negative")
         texts = {name: [r[name] for r in records] for name in names}
-        return {n: caption_rows(tokenizer, texts[n], config.caption_length) for n in names}, damage
+        batch: Batch = {n: caption_rows(tokenizer, texts[n], config.caption_length) for n in names}
+        if with_images:
+            pixels = encoder_pixels([r["image"] for r in records], shape.encoder_size)
+            batch["query"] = image_rows(pixels, shape.image_tokens)
+        return batch, damage
 
     return make
 

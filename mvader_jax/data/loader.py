@@ -46,13 +46,15 @@ def make_loader(
     groups: int = 1,
     split: Split = "train",
     images: bool = True,
+    picture_queries: bool = False,
 ) -> Loader:
     """An endless iterator over this process's rows of every global batch.
 
     image_size: of the target pictures; 0 for the config's own.
     batch_size, groups: of the global batch, groups in the order of its rows, equally many a process.
     image_tokens, encoder_size: tokens of an image prompt, and the side of the image encoder's input.
-    images: captioning with the image before the caption, or the caption alone.
+    images: captioning with the image before the caption, or the caption alone. picture_queries:
+        contrastive with the record's picture as the query (scenes have one, JSONL pairs do not).
     The global batch of a step is the same for every number of processes. Raises UserError for data that
     does not exist or does not suit the objective, and from `next` when too many records are damaged.
     """
@@ -79,7 +81,9 @@ def make_loader(
         make = captioning_batch(reader, shape, config, tokenizer, images)
     elif objective == "contrastive":
         assert tokenizer is not None
-        make = contrastive_batch(reader, shape, config, tokenizer)
+        if picture_queries and config.source != "scenes":
+            raise UserError(f"data of source {config.source!r} has no pictures beside its pairs; scenes have")
+        make = contrastive_batch(reader, shape, config, tokenizer, picture_queries)
     else:
         assert tokenizer is not None
         interleaved = None

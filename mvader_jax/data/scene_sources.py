@@ -39,9 +39,9 @@ class SceneImages:
 
 
 class ScenePairs(SceneImages):
-    """{"query", "positive", "negative"}: captions of a scene, and one of a scene that differs."""
+    """{"image", "query", "positive", "negative"}: two captions of a scene, and one of a scene that differs."""
 
     def record(self, index: int, rng: np.random.Generator) -> Record:
         scene = scene_at(self._config.seed, index, self._split)
         query, positive, negative = contrastive_triplet(scene, rng, self._config.languages)
-        return {"query": query, "positive": positive, "negative": negative}
+        return {"image": self.picture(index), "query": query, "positive": positive, "negative": negative}

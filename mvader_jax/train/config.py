@@ -47,6 +47,8 @@ class Stage:
     null: Literal["empty", "zeros"] = "empty"
     #: captioning: the image stands before the caption (False trains the bare language model).
     images: bool = True
+    #: contrastive: the queries are pictures, not texts (CLIP: Radford et al. 2021).
+    picture_queries: bool = False
     #: contrastive: cosine similarities are multiplied by this before the softmax.
     similarity_scale: float = 20.0
     #: vae: weight of the Kullback-Leibler term beside the errors of a pixel.

@@ -154,6 +154,7 @@ def stage_loader(bundle: Bundle, stage: Stage, **options: Any) -> Loader:
         image_tokens=encoder.num_tokens if encoder else 0,
         encoder_size=encoder.image_size if encoder else 0,
         images=stage.images,
+        picture_queries=stage.picture_queries,
         **options,
     )
 
@@ -162,7 +163,8 @@ def calibrate_encoder(bundle: Bundle, stage: Stage) -> None:
     """Sets a fresh image encoder's batch norms from the first batch, the same one in every process."""
     assert bundle.model.image_encoder is not None
     batch = next(stage_loader(bundle, stage))
-    pixels = batch["prompt" if stage.objective == "captioning" else "image_prompt"].pixels[:, 0]
+    name = {"captioning": "prompt", "contrastive": "query"}.get(stage.objective, "image_prompt")
+    pixels = batch[name].pixels[:, 0]
     components = bundle.components
     components["image_encoder"] = jax.jit(functools.partial(calibrate, bundle.model.image_encoder))(
         components["image_encoder"], pixels

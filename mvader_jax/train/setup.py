@@ -39,12 +39,14 @@ def needed_components(model: ModelConfig, stage: Stage) -> tuple[str, ...]:
     """Which components a stage computes with."""
     if stage.objective == "vae":
         return ("vae",)
-    if stage.objective == "contrastive":
+    if stage.objective == "contrastive" and not stage.picture_queries:
         return ("decoder", "biases")
     # Interleaved prompts bring pictures that nobody has encoded.
     known = frozenset() if stage.data.p_interleaved else parts_of(stage.data)
     encoder = ("image_encoder",) if "features" not in known else ()
     images = ("adapters",) * (model.adapters is not None) + (*encoder, "image_prefix")
+    if stage.objective == "contrastive":
+        return ("decoder", *images)
     if stage.objective == "captioning":
         return ("decoder", *images) if stage.images else ("decoder",)
     vae = ("vae",) if "latents" not in known else ()
@@ -55,7 +57,8 @@ def needed_components(model: ModelConfig, stage: Stage) -> tuple[str, ...]:
 
 def stage_model(model: ModelConfig, stage: Stage) -> ModelConfig:
     """The model as a stage sees it: the language model's own stages run without the multimodal parts."""
-    if stage.objective == "contrastive" or (stage.objective == "captioning" and not stage.images):
+    pictures = stage.picture_queries if stage.objective == "contrastive" else stage.images
+    if stage.objective in ("captioning", "contrastive") and not pictures:
         return dataclasses.replace(model, adapters=None, image_encoder=None, image_prefix=None)
     return model
 
