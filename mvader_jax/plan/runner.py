@@ -35,7 +35,6 @@ def ask(module: str, text: str, say: Say) -> dict[str, Any]:
         **ENVIRONMENT,
         "JAX_PLATFORMS": "cpu",
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        **(environment or {}),
     }
     child = subprocess.Popen(
         [sys.executable, "-m", module],
