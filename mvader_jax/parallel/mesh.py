@@ -89,7 +89,8 @@ def initialize_distributed() -> None:
     """Joins the processes of a job where the environment names one; otherwise does nothing.
 
     Reads JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; on a TPU pod (more than one
-    worker host) JAX finds them itself. Calling it again is harmless.
+    worker host named, or MVADER_POD set: TPU VMs name them in their metadata only) JAX finds them itself.
+    Calling it again is harmless.
     """
     if jax.distributed.is_initialized():
         return
@@ -102,7 +103,9 @@ def initialize_distributed() -> None:
             ) from None
         jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
     elif (
-        len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or "MEGASCALE_NUM_SLICES" in os.environ
+        len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+        or "MEGASCALE_NUM_SLICES" in os.environ
+        or "MVADER_POD" in os.environ
     ):
         jax.distributed.initialize()
 
@@ -114,3 +117,15 @@ def make_global(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(batch_sharding(mesh, np.ndim(x)), np.asarray(x))
 
     return jax.tree.map(one, batch)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """The JSON values of all processes, in order; all of them must ask together."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(data.size))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[: int(length)].tobytes()) for row, length in zip(rows, lengths, strict=True)]
