@@ -175,6 +175,26 @@ def encode(
     print(out)
 
 
+@app.command()
+def bench(
+    path: Annotated[Path, typer.Argument(help="img2dataset's tars, a built data set or an encoded one")],
+    size: Annotated[int, typer.Option(help="side of the pictures that are loaded, in pixels")] = 512,
+    seconds: Annotated[float, typer.Option(help="processor time for each rate")] = 10.0,
+    needed: Annotated[
+        float | None, typer.Option(help="samples a second that a training run takes: how many cores is that?")
+    ] = None,
+) -> None:
+    """Measure reading, decoding, building and loading, in records a second of one core."""
+    from mvader_jax.data.bench import bench as run
+    from mvader_jax.data.bench import lines
+
+    rates = run(path, size=size, seconds=seconds)
+    print("\n".join(lines(rates)))
+    if needed:
+        for rate in rates:
+            print(f"{needed:,.0f} a second: {needed / rate.per_core:,.1f} cores ({rate.what})")
+
+
 @contextmanager
 def _progress(total: int, what: str) -> Iterator[Callable[..., None]]:
     """A bar on stderr with the rate and the time left."""

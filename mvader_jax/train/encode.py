@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -191,6 +192,7 @@ def _prepare(
     return _Job(model, params, data, info, mesh, dtype, batch_size, _compiled(model, mesh, dtype)), sources
 
 
+@functools.lru_cache(maxsize=4)
 def _compiled(model: ModelConfig, mesh: Mesh, dtype: Any) -> Callable[..., Arrays]:
     def run(params: dict[str, Any], batch: Arrays) -> Arrays:
         out = {}

@@ -1,7 +1,13 @@
-"""Makes folders shaped as img2dataset leaves them, with damage of every kind and what must be said of it."""
+"""Makes folders shaped as img2dataset leaves them, with damage of every kind and what must be said of it.
+
+    python tests/data/img2dataset_like.py OUT --images 20000
+
+writes one of tars, pictures of 640 x 512, two in a hundred damaged, and prints what a build must count.
+"""
 
 from __future__ import annotations
 
+import argparse
 import collections
 import dataclasses
 import io
@@ -212,3 +218,32 @@ def write_shard(root: pathlib.Path, name: str, samples: list, layout: str, table
             info = tarfile.TarInfo(file)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+
+
+def two_in_a_hundred(images: int) -> dict[int, str]:
+    """Every fiftieth sample is damaged, every kind in turn."""
+    kinds = list(DAMAGE)
+    return {number: kinds[number // 50 % len(kinds)] for number in range(25, images, 50)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--images", type=int, default=20_000)
+    options = parser.parse_args()
+    per_shard = 1000
+    made = make(
+        options.out,
+        shards=-(-options.images // per_shard),
+        per_shard=per_shard,
+        damage=two_in_a_hundred(options.images),
+        size=(640, 512),
+        variety=256,
+    )
+    print(f"read     {made.read:>8,}\nwritten  {made.written:>8,}")
+    for reason, count in made.rejected.most_common():
+        print(f"{count:>17,}  {reason}")
+
+
+if __name__ == "__main__":
+    main()

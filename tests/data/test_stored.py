@@ -10,7 +10,9 @@ import shutil
 import img2dataset_like as like
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
+from mvader_jax.data import encoded, jsonl
 from mvader_jax.data.build import build
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.describe import contact_sheet, describe, histogram
@@ -159,3 +161,39 @@ def test_histogram_literally():
         f"  {'>= 3':>14}  {1:>10}  {'#' * 20}",
     ]
     assert histogram(np.zeros(0), (0, 1)) == ["  (none)"]
+
+
+def test_gs_paths_reach_the_libraries_unchanged(monkeypatch):
+    seen = []
+
+    class Bucket:
+        def __init__(self, path):
+            seen.append(path)
+
+        def __truediv__(self, name):
+            return Bucket(f"{seen[-1]}/{name}")
+
+        def open(self, mode):
+            raise OSError(2, "no network here")
+
+        def read_text(self):
+            raise OSError(2, "no network here")
+
+    def no_builder(path):
+        seen.append(path)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(tfds, "builder_from_directory", no_builder)
+    monkeypatch.setattr(jsonl.epath, "Path", Bucket)
+    with pytest.raises(UserError, match="no data set at 'gs://bucket/set': no network here"):
+        Stored("gs://bucket/set", "train")
+    with pytest.raises(UserError, match=r"cannot read 'gs://bucket/pairs\.jsonl': no network here"):
+        jsonl.Pairs(["gs://bucket/pairs.jsonl"])
+    with pytest.raises(UserError, match="no finished encoded set at 'gs://bucket/encoded'"):
+        encoded.read_info("gs://bucket/encoded")
+    assert seen == [
+        "gs://bucket/set",
+        "gs://bucket/pairs.jsonl",
+        "gs://bucket/encoded",
+        "gs://bucket/encoded/encoded.json",
+    ]

@@ -85,6 +85,7 @@ def test_each_sample_sees_its_own_prompt(bundle):
         assert other[f"loss_{kind}"][0] == plain[f"loss_{kind}"][0]
 
 
+@pytest.mark.slow
 def test_a_stage_with_interleaved_prompts_trains_and_goes_on(bundle, tmp_path):
     for stage in ("vae", "contrastive"):
         save_bundle(tmp_path / stage / "bundle", bundle)
