@@ -28,6 +28,7 @@ from mvader_jax.components import abstract_components
 from mvader_jax.condition import PromptBatch
 from mvader_jax.config import ModelConfig, from_dict, to_dict
 from mvader_jax.errors import UserError
+from mvader_jax.models.unet import factors_shape
 from mvader_jax.parallel.sharding import param_shardings
 from mvader_jax.tokenizer import Tokenizer
 
@@ -60,6 +61,13 @@ class Bundle:
         encoder, decoder = self.model.image_encoder, self.model.decoder
         if self.model.embedder == "s_magma" and encoder is not None:
             options = {"image_size": encoder.image_size, "image_tokens": encoder.num_tokens, **options}
+        if self.model.unet is not None:
+            options = {"cross_attention_heads": factors_shape(self.model.unet), **options}
+        if self.model.embedder == "clip_text" and self.model.text_encoder is not None:
+            text = self.model.text_encoder
+            options = {"decoder_heads": (text.num_layers, text.num_heads), **options}
+        elif decoder is not None:
+            options = {"decoder_heads": (decoder.num_layers, decoder.num_heads), **options}
         if decoder is not None:
             options = {"max_positions": decoder.max_positions, **options}
         return self.tokenizer.to_batch(prompts, **options)

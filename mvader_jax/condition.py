@@ -33,6 +33,8 @@ class PromptBatch:
         0 for weight 1, log theta, SUPPRESSED for theta = 0, PADDING past the prompt's end.
     condition_log_weights: float32 [B, S]; the same for the UNet's cross-attentions. The two differ
         only where a prompt asks for its weights at one site alone.
+    factors: float32 [B, L, H] or None (1 everywhere); multiplies `log_weights` in decoder layer l, head h.
+    condition_factors: float32 [B, N, H] or None; becomes the Condition's `factors`.
     """
 
     token_ids: Array
@@ -40,6 +42,8 @@ class PromptBatch:
     image_index: Array
     log_weights: Array
     condition_log_weights: Array
+    factors: Array | None = None
+    condition_factors: Array | None = None
 
 
 @flax.struct.dataclass
@@ -48,8 +52,9 @@ class Condition:
 
     hidden: [B, S, D]; the embedder's last hidden states.
     log_weights: float32 [B, S]; added to every cross-attention score of that key (eq. 2).
-    factors: float32 [N, H] or None; multiplies `log_weights` in cross-attention n, head h, counted in
-        the order of execution. None means 1 everywhere.
+    factors: float32 [N, H], or [B, N, H] for rows that differ; multiplies `log_weights` in cross-attention
+        n, head h, counted in the order of execution. Where levels have fewer heads than H, theirs are the
+        first. None means 1 everywhere.
     """
 
     hidden: Array
@@ -71,12 +76,26 @@ def pad(condition: Condition, length: int) -> Condition:
     )
 
 
-def concatenate(first: Condition, second: Condition) -> Condition:
-    """The rows of both, which have equal lengths and the same `factors`."""
+def concatenate(*conditions: Condition) -> Condition:
+    """The rows of all, which have equal lengths."""
     import jax.numpy as jnp
 
+    dtype = conditions[0].hidden.dtype
+    factors = None
+    known = [c.factors for c in conditions if c.factors is not None]
+    if known:
+        # A Condition without factors has factors of 1.
+        factors = jnp.concatenate(
+            [
+                jnp.broadcast_to(
+                    jnp.ones(()) if c.factors is None else c.factors,
+                    (c.hidden.shape[0], *known[0].shape[-2:]),
+                )
+                for c in conditions
+            ]
+        )
     return Condition(
-        jnp.concatenate([first.hidden, second.hidden.astype(first.hidden.dtype)]),
-        jnp.concatenate([first.log_weights, second.log_weights]),
-        first.factors if first.factors is not None else second.factors,
+        jnp.concatenate([c.hidden.astype(dtype) for c in conditions]),
+        jnp.concatenate([c.log_weights for c in conditions]),
+        factors,
     )

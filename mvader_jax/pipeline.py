@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,99 +13,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
 
 from mvader_jax.bundle import Bundle, load_bundle
 from mvader_jax.condition import Condition, PromptBatch
 from mvader_jax.config import ModelConfig
-from mvader_jax.diffusion.guidance import guided
-from mvader_jax.diffusion.noise import initial_noise
-from mvader_jax.diffusion.samplers import SAMPLERS
-from mvader_jax.diffusion.schedule import Schedule
+from mvader_jax.diffusion.samplers import SAMPLERS, start_at
 from mvader_jax.embed import embed
 from mvader_jax.errors import UserError
+from mvader_jax.generate import Init, decode_latents, encode_images, generate, image_features
 from mvader_jax.images import load_image, to_vae_pixels
 from mvader_jax.models.unet import UNet
-from mvader_jax.models.vae import VAE
+from mvader_jax.parallel.sharding import batch_sharding, replicated
 from mvader_jax.prompt import Prompt
-
-Components = Mapping[str, Any]
-
-
-def generate(
-    components: Components,
-    prompts: PromptBatch,
-    negatives: PromptBatch,
-    rows: jax.Array,
-    negative_rows: jax.Array,
-    seeds: jax.Array,
-    indices: jax.Array,
-    guidance_scale: jax.Array,
-    *,
-    model: ModelConfig,
-    steps: int,
-    sampler: str,
-    latent_size: tuple[int, int],
-    dtype: str,
-) -> jax.Array:
-    """The whole walk from prompts to pictures; pure, jitted once a shape.
-
-    prompts: P rows, negatives: N rows (the null prompt where there is no negative one); each is
-    embedded once. rows, negative_rows: int32 [B], which of them each image is made from. seeds: uint32
-    [B], indices: int32 [B]: an image's noise depends on these two alone. guidance_scale: float32 [B].
-    Returns uint8 [B, H, W, 3].
-    """
-    assert model.unet is not None and model.schedule is not None
-    condition = jax.tree.map(lambda x: x[rows], embed(model, components, prompts, dtype=jnp.dtype(dtype)))
-    null = jax.tree.map(
-        lambda x: x[negative_rows], embed(model, components, negatives, dtype=jnp.dtype(dtype))
-    )
-    unet = UNet(model.unet, dtype=jnp.dtype(dtype))
-    noise = initial_noise(seeds, indices, (*latent_size, model.unet.in_channels))
-    denoise = guided(
-        functools.partial(unet.apply, {"params": components["unet"]}), condition, null, guidance_scale
-    )
-    latents = SAMPLERS[sampler](denoise, noise, Schedule.create(model.schedule), steps)
-    return to_pixels(components, latents, model=model, dtype=dtype)
-
-
-def to_pixels(components: Components, latents: jax.Array, *, model: ModelConfig, dtype: str) -> jax.Array:
-    """Latents [B, h, w, C] -> uint8 [B, H, W, 3]."""
-    images = decode_latents(components, latents, model=model, dtype=dtype)
-    return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
-
-
-def decode_latents(
-    components: Components, latents: jax.Array, *, model: ModelConfig, dtype: str
-) -> jax.Array:
-    """Latents [B, h, w, C] -> images float32 [B, H, W, 3] in [-1, 1] (not clipped)."""
-    assert model.vae is not None
-    vae = VAE(model.vae, dtype=jnp.dtype(dtype))
-    images = vae.apply({"params": components["vae"]}, latents / model.vae.scaling_factor, method="decode")
-    return images.astype(jnp.float32)
-
-
-def encode_images(components: Components, images: jax.Array, *, model: ModelConfig, dtype: str) -> jax.Array:
-    """Images float32 [B, H, W, 3] in [-1, 1] -> latents float32 [B, h, w, C], the posterior's mean, scaled."""
-    assert model.vae is not None
-    vae = VAE(model.vae, dtype=jnp.dtype(dtype))
-    mean, _ = vae.apply({"params": components["vae"]}, images, method="encode")
-    return mean.astype(jnp.float32) * model.vae.scaling_factor
 
 
 class Pipeline:
     """A bundle ready to draw: `Pipeline.load("tiny")(["a red circle"], num_images=4, seed=0)`."""
 
     def __init__(self, bundle: Bundle, *, dtype: str = "float32", mesh: Mesh | None = None) -> None:
-        """dtype: compute dtype; mesh: where the bundle's components are sharded, if they are."""
+        """dtype: compute dtype; mesh: where the bundle's components are sharded, if they are: pictures
+        are then drawn by all of its devices, a batch divided over its batch axes."""
         self.bundle = bundle
         self.dtype = dtype
         self.mesh = mesh
         static: dict[str, Any] = {"model": bundle.model, "dtype": dtype}
+        # Small results that every process reads whole; pictures stay where they were drawn.
+        whole = {} if mesh is None else {"out_shardings": replicated(mesh)}
+        by_row = {} if mesh is None else {"out_shardings": batch_sharding(mesh, 4)}
         self._generate = jax.jit(
-            functools.partial(generate, **static), static_argnames=("steps", "sampler", "latent_size")
+            functools.partial(generate, **static),
+            static_argnames=("steps", "sampler", "latent_size", "start", "eta"),
+            **by_row,
         )
-        self._embed = jax.jit(functools.partial(embed, bundle.model, dtype=jnp.dtype(dtype)))
+        self._embed = jax.jit(functools.partial(embed, bundle.model, dtype=jnp.dtype(dtype)), **whole)
+        self._features = jax.jit(functools.partial(image_features, **static), **whole)
         self._decode = jax.jit(functools.partial(decode_latents, **static))
         self._encode = jax.jit(functools.partial(encode_images, **static))
         if bundle.model.unet is not None:
@@ -133,6 +77,21 @@ class Pipeline:
     def model(self) -> ModelConfig:
         return self.bundle.model
 
+    @property
+    def compiled(self) -> int:
+        """How many programs that draw pictures this pipeline has compiled: one a shape and setting."""
+        return int(self._generate._cache_size())
+
+    @property
+    def shards(self) -> int:
+        """The number of devices that a batch of pictures is divided over."""
+        if self.mesh is None:
+            return 1
+        sharding = batch_sharding(self.mesh)
+        axes = sharding.spec[0] or () if sharding.spec else ()
+        names = (axes,) if isinstance(axes, str) else axes
+        return int(np.prod([self.mesh.shape[name] for name in names], dtype=np.int64))
+
     def __call__(
         self,
         prompt: Any,
@@ -144,34 +103,68 @@ class Pipeline:
         guidance_scale: float = 8.0,
         sampler: str = "plms",
         site: str | None = None,
+        balance: bool | None = None,
         height: int | None = None,
         width: int | None = None,
+        init: Any = None,
+        shares: Sequence[float] | None = None,
+        strength: float = 1.0,
+        eta: float = 0.0,
     ) -> list[PIL.Image.Image]:
         """Draws `num_images` pictures of one prompt.
 
-        prompt, negative: a string, Text, Image, picture, or a sequence of these (`Prompt.of`); image
-        number i of a seed is the same picture whatever `num_images` is. site: where weights act
-        ("decoder", "cross_attention", "both"); None takes the prompt's own. height, width: pixels;
-        None takes the model's size. Raises UserError for input it cannot take.
+        prompt, negative: a string, Text, Image, picture, or a sequence of these (`Prompt.of`); None is
+        the null prompt. Image number i of a seed is the same picture whatever `num_images` is. site:
+        where weights act ("decoder", "cross_attention", "both"), balance: whether they are shares
+        (`Prompt`); None takes the prompt's own. height, width: pixels; None takes the model's size.
+        init: a picture, or a list of pictures mixed by `shares` (default: equal ones, and they sum to 1),
+        to start from: noised to `strength` (0: the picture itself; 1: noise alone) and denoised from
+        there. eta: fresh noise of a stochastic sampler. Raises UserError for input it cannot take.
         """
         if num_images < 1:
             raise UserError(f"num_images is {num_images}; at least 1 is needed")
+        size = self.image_size(height, width)
+        weights: dict[str, Any] = {"site": site, "balance": balance}
         pixels = self.generate(
-            self.bundle.to_batch([Prompt.of(prompt)], site=site),
-            self.bundle.to_batch([None if negative is None else Prompt.of(negative)], site=site),
+            self.bundle.to_batch([None if prompt is None else Prompt.of(prompt)], **weights),
+            self.bundle.to_batch([None if negative is None else Prompt.of(negative)], **weights),
             seeds=np.full(num_images, check_seed(seed), np.uint32),
             indices=np.arange(num_images, dtype=np.int32),
             guidance_scale=guidance_scale,
             steps=steps,
             sampler=sampler,
-            size=self.image_size(height, width),
+            size=size,
+            init=None if init is None else self.init_of(init, shares, num_images, size),
+            strength=strength,
+            eta=eta,
         )
+        if not pixels.is_fully_addressable:
+            pixels = multihost_utils.process_allgather(pixels, tiled=True)
         return [PIL.Image.fromarray(image) for image in np.asarray(pixels)]
+
+    def init_of(
+        self, pictures: Any, shares: Sequence[float] | None, count: int, size: tuple[int, int]
+    ) -> Init:
+        """`count` equal rows of an `Init`. Raises UserError where the shares do not fit the pictures."""
+        chosen = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+        parts = (
+            np.full(len(chosen), 1.0 / max(len(chosen), 1)) if shares is None else np.asarray(shares, float)
+        )
+        if not chosen or parts.shape != (len(chosen),):
+            raise UserError(
+                f"{len(chosen)} pictures to start from have {parts.size} shares; one each is needed"
+            )
+        if not np.all(parts >= 0) or abs(parts.sum() - 1.0) > 1e-6:
+            raise UserError(f"the shares {parts.tolist()} are not numbers of at least 0 that sum to 1")
+        pixels = np.stack([to_vae_pixels(picture, *size) for picture in chosen])
+        return Init(
+            np.repeat(pixels[None], count, axis=0), np.repeat(parts.astype(np.float32)[None], count, axis=0)
+        )
 
     def generate(
         self,
         prompts: PromptBatch,
-        negatives: PromptBatch,
+        negatives: PromptBatch | Condition,
         *,
         seeds: np.ndarray,
         indices: np.ndarray,
@@ -181,35 +174,88 @@ class Pipeline:
         steps: int = 50,
         sampler: str = "plms",
         size: tuple[int, int] | None = None,
+        init: Init | None = None,
+        strength: float = 1.0,
+        eta: float = 0.0,
     ) -> jax.Array:
-        """The batch form of `__call__`: uint8 [B, H, W, 3] on the device. `rows` and `negative_rows`
-        say which prompt each image is made from (default: the first)."""
+        """The batch form of `__call__`: uint8 [B, H, W, 3] on the device, computed when it is read.
+
+        rows, negative_rows: which prompt each image is made from (default: the first). negatives may be
+        a Condition, already embedded. On a mesh every process passes the same arrays, and the result is
+        divided over the batch axes; B that does not divide is filled up for the computation.
+        """
         self.bundle.need("unet", "vae")
         if sampler not in SAMPLERS:
             raise UserError(f"unknown sampler {sampler!r}; accepted: {', '.join(SAMPLERS)}")
         check_steps(steps)
+        if eta and not SAMPLERS[sampler].stochastic:
+            raise UserError(f"eta is {eta}, but the sampler {sampler} adds no noise; ddim does")
         scale = np.broadcast_to(np.asarray(guidance_scale, np.float32), seeds.shape)
         if not np.all(np.isfinite(scale)):
             raise UserError(f"the guidance scale is {guidance_scale}; it must be a finite number")
-        first = np.zeros(len(seeds), np.int32)
         height, width = size or self.image_size()
-        return self._generate(
-            self.bundle.components,
-            prompts,
-            negatives,
-            first if rows is None else rows,
-            first if negative_rows is None else negative_rows,
+        count = len(seeds)
+        by_row: tuple[Any, ...] = (
+            self._rows(rows, count, prompts.token_ids.shape[0]),
+            self._rows(negative_rows, count, jax.tree.leaves(negatives)[0].shape[0]),
             seeds,
             indices,
             scale,
-            steps=steps,
-            sampler=sampler,
-            latent_size=(height // self._factor, width // self._factor),
+            init,
         )
+        missing = -count % self.shards
+        if missing:
+            by_row = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), by_row)
+        with self.on_mesh():
+            pixels = self._generate(
+                self.bundle.components,
+                *self.placed((prompts, negatives, *by_row)),
+                steps=steps,
+                sampler=sampler,
+                latent_size=(height // self._factor, width // self._factor),
+                start=start_at(steps, strength) if init is not None else 0,
+                eta=float(eta),
+            )
+            return pixels[:count] if missing else pixels
+
+    def _rows(self, rows: np.ndarray | None, count: int, prompts: int) -> np.ndarray | None:
+        """int32 [count]; None where every image is made from a prompt of its own, which needs no gathering."""
+        chosen = np.zeros(count, np.int32) if rows is None else np.asarray(rows, np.int32)
+        own = count == prompts and count % self.shards == 0 and np.array_equal(chosen, np.arange(count))
+        return None if own else chosen
+
+    def on_mesh(self) -> Any:
+        """The context in which this pipeline's programs run."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def placed(self, tree: Any) -> Any:
+        """Host arrays that every process holds whole, on the mesh: by row where the rows divide."""
+        if self.mesh is None:
+            return tree
+        mesh, shards = self.mesh, self.shards
+
+        def one(x: Any) -> jax.Array:
+            host = np.asarray(x)
+            divides = host.ndim > 0 and host.shape[0] % shards == 0
+            sharding: NamedSharding = batch_sharding(mesh, host.ndim) if divides else replicated(mesh)
+            return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+        return jax.tree.map(one, tree)
 
     def embed(self, prompt: Any, *, site: str | None = None) -> Condition:
         """The Condition of one prompt, hidden [1, S, D]; None is the null prompt."""
-        return self._embed(self.bundle.components, self.bundle.to_batch([prompt], site=site))
+        return self.embed_batch(self.bundle.to_batch([prompt], site=site))
+
+    def embed_batch(self, batch: PromptBatch) -> Condition:
+        """The Condition of every prompt of a batch."""
+        with self.on_mesh():
+            return self._embed(self.bundle.components, self.placed(batch))
+
+    def features(self, pixels: np.ndarray) -> jax.Array:
+        """The image encoder's features [B, T, C] of preprocessed images [B, H, W, 3]."""
+        self.bundle.need("image_encoder")
+        with self.on_mesh():
+            return self._features(self.bundle.components, self.placed(pixels))
 
     def denoise(self, latents: Any, t: Any, condition: Condition) -> jax.Array:
         """The UNet's noise prediction: latents [B, h, w, C], t [] or [B] in 0..999 -> eps [B, h, w, C]."""

@@ -28,6 +28,9 @@ SITES: tuple[str, ...] = get_args(Site)
 #: (left, top, right, bottom) as fractions of the picture's width and height, the origin top left.
 Box: TypeAlias = tuple[float, float, float, float]
 
+#: Factors on log theta: one a layer, or rows of one a head.
+Factors: TypeAlias = Sequence[float] | Sequence[Sequence[float]]
+
 #: A command-line part that ends so is the path of an image.
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -88,15 +91,16 @@ class Image:
     image: a path, the bytes of an image file, a PIL image, or an array [H, W, 3] of uint8 or of floats
         in [-1, 1]; read only when the prompt is tokenised.
     weight: theta of each of its tokens.
-    regions: pairs (region, factor); a region is a `Box` or a mask [h, w] (bool, or numbers in [0, 1]),
-        laid over the whole picture as the user sees it, before the encoder's centre crop. A token whose
-        cell the region covers by a fraction f has its weight multiplied by 1 + f (factor - 1).
+    regions: pairs (region, factor); a region is a `Box`, a mask [h, w] (bool, or numbers in [0, 1]) or
+        the path of a mask (an image: white is 1, black 0), laid over the whole picture as the user sees
+        it, before the encoder's centre crop. A token whose cell the region covers by a fraction f has its
+        weight multiplied by 1 + f (factor - 1); where regions overlap their factors multiply.
     Raises UserError for a bad weight, box or mask.
     """
 
     image: ImageSource
     weight: float = 1.0
-    regions: Sequence[tuple[Box | np.ndarray, float]] = ()
+    regions: Sequence[tuple[Box | np.ndarray | str | os.PathLike[str], float]] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", check_weight(self.weight, self.describe()))
@@ -109,6 +113,11 @@ class Image:
                 raise
             raise UserError("regions is not a list of pairs (box or mask, weight)") from None
         object.__setattr__(self, "regions", tuple(regions))
+
+    @property
+    def checked_regions(self) -> tuple[tuple[Box | np.ndarray, float], ...]:
+        """The regions, every mask as an array."""
+        return self.regions  # type: ignore[return-value]
 
     def describe(self) -> str:
         """The file's name, or 'an image' where there is none."""
@@ -123,7 +132,7 @@ class Image:
     def _key(self) -> tuple[Any, ...]:
         regions = tuple(
             (where if isinstance(where, tuple) else (where.shape, where.tobytes()), weight)
-            for where, weight in self.regions
+            for where, weight in self.checked_regions
         )
         return (self.path or id(self.image), self.weight, regions)
 
@@ -148,13 +157,20 @@ class Prompt:
         tokens are scaled to sum to weight * N / E, for the N tokens and E elements of the prompt that
         are not suppressed. So a caption of 10 tokens stands level with an image of 144, the mean theta
         of a prompt of weights 1 stays 1, and elements of equal length keep their weights unchanged.
-    Raises UserError for an empty prompt or an element of another kind. (The null condition of
-    classifier-free guidance is not a prompt: `Tokenizer.to_batch` takes None for it.)
+        Spans and regions then divide an element's share among its tokens.
+    decoder_factors, cross_attention_factors: by layer [N], or by layer and head [N, H] (either may be 1);
+        theta acts as theta ** factor in that layer and head: 1 as given, 0 not at all, 2 squared. Layers
+        are the decoder's, and the UNet's cross-attentions in the order they run. Numbers of at least 0;
+        kept as nested tuples; None means 1. Whether the shape is the model's is checked by the tokenizer.
+    Raises UserError for an empty prompt, an element of another kind or bad factors. (The null condition
+    of classifier-free guidance is not a prompt: `Tokenizer.to_batch` takes None for it.)
     """
 
     elements: tuple[Element, ...]
     site: Site = "both"
     balance: bool = False
+    decoder_factors: Factors | None = None
+    cross_attention_factors: Factors | None = None
 
     def __post_init__(self) -> None:
         elements = tuple(_elements(self.elements))
@@ -163,18 +179,25 @@ class Prompt:
         if self.site not in SITES:
             raise UserError(f"the site of the weights is {self.site!r}; accepted: {', '.join(SITES)}")
         object.__setattr__(self, "elements", elements)
+        for name in ("decoder_factors", "cross_attention_factors"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _checked_factors(value, name))
 
     @classmethod
-    def of(cls, prompt: Any, *, site: Site = "both", balance: bool = False) -> Prompt:
-        """A Prompt from a str (always a text), Text, Image, path, PIL image, array, or a list of these."""
-        return prompt if isinstance(prompt, Prompt) else cls(prompt, site=site, balance=balance)
+    def of(cls, prompt: Any, **options: Any) -> Prompt:
+        """A Prompt from a str (always a text), Text, Image, path, PIL image, array, or a list of these.
+
+        options: the other fields, for what is not yet a Prompt.
+        """
+        return prompt if isinstance(prompt, Prompt) else cls(prompt, **options)
 
     @classmethod
     def from_json(cls, value: Any, root: str | os.PathLike[str] = ".", **options: Any) -> Prompt:
         """A Prompt from plain JSON: `[{"text": "a red hat", "weight": 1, "spans": {"red": 2}},
         {"image": "a.png", "weight": 0.3, "regions": [{"box": [0, 0, 0.5, 1], "weight": 2}]}]`.
 
-        A bare string is a text; image paths are relative to `root`. Raises UserError for anything else.
+        A region may have "mask", a path, in place of "box". A bare string is a text; paths are relative
+        to `root`; options: the other fields. Raises UserError for anything else.
         """
         values = value if isinstance(value, list) else [value]
         return cls(tuple(_from_json(item, pathlib.Path(root)) for item in values), **options)
@@ -289,12 +312,23 @@ def _from_json(item: Any, root: pathlib.Path) -> Element:
         raise UserError(f"an image of the prompt is {item['image']!r}; expected a path")
     regions = item.get("regions") or []
     try:
-        pairs = [(tuple(region["box"]), region["weight"]) for region in regions]
+        pairs = [(_region_from_json(region, root), region["weight"]) for region in regions]
     except (TypeError, KeyError):
         raise UserError(
-            'regions must be a list of {"box": [left, top, right, bottom], "weight": w}'
+            'regions must be a list of {"box": [left, top, right, bottom], "weight": w} '
+            'or {"mask": path, "weight": w}'
         ) from None
     return Image(os.fspath(root / item["image"]), weight, pairs)
+
+
+def _region_from_json(region: dict[str, Any], root: pathlib.Path) -> Box | str:
+    where = {key: value for key, value in region.items() if key != "weight"}
+    if set(where) == {"box"}:
+        left, top, right, bottom = where["box"]
+        return (left, top, right, bottom)
+    if set(where) == {"mask"}:
+        return os.fspath(root / where["mask"])
+    raise KeyError
 
 
 def _to_json(element: Element) -> dict[str, Any]:
@@ -305,7 +339,7 @@ def _to_json(element: Element) -> dict[str, Any]:
         {"box": list(where), "weight": weight}
         if isinstance(where, tuple)
         else {"mask": list(where.shape), "weight": weight}
-        for where, weight in element.regions
+        for where, weight in element.checked_regions
     ]
     return {"image": element.path, "weight": element.weight, **({"regions": regions} if regions else {})}
 
@@ -313,7 +347,7 @@ def _to_json(element: Element) -> dict[str, Any]:
 def _checked_region(region: Any) -> Box | np.ndarray:
     import numpy as np
 
-    array = np.asarray(region, dtype=np.float32)
+    array = _read_mask(region) if isinstance(region, (str, os.PathLike)) else np.asarray(region, np.float32)
     if array.shape == (4,):
         left, top, right, bottom = (float(v) for v in region)
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
@@ -325,11 +359,43 @@ def _checked_region(region: Any) -> Box | np.ndarray:
     if array.ndim != 2 or not array.size or not np.all((array >= 0) & (array <= 1)):
         raise UserError(
             f"a region has shape {array.shape}; "
-            "expected a box of four numbers or a mask [h, w] of numbers in [0, 1]"
+            "expected a box of four numbers, a mask [h, w] of numbers in [0, 1] or the path of one"
         )
     array = array.copy()
     array.setflags(write=False)
     return array
+
+
+def _read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    import numpy as np
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path) as image:
+            return np.asarray(image.convert("L"), np.float32) / 255.0
+    except OSError as error:
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else "it is no image"
+        raise UserError(f"cannot read the mask {os.fspath(path)!r}: {reason}") from None
+
+
+def _checked_factors(value: Any, name: str) -> Factors:
+    """`value` as a tuple of numbers or of equally long tuples of numbers."""
+    what = name.replace("_", " ")
+    rows = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(rows, (list, tuple)) or not rows:
+        raise UserError(f"{what} is {value!r}; expected a list of numbers by layer, or of such lists by head")
+    nested = [isinstance(row, (list, tuple)) for row in rows]
+    if not any(nested):
+        return tuple(_checked_factor(number, what) for number in rows)
+    if not all(nested) or not rows[0] or len({len(row) for row in rows}) > 1:
+        raise UserError(f"the rows of {what} have different lengths; expected one number a head in each")
+    return tuple(tuple(_checked_factor(number, what) for number in row) for row in rows)
+
+
+def _checked_factor(number: Any, what: str) -> float:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < math.inf:
+        raise UserError(f"{what} holds {number!r}; a factor is a finite number of at least 0")
+    return float(number)
 
 
 def _quote(text: str) -> str:

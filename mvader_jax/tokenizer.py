@@ -14,7 +14,7 @@ import numpy as np
 
 from mvader_jax import images
 from mvader_jax.errors import UserError
-from mvader_jax.prompt import SITES, Image, Prompt, Site, Text
+from mvader_jax.prompt import SITES, Factors, Image, Prompt, Site, Text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -191,6 +191,8 @@ class Tokenizer:
         site: Site | None = None,
         balance: bool | None = None,
         pixels: np.ndarray | None = None,
+        decoder_heads: tuple[int, int] | None = None,
+        cross_attention_heads: tuple[int, int] | None = None,
     ) -> PromptBatch:
         """Prompts laid out for an embedder, a row each; NumPy throughout.
 
@@ -203,10 +205,12 @@ class Tokenizer:
         site, balance: override the prompts' own.
         pixels: float32 [N, image_size, image_size, 3], already preprocessed: all images of the batch in
             order, in place of reading them from the prompts.
+        decoder_heads, cross_attention_heads: [layers, heads] of the model, which the prompts' factors are
+            spread to; None where it has none. The batch has factors only where a prompt has.
         Elements follow one another without delimiters, each text tokenised on its own (as in the public
         repository Aleph-Alpha/magma). Weight 1 everywhere gives log weights of exactly 0.
         Raises UserError for a prompt of more tokens than positions, for an image where the embedder takes
-        none, and for images that cannot be read.
+        none, for images that cannot be read, and for factors of another shape than the model's.
         """
         from mvader_jax.condition import PADDING, PromptBatch
 
@@ -257,6 +261,12 @@ class Tokenizer:
             image_index=image_index,
             log_weights=decoder,
             condition_log_weights=cross,
+            factors=_factors([p.decoder_factors if p else None for p in rows], decoder_heads, "decoder"),
+            condition_factors=_factors(
+                [p.cross_attention_factors if p else None for p in rows],
+                cross_attention_heads,
+                "cross-attention",
+            ),
         )
 
     def _encode_texts(self, elements: Iterable[Text]) -> dict[Text, tuple[list[int], np.ndarray]]:
@@ -285,7 +295,8 @@ class Tokenizer:
         ids: list[int] = []
         index: list[int] = []
         pixels: list[np.ndarray] = []
-        thetas: list[np.ndarray] = []
+        weights: list[float] = []
+        inside: list[np.ndarray] = []
         for element in prompt.elements if prompt else ():
             if isinstance(element, Text):
                 tokens, factors = texts[element]
@@ -297,10 +308,13 @@ class Tokenizer:
                 index += range(start, start + reader.tokens)
                 pixels.append(picture)
             ids += tokens
-            with np.errstate(over="ignore", under="ignore"):
-                thetas.append(element.weight * factors)
-        if prompt and (prompt.balance if balance is None else balance):
-            thetas = _balanced(thetas)
+            weights.append(element.weight)
+            inside.append(factors)
+        with np.errstate(over="ignore", under="ignore"):
+            if prompt and (prompt.balance if balance is None else balance):
+                thetas = _balanced(weights, inside)
+            else:
+                thetas = [weight * factors for weight, factors in zip(weights, inside, strict=True)]
         logs = _log_weights(np.concatenate(thetas)) if thetas else np.zeros(0, np.float32)
         if config.add_bos:
             assert config.bos_id is not None
@@ -345,7 +359,7 @@ class _ImageReader:
             picture, size = self.known[key]
         if not element.regions:
             return picture, np.ones(self.tokens)
-        return picture, images.region_weights(element.regions, self.grid, size)
+        return picture, images.region_weights(element.checked_regions, self.grid, size)
 
 
 def _span_weights(text: Text, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -364,13 +378,37 @@ def _span_weights(text: Text, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     return weights
 
 
-def _balanced(thetas: list[np.ndarray]) -> list[np.ndarray]:
-    """Each element's thetas scaled so that they sum to weight * N / E (see `prompt.Prompt`)."""
-    alive = [t for t in thetas if t.any()]
-    if not alive:
-        return thetas
-    mean_tokens = sum(t.size for t in alive) / len(alive)
-    return [t * (mean_tokens / max(t.size, 1)) for t in thetas]
+def _balanced(weights: list[float], inside: list[np.ndarray]) -> list[np.ndarray]:
+    """Thetas that sum to weight * N / E in each element, divided as `inside` (see `prompt.Prompt`)."""
+    alive = [weight > 0 and bool(factors.any()) for weight, factors in zip(weights, inside, strict=True)]
+    if not any(alive):
+        return [np.zeros(factors.size) for factors in inside]
+    mean_tokens = sum(f.size for f, lives in zip(inside, alive, strict=True) if lives) / sum(alive)
+    thetas = []
+    for weight, factors, lives in zip(weights, inside, alive, strict=True):
+        # Scaled first by the largest, so that no sum overflows.
+        shares = factors / factors.max() if lives else factors
+        thetas.append(weight * (shares * (mean_tokens / shares.sum())) if lives else np.zeros(factors.size))
+    return thetas
+
+
+def _factors(given: Sequence[Factors | None], shape: tuple[int, int] | None, site: str) -> np.ndarray | None:
+    """float32 [B, layers, heads], 1 where a prompt has none; None where none has."""
+    if all(value is None for value in given):
+        return None
+    if shape is None:
+        raise UserError(f"the prompt has {site} factors, but this bundle has no {site}")
+    rows = []
+    for value in given:
+        array = np.ones((1, 1)) if value is None else np.asarray(value, np.float64)
+        array = array[:, None] if array.ndim == 1 else array
+        if any(have not in (1, own) for have, own in zip(array.shape, shape, strict=True)):
+            raise UserError(
+                f"the {site} factors are for {array.shape[0]} layers of {array.shape[1]} heads; "
+                f"this model's {site} has {shape[0]} of {shape[1]}"
+            )
+        rows.append(np.broadcast_to(array, shape))
+    return np.minimum(np.stack(rows), np.finfo(np.float32).max).astype(np.float32)
 
 
 def _log_weights(thetas: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho and Salimans 2022): one batched call for both conditions."""
+"""Classifier-free guidance (Ho and Salimans 2022): one batched call for all conditions."""
 
 from __future__ import annotations
 
@@ -15,21 +15,34 @@ def guided(
     condition: Condition,
     null: Condition,
     scale: jax.Array | float,
+    negative: Condition | None = None,
+    strength: jax.Array | float = 1.0,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """denoise(x, t) = eps_null + scale (eps_condition - eps_null).
+    """denoise(x, t) = base + scale (eps_condition - base), where the base is what guidance leads away from:
 
-    eps: (latents [2B, ...], timesteps [2B], Condition of 2B rows) -> [2B, ...]. null: the null prompt's
-    Condition, or a negative prompt's; its length may differ. scale: [] or [B].
+        base = eps_null + strength (eps_negative - eps_null)
+
+    so that a negative prompt of strength 0 is the null condition, and of strength 1 stands in its place.
+    Without a negative prompt the base is eps_null; one of strength 1 throughout is cheaper given as `null`.
+
+    eps: (latents [kB, ...], timesteps [kB], Condition of kB rows) -> [kB, ...], with k = 2 conditions, or 3
+    with a negative one. Their lengths may differ. scale, strength: [] or [B].
     """
-    length = max(condition.hidden.shape[1], null.hidden.shape[1])
-    both = concatenate(pad(null, length), pad(condition, length))
+    conditions = [null, condition] if negative is None else [null, negative, condition]
+    length = max(c.hidden.shape[1] for c in conditions)
+    together = concatenate(*(pad(c, length) for c in conditions))
 
     def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
-        doubled = jnp.concatenate([x, x])
-        unconditional, conditional = jnp.split(eps(doubled, jnp.broadcast_to(t, doubled.shape[:1]), both), 2)
-        factor = jnp.asarray(scale, x.dtype)
-        factor = factor.reshape(factor.shape + (1,) * (x.ndim - factor.ndim) if factor.ndim else ())
-        unconditional, conditional = unconditional.astype(x.dtype), conditional.astype(x.dtype)
-        return unconditional + factor * (conditional - unconditional)
+        repeated = jnp.concatenate([x] * len(conditions))
+        predicted = eps(repeated, jnp.broadcast_to(t, repeated.shape[:1]), together).astype(x.dtype)
+        base, *against, conditional = jnp.split(predicted, len(conditions))
+        for other in against:
+            base = base + _by_row(strength, x) * (other - base)
+        return base + _by_row(scale, x) * (conditional - base)
 
     return denoise
+
+
+def _by_row(value: jax.Array | float, x: jax.Array) -> jax.Array:
+    factor = jnp.asarray(value, x.dtype)
+    return factor.reshape(factor.shape + (1,) * (x.ndim - factor.ndim) if factor.ndim else ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mvader_jax.condition import PADDING
+from mvader_jax.condition import PADDING, SUPPRESSED
 from mvader_jax.models import attention_kernels
 
 #: Score of a key that causality hides; finite, and below any padding so that no row is ever NaN.
@@ -24,8 +24,9 @@ def attend(
     """Multi-head attention, eq. 2 of the paper: softmax(q k / sqrt(K) + log theta) v.
 
     q: [B, Sq, H, K]; k, v: [B, Sk, H, K]. log_weights: [B, Sk], added to every score of that key;
-    zeros give bitwise the unweighted result. factors: [H], multiplies the log weights of a head (theta
-    to the power of the factor); padding stays padding. causal: query i sees keys up to i (Sq == Sk).
+    zeros give bitwise the unweighted result. factors: [H] or [B, H], at least 0, multiplies the log weights
+    of a head: theta to the power of the factor, so 0 stays 0 unless the factor is 0; padding stays padding.
+    causal: query i sees keys up to i (Sq == Sk).
     Scores and softmax are float32. The kernel is the platform's and the shape's (`attention_kernels.choose`).
     Returns [B, Sq, H, K] in q's dtype.
     """
@@ -54,9 +55,10 @@ def plain(
 
 
 def key_bias(log_weights: jax.Array, factors: jax.Array | None) -> jax.Array:
-    """[B, Sk] log weights and [H] factors -> float32 bias [B, H or 1, 1, Sk]."""
+    """[B, Sk] log weights and [H] or [B, H] factors -> float32 bias [B, H or 1, 1, Sk]."""
     bias = log_weights.astype(jnp.float32)[:, None, None, :]
     if factors is None:
         return bias
-    scaled = bias * factors.astype(jnp.float32)[None, :, None, None]
-    return jnp.where(bias <= PADDING, bias, scaled)
+    by_head = jnp.asarray(factors, jnp.float32)[..., :, None, None]
+    fixed = (bias <= PADDING) | ((bias <= SUPPRESSED) & (by_head > 0))
+    return jnp.where(fixed, bias, jnp.clip(bias * by_head, SUPPRESSED, -SUPPRESSED))

@@ -103,6 +103,7 @@ class ClipText(nn.Module):
     def __call__(
         self, token_ids: jax.Array, log_weights: jax.Array | None = None, factors: jax.Array | None = None
     ) -> jax.Array:
+        """log_weights: [B, S]; factors: [L, H] or [B, L, H], multiplies them by layer and head."""
         c = self.config
         if log_weights is None:
             log_weights = jnp.zeros(token_ids.shape, jnp.float32)
@@ -126,6 +127,8 @@ class ClipText(nn.Module):
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, self.dtype, name="layers")
+        if factors is not None and factors.ndim == 3:
+            factors = jnp.swapaxes(factors, 0, 1)
         x, _ = layers(x, log_weights, factors)
         x = nn.LayerNorm(epsilon=c.norm_eps, dtype=jnp.float32, name="final_layer_norm")(x)
         return x.astype(self.dtype)
@@ -137,7 +140,6 @@ def clip_text(
     batch: PromptBatch,
     *,
     dtype: Dtype = jnp.float32,
-    factors: jax.Array | None = None,
 ) -> Condition:
     """Embeds a batch of texts with the component `text_encoder`. Raises UserError where it is missing.
 
@@ -148,5 +150,6 @@ def clip_text(
             f"embedding this prompt needs the component 'text_encoder'; there are: {', '.join(sorted(components))}"
         )
     module = ClipText(config, dtype)
-    hidden = module.apply({"params": components["text_encoder"]}, batch.token_ids, batch.log_weights, factors)
-    return Condition(hidden, jnp.asarray(batch.condition_log_weights))
+    params = {"params": components["text_encoder"]}
+    hidden = module.apply(params, batch.token_ids, batch.log_weights, batch.factors)
+    return Condition(hidden, jnp.asarray(batch.condition_log_weights), batch.condition_factors)

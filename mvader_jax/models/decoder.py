@@ -23,6 +23,7 @@ from mvader_jax.parallel.sharding import constrain, partitioned
 Dtype = Any
 Tree = Any
 Arrays = tuple[jax.Array, ...]
+Factors = tuple[jax.Array | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Adapter(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, as `nn.scan` runs it: carries the hidden states, takes its row of `factors`.
+    """One layer, as `nn.scan` runs it: carries the hidden states, takes its layer's `factors`.
 
     The hidden states are several batches of rows, each of its own length, that share the layer's
     parameters: on a mesh these are gathered once for all of them.
@@ -217,7 +218,7 @@ class Block(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, states: Arrays, log_weights: Arrays, factors: jax.Array | None) -> tuple[Arrays, None]:
+    def __call__(self, states: Arrays, log_weights: Arrays, factors: Factors) -> tuple[Arrays, None]:
         c = self.config
         two_norms = c.block != "parallel"
         ln_1, ln_2 = self.norm("ln_1"), self.norm("ln_2") if two_norms else None
@@ -225,7 +226,7 @@ class Block(nn.Module):
         on_attention = self.adapter("adapter_attn", self.adapters is not None and self.adapters.attention)
         on_mlp = self.adapter("adapter_mlp", self.adapters is not None and self.adapters.mlp)
 
-        def one(x: jax.Array, weights: jax.Array) -> jax.Array:
+        def one(x: jax.Array, weights: jax.Array, factors: jax.Array | None) -> jax.Array:
             x = constrain(x, "batch", "sequence", "activation")
             normed = ln_1(x).astype(self.dtype)
             attention = self.adapted(on_attention, normed, attn(normed, weights, factors))
@@ -236,7 +237,7 @@ class Block(nn.Module):
             out = self.adapted(on_mlp, normed, mlp(normed))
             return x + out if c.block == "sequential" else x + attention + out
 
-        return tuple(one(x, weights) for x, weights in zip(states, log_weights, strict=True)), None
+        return tuple(map(one, states, log_weights, factors)), None
 
     def norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=self.config.norm_eps, dtype=jnp.float32, name=name)
@@ -296,14 +297,19 @@ class Decoder(nn.Module):
         """Hidden states after `ln_f`.
 
         embeddings: [B, S, D]; log_weights: [B, S], added to every self-attention score of that key (eq.
-        2); factors: [L, H] or None, multiplies them by layer and head. Returns [B, S, D].
+        2); factors: [L, H], or [B, L, H] for rows that differ, multiplies them by layer and head; None
+        means 1. Returns [B, S, D].
         """
-        return self.together((embeddings,), (log_weights,), factors)[0]
+        return self.together((embeddings,), (log_weights,), (factors,))[0]
 
-    def together(self, embeddings: Arrays, log_weights: Arrays, factors: jax.Array | None = None) -> Arrays:
+    def together(self, embeddings: Arrays, log_weights: Arrays, factors: Factors | None = None) -> Arrays:
         """`__call__` of several batches in one walk through the layers, each batch at its own length."""
         states = tuple(x.astype(self.dtype) for x in embeddings)
-        states, _ = self.layers(states, log_weights, factors)
+        by_layer = tuple(
+            jnp.swapaxes(f, 0, 1) if f is not None and f.ndim == 3 else f
+            for f in factors or (None,) * len(states)
+        )
+        states, _ = self.layers(states, log_weights, by_layer)
         return tuple(self.ln_f(x).astype(self.dtype) for x in states)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -47,15 +47,14 @@ def s_magma_rows(
     batches: Sequence[PromptBatch],
     *,
     dtype: Dtype = jnp.float32,
-    factors: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
     remat: Remat = "none",
 ) -> list[Condition]:
     """Embeds batches of prompts, each at its own length, in one walk through the decoder's layers.
 
     components: decoder; biases where there are any (laid over the decoder's own); adapters where
-    configured; image_encoder and image_prefix where a batch holds images. factors: [L, H], multiplies
-    the log weights by decoder layer and head. dropout_key: acts on the image prefix (training only).
+    configured; image_encoder and image_prefix where a batch holds images. dropout_key: acts on the image
+    prefix (training only).
     batch.pixels may be the encoder's features, [B, I, T, C]. remat: what of the decoder's layers is kept
     for a backward pass. Raises UserError naming a missing component.
     """
@@ -75,11 +74,11 @@ def s_magma_rows(
         params,
         tuple(embedded(batch) for batch in batches),
         tuple(jnp.asarray(batch.log_weights) for batch in batches),
-        factors,
+        tuple(batch.factors for batch in batches),
         method="together",
     )
     return [
-        Condition(states, jnp.asarray(batch.condition_log_weights))
+        Condition(states, jnp.asarray(batch.condition_log_weights), batch.condition_factors)
         for states, batch in zip(hidden, batches, strict=True)
     ]
 

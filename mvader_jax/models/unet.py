@@ -93,6 +93,13 @@ class UNetConfig:
         )
 
 
+def factors_shape(config: UNetConfig) -> tuple[int, int]:
+    """[N, H] of `Condition.factors`: cross-attentions, and the most heads of any of them."""
+    levels = [level for level, here in enumerate(config.attention) if here]
+    heads = [config.heads(level) for level in [*levels, len(config.attention) - 1]]
+    return len(cross_attention_paths(config)), max(heads)
+
+
 def cross_attention_paths(config: UNetConfig) -> list[str]:
     """Tree paths of the cross-attentions, in the order they run (that of `Condition.factors`)."""
     paths = []
@@ -126,7 +133,9 @@ class _Block(nn.Module):
     def transformer(self, index: int, x: jax.Array, condition: Condition) -> jax.Array:
         c = self.config
         module = rematerialised(Transformer2D, self.remat)
-        factors = None if condition.factors is None else condition.factors[self.first_site + index]
+        factors = condition.factors
+        if factors is not None:
+            factors = factors[..., self.first_site + index, : c.heads(self.level)]
         block = module(c.heads(self.level), c.norm_groups, self.dtype, name=f"attentions_{index}")
         return block(x, condition.hidden, condition.log_weights, factors)
 
@@ -239,8 +248,9 @@ def _check(config: UNetConfig, latents: jax.Array, condition: Condition) -> None
             f"the condition is {condition.hidden.shape[-1]} wide; this UNet's cross-attention takes "
             f"{config.cross_attention_dim}"
         )
-    if condition.factors is not None and condition.factors.shape[0] != len(cross_attention_paths(config)):
+    if condition.factors is not None and condition.factors.shape[-2:] != factors_shape(config):
+        given, own = condition.factors.shape[-2:], factors_shape(config)
         raise UserError(
-            f"the condition's factors are for {condition.factors.shape[0]} cross-attentions; this UNet has "
-            f"{len(cross_attention_paths(config))}"
+            f"the condition's factors are for {given[0]} cross-attentions of {given[1]} heads; this UNet has "
+            f"{own[0]} of {own[1]}"
         )
