@@ -1,0 +1,23 @@
+"""The open S-MAGMA: MAGMA's adapters, prefix and encoder and SGPT's semantic biases on one frozen GPT-J-6B,
+with Stable Diffusion 1.4. All of it is public; from the downloaded files:
+
+    mvader convert gpt-j-6B bundles/gptj
+    mvader convert SGPT-5.8B-weightedmean-nli-bitfit bundles/sgpt --base bundles/gptj
+    mvader convert mp_rank_00_model_states.pt bundles/magma --tokenizer gpt-j-6B
+    mvader convert stable-diffusion-v1-4 bundles/sd14
+    mvader bundle bundles/open_s_magma --decoder bundles/magma --biases bundles/sgpt \\
+        --adapters bundles/magma --image-prefix bundles/magma --image-encoder bundles/magma \\
+        --unet bundles/sd14 --vae bundles/sd14
+
+The UNet's cross-attention becomes as wide as GPT-J's hidden states, its to_k and to_v freshly initialised:
+M-VADER's training starts there (`configs/open_v2.py`; V1 of the paper leaves out --adapters). Here stands
+the model alone, with no stage to train. For MAGMA's second version:
+model.adapters.width=512 model.adapters.attention=true.
+"""
+
+from mvader_jax.config import ModelConfig
+from mvader_jax.train.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(name="open_s_magma", model=ModelConfig.open_m_vader(), stages={})
