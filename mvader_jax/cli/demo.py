@@ -16,12 +16,12 @@ def demo(
     steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = 50,
 ) -> None:
     """Draw the four tasks of the paper with the embedded model, and say how to draw each alone."""
-    from mvader_jax.cli.sample import writable
     from mvader_jax.errors import UserError
+    from mvader_jax.output import make_writable
 
     if num_images < 1:
         raise UserError(f"num_images is {num_images}; at least 1 is needed")
-    writable(out)
+    make_writable(out)
     import rich.console
 
     from mvader_jax.demo import demo as run

@@ -2,99 +2,266 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mvader_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from mvader_jax.batch.run import Progress
+    from mvader_jax.prompt import Element
+
 
 def sample(
     parts: Annotated[
-        list[str], typer.Argument(help="texts and image files, in order; a weight is a suffix @0.3")
-    ],
+        list[str] | None, typer.Argument(help="texts and image files, in order; a weight is a suffix @0.3")
+    ] = None,
     negative: Annotated[
         list[str] | None, typer.Option(help="a part of the negative prompt; may be repeated")
     ] = None,
-    num_images: Annotated[int, typer.Option(help="pictures to draw")] = 4,
+    task: Annotated[
+        str | None,
+        typer.Option(help="variation, style, element, composition, img2img or interpolation"),
+    ] = None,
+    num_images: Annotated[
+        int | None, typer.Option(help="pictures to draw [default: 4; with --prompts: 1 a line]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="same seed, same pictures")] = 0,
     steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = 50,
     guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance")] = 8.0,
-    sampler: Annotated[str, typer.Option(help="plms is the paper's")] = "plms",
+    sampler: Annotated[str, typer.Option(help="plms is the paper's; mvader samplers lists all")] = "plms",
     site: Annotated[str, typer.Option(help="where weights act: decoder, cross_attention or both")] = "both",
+    balance: Annotated[bool, typer.Option("--balance", help="weights are an element's total share")] = False,
+    strength: Annotated[
+        float | None, typer.Option(help="noise of img2img and interpolation, 0 to 1 [default: 0.6]")
+    ] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="the second image's part in an interpolation [default: 0.5]")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="a file of prompts, a JSON object a line; see docs/sampling.md")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="with --prompts: pictures drawn together")] = 8,
+    mesh: Annotated[str, typer.Option(help="devices to draw on, as in data=4,fsdp=2 [default: one]")] = "",
     bundle: Annotated[str, typer.Option(help="name of an embedded bundle, or a directory")] = "tiny",
     out: Annotated[Path, typer.Option(help="directory for the pictures")] = Path("outputs"),
     dtype: Annotated[str, typer.Option(help="compute dtype: float32 or bfloat16")] = "float32",
-) -> None:
-    """Draw pictures of a prompt of texts and images."""
-    from mvader_jax.pipeline import Pipeline, check_seed, check_steps
-    from mvader_jax.prompt import Prompt, parse_part
-
-    prompt = Prompt(tuple(parse_part(part) for part in parts), site=_site(site))
-    against = Prompt(tuple(parse_part(part) for part in negative), site=_site(site)) if negative else None
-    check_steps(steps)
-    check_seed(seed)
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress shown")] = False,
+) -> int:
+    """Draw pictures of a prompt of texts and images, or of every prompt of a file."""
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"unknown dtype {dtype!r}; accepted: float32, bfloat16")
-    writable(out)
-    pipe = Pipeline.load(bundle, dtype=dtype)
-    settings: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "seed": seed,
         "steps": steps,
         "guidance_scale": guidance_scale,
         "sampler": sampler,
         "site": site,
-        "bundle": bundle,
+        "balance": balance,
     }
-    images = pipe(
-        prompt,
-        negative=against,
-        num_images=num_images,
-        **{key: value for key, value in settings.items() if key != "bundle"},
-    )
-    for path in write_pictures(out, images, {"prompt": parts, "negative": negative or [], **settings}):
-        print(path)
+    check_numbers(num_images, seed=seed, steps=steps, guidance_scale=guidance_scale, site=site)
+    if prompts is not None:
+        if parts or negative or task or strength is not None or fraction is not None:
+            raise UserError(
+                "--prompts takes everything from its file; leave out the parts, --negative, --task, --strength "
+                "and --fraction"
+            )
+        return _sample_file(
+            prompts, {**shared, "num_images": num_images or 1}, batch, mesh, bundle, out, dtype, quiet
+        )
+    if not parts:
+        raise UserError("Missing prompt: give texts and image files, or a file of prompts with --prompts")
+    given = {"strength": strength, "fraction": fraction}
+    task_options = {name: value for name, value in given.items() if value is not None}
+    if task is None and task_options:
+        raise UserError(f"--{next(iter(task_options))} belongs to --task img2img or --task interpolation")
+
+    from mvader_jax.output import check_writable, write_pictures
+    from mvader_jax.pipeline import Pipeline
+    from mvader_jax.tasks import run_task
+
+    elements, against = read_parts(parts), read_parts(negative or [])
+    check_writable(out)
+    count = 4 if num_images is None else num_images
+    with status(f"loading {bundle}", quiet) as say:
+        pipe = Pipeline.load(bundle, dtype=dtype, mesh=_mesh(mesh))
+        say(f"drawing {count} picture{'s' * (count > 1)} in {steps} steps (the first time compiles)")
+        options: dict[str, Any] = {"negative": against or None, "num_images": count, **shared}
+        run = pipe if task is None else functools.partial(run_task, task, pipe)
+        images = run(elements, **options, **task_options)
+    settings = {
+        "prompt": parts,
+        "negative": negative or [],
+        **({"task": task, **task_options} if task else {}),
+        **shared,
+        "bundle": bundle,
+        "dtype": dtype,
+    }
+    if _chief():
+        for path in write_pictures(out, images, settings):
+            print(path)
+    return 0
 
 
-def _site(site: str) -> Any:
+def _sample_file(
+    prompts: Path,
+    defaults: dict[str, Any],
+    batch: int,
+    mesh: str,
+    bundle: str,
+    out: Path,
+    dtype: str,
+    quiet: bool,
+) -> int:
+    """Exit codes: 0, all are there; 1, some lines are bad; 75 after SIGTERM and 130 after Ctrl-C."""
+    import signal
+
+    if batch < 1:
+        raise UserError(f"batch is {batch}; at least 1 is needed")
+    from mvader_jax.batch.requests import Settings, read_requests
+    from mvader_jax.batch.run import sample_all
+    from mvader_jax.output import check_writable
+    from mvader_jax.pipeline import Pipeline
+
+    requests, problems = read_requests(prompts, Settings(**defaults))
+    check_writable(out)
+    with status(f"loading {bundle}", quiet):
+        pipe = Pipeline.load(bundle, dtype=dtype, mesh=_mesh(mesh))
+    with _bar(quiet or not _chief()) as progress:
+        report = sample_all(pipe, requests, problems, out, size=batch, bundle=bundle, progress=progress)
+    total = sum(request.num_images for request in requests)
+    if _chief():
+        print(f"{report.drawn} drawn, {report.present} were there, in {out}", file=sys.stderr)
+    if report.stopped is not None and report.drawn + report.present < total:
+        if _chief():
+            print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130 if report.stopped == signal.SIGINT else 75
+    return 1 if report.problems else 0
+
+
+def check_numbers(num_images: int | None, *, seed: int, steps: int, guidance_scale: float, site: str) -> None:
+    """Everything that needs no bundle, so that a mistake is told at once. Raises UserError."""
+    import math
+
     from mvader_jax.prompt import SITES
 
+    if num_images is not None and num_images < 1:
+        raise UserError(f"num_images is {num_images}; at least 1 is needed")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"the seed is {seed}; accepted are 0 to {2**32 - 1}")
+    if not 1 <= steps <= 1000:
+        raise UserError(f"steps is {steps}; accepted are 1 to 1000")
+    if not math.isfinite(guidance_scale):
+        raise UserError(f"the guidance scale is {guidance_scale}; it must be a finite number")
     if site not in SITES:
         raise UserError(f"unknown site {site!r}; accepted: {', '.join(SITES)}")
-    return site
 
 
-def writable(out: Path) -> None:
-    """Makes the output directory. Raises UserError when that, or writing in it, is not possible."""
-    import os
+def read_parts(parts: list[str]) -> tuple[Element, ...]:
+    """The elements, their images read: a file that is none is refused before a model is loaded."""
+    import dataclasses
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write into {str(out)!r}: {error.strerror}") from None
-    if not os.access(out, os.W_OK):
-        raise UserError(f"cannot write into {str(out)!r}: permission denied")
+    from mvader_jax.images import load_image
+    from mvader_jax.prompt import Image, parse_part
+
+    elements = [parse_part(part) for part in parts]
+    return tuple(
+        dataclasses.replace(one, image=load_image(one.image)) if isinstance(one, Image) else one
+        for one in elements
+    )
 
 
-def write_pictures(out: Path, images: list[Any], settings: dict[str, Any]) -> list[Path]:
-    """Writes each picture and their grid as PNG, and a manifest row a picture; returns the paths."""
-    import numpy as np
+def _mesh(text: str) -> Any:
+    if not text:
+        return None
+    from mvader_jax.parallel.mesh import initialize_distributed, make_mesh, parse_mesh
 
-    from mvader_jax.images import grid, save_png
+    config = parse_mesh(text)
+    initialize_distributed()
+    return make_mesh(config)
 
-    start = 0
-    while (out / f"{start:05d}.png").exists():
-        start += 1
-    paths = []
-    with (out / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
-        for index, image in enumerate(images):
-            path = out / f"{start + index:05d}.png"
-            row = {**settings, "index": index}
-            save_png(path, np.asarray(image), row)
-            manifest.write(json.dumps({"file": path.name, **row}, ensure_ascii=False) + "\n")
-            paths.append(path)
-    path = out / f"grid-{start:05d}.png"
-    save_png(path, grid([np.asarray(image) for image in images], columns=min(len(images), 4)), settings)
-    return [*paths, path]
+
+def _chief() -> bool:
+    import jax
+
+    return jax.process_index() == 0
+
+
+@contextmanager
+def status(message: str, quiet: bool) -> Iterator[Any]:
+    """A line on stderr that tells what is being done, and for how long."""
+    import rich.console
+    import rich.progress
+
+    columns = (
+        rich.progress.SpinnerColumn(),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TimeElapsedColumn(),
+    )
+    console = rich.console.Console(stderr=True, quiet=quiet)
+    with rich.progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(message)
+        if not console.is_terminal:
+            console.print(message, highlight=False, markup=False)
+
+        def say(text: str) -> None:
+            bar.update(task, description=text)
+            if not console.is_terminal:
+                console.print(text, highlight=False, markup=False)
+
+        yield say
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Progress]:
+    """A bar with pictures a second and the time left; a line every half minute where there is no terminal."""
+    import time
+
+    import rich.console
+    import rich.progress
+
+    from mvader_jax.batch.run import Progress, rate
+
+    console = rich.console.Console(stderr=True, quiet=quiet)
+    columns = (
+        rich.progress.TextColumn("drawing"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[speed]}"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, speed="compiling")
+
+        class Shown(Progress):
+            def start(self, total: int, present: int) -> None:
+                self.total, self.there, self.first = total, present, True
+                self.speed, self.told = rate(), time.monotonic()
+                bar.update(task, total=total, completed=present)
+                if present:
+                    self.say(f"{present} of {total} are there already")
+
+            def advance(self, count: int) -> None:
+                self.there += count
+                speed = self.speed(count)
+                bar.update(task, completed=self.there, speed=f"{speed:.2f} images/s")
+                now = time.monotonic()
+                if not console.is_terminal and (self.first or now - self.told >= 30):
+                    left = (self.total - self.there) / speed if speed else 0.0
+                    self.say(f"{self.there} of {self.total}, {speed:.2f} images/s, {left:.0f} s left")
+                    self.told = now
+                self.first = False
+
+            def problem(self, problem: Any) -> None:
+                console.print(f"mvader: {problem}", highlight=False, markup=False)
+
+            def say(self, message: str) -> None:
+                console.print(message, highlight=False, markup=False)
+
+        yield Shown()
