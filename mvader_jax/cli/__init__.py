@@ -13,6 +13,7 @@ def register(app: typer.Typer) -> None:
     from mvader_jax.cli.demo import demo
     from mvader_jax.cli.evaluate import evaluate
     from mvader_jax.cli.export import export
+    from mvader_jax.cli.figure import figure
     from mvader_jax.cli.plan import plan
     from mvader_jax.cli.sample import sample
     from mvader_jax.cli.samplers import samplers
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(convert)
     app.command()(bundle)
     app.command()(export)
+    app.command()(figure)
     app.command()(plan)
     app.command()(evaluate)
     app.add_typer(data)
