@@ -219,7 +219,7 @@ def abstract_batch(
     encoder = model.image_encoder
     side, tokens = (encoder.image_size, encoder.num_tokens) if encoder else (0, 0)
     size = _image_size(model, stage)
-    pixels = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.float32)
+    pixels = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)
 
     def pictures(count: int) -> Any:
         if encoder is not None and "features" in precomputed:

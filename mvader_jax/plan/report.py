@@ -37,7 +37,7 @@ class Plan:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; numbers are rounded to six digits."""
+        """Plain JSON; numbers are rounded to nine digits."""
         return {
             "title": self.title,
             "topology": {
@@ -49,11 +49,11 @@ class Plan:
             "mesh": dict(self.mesh),
             "settings": dict(self.settings),
             "figures": {
-                name: {"value": float(f"{f.value:.6g}"), "kind": f.kind, "unit": f.unit}
+                name: {"value": float(f"{f.value:.9g}"), "kind": f.kind, "unit": f.unit}
                 for name, f in self.figures.items()
             },
             "collectives": [
-                {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+                {k: float(f"{v:.9g}") if isinstance(v, float) else v for k, v in row.items()}
                 for row in self.collectives
             ],
             "bound": self.bound,

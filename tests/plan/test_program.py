@@ -1,0 +1,144 @@
+"""The abstract programs: the batch a loader makes, the state a run starts with, without a weight."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import micro
+import numpy as np
+import pytest
+
+from mvader_jax.bundle import Bundle
+from mvader_jax.errors import UserError
+from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.plan.counted import jaxpr_flops, step_flops
+from mvader_jax.plan.program import (
+    abstract_batch,
+    abstract_null_prompt,
+    bytes_a_chip,
+    sample_program,
+    train_program,
+)
+from mvader_jax.train.config import load_config
+from mvader_jax.train.run import stage_loader
+from mvader_jax.train.setup import null_prompt, stage_model
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return micro.bundle()
+
+
+def shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: (tuple(x.shape), jnp.dtype(x.dtype).name), tree)
+
+
+@pytest.mark.parametrize("name", ["vae", "language", "captioning", "contrastive", "diffusion"])
+def test_the_batch_is_the_one_a_loader_makes(bundle: Bundle, name: str) -> None:
+    stage = micro.train_config(batch_size=16).stages[name]
+    made = next(stage_loader(bundle, stage, groups=4))
+    assert shapes(abstract_batch(stage_model(bundle.model, stage), stage, 4)) == shapes(made)
+
+
+def test_the_null_prompt_is_the_tokenizer_s(bundle: Bundle) -> None:
+    stage = micro.train_config().stages["diffusion"]
+    expected = null_prompt(bundle, stage)
+    found = abstract_null_prompt(bundle.model, stage)
+    assert shapes(found) == shapes(expected)
+    np.testing.assert_array_equal(found.log_weights, expected.log_weights)
+
+
+def test_precomputed_parts_stand_for_pictures() -> None:
+    config = load_config(CONFIGS / "open_v2.py")
+    stage = config.stages["diffusion"]
+    batch = abstract_batch(config.model, stage, 256, ("latents", "features"))
+    assert "pixels" not in batch
+    assert batch["latent_mean"].shape == batch["latent_logvar"].shape == (2048, 64, 64, 4)
+    # Of 8 rows a chip 1.6 are images: room for 2, and for 7 captions.
+    assert batch["image_prompt"].pixels.shape == (2 * 256, 1, 144, 3072)
+    assert batch["image_prompt"].token_ids.shape == (2 * 256, 144)
+    assert batch["text_prompt"].token_ids.shape == (7 * 256, 77)
+
+
+def test_the_state_is_sharded_and_nothing_is_computed() -> None:
+    """13.9 billion parameters on eight devices, in bytes that can be worked out by hand."""
+    config = load_config(CONFIGS / "luminous_v2.py")
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    program = train_program(config, config.stages["diffusion"], mesh, ("latents", "features"))
+    sizes = {name: bytes_a_chip(tree) for name, tree in program.parts.items()}
+    trained = 840_351_684 + 127_795_200
+    frozen = 13_896_304_640 + 2_257_920 + 524_748_800 + 15_744_000
+    # What is below a megabyte (biases, norms) is whole on every device.
+    assert sizes["trained weights"] == pytest.approx(4 * trained / 8, rel=0.01)
+    assert sizes["optimizer"] == pytest.approx(8 * trained / 8, rel=0.01)
+    assert sizes["average"] == sizes["trained weights"]
+    assert sizes["frozen weights"] == pytest.approx(2 * frozen / 8, rel=0.01)
+
+
+def test_a_batch_that_does_not_divide_is_one_sentence() -> None:
+    config = micro.train_config(batch_size=12)
+    with pytest.raises(UserError, match="a batch of 12 does not divide over 8 chips"):
+        train_program(config, config.stages["diffusion"], make_mesh(MeshConfig(data=8)))
+    with pytest.raises(UserError, match="accepted: latents, features"):
+        train_program(config, config.stages["diffusion"], make_mesh(MeshConfig(data=8)), ("pixels",))
+
+
+def test_sampling_is_the_pipeline_s_own_program() -> None:
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    program = sample_program(micro.MODEL, mesh, 2, steps=3, dtype="float32")
+    with jax.set_mesh(mesh):
+        out = jax.eval_shape(program.function, *program.arguments)
+    assert (out.shape, out.dtype) == ((2, 64, 64, 3), jnp.uint8)
+    with pytest.raises(UserError, match="3 images do not divide over 2 chips"):
+        sample_program(micro.MODEL, mesh, 3)
+
+
+def test_counting_multiplies_scans_and_takes_the_dearer_branch() -> None:
+    w = jnp.zeros((7, 8, 8))
+
+    def f(x: jax.Array, flag: jax.Array) -> jax.Array:
+        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)
+        return jax.lax.cond(flag, lambda x: x @ w[0] @ w[0], lambda x: x, x)
+
+    jaxpr = jax.make_jaxpr(f)(jnp.zeros((4, 8)), jnp.bool_(True))
+    assert jaxpr_flops(jaxpr) == (7 + 2) * 2 * 4 * 8 * 8
+
+
+def test_a_step_s_flops_are_its_decoder_s_its_unet_s_and_its_vae_s() -> None:
+    """The decoder goes forward only; what remat repeats is less than one more walk through the UNet."""
+    config = micro.train_config(batch_size=10)
+    stage = dataclasses.replace(config.stages["diffusion"], remat="blocks")
+    needs, does = step_flops(config, stage), step_flops(config, stage, remat=True)
+    without_vae = step_flops(config, stage, ("latents", "features"))
+    assert needs > without_vae > 0
+    assert 1.0 < does / needs < 4 / 3
+
+
+@pytest.mark.slow
+def test_stable_diffusion_s_unet_has_the_flops_counted_by_hand() -> None:
+    """0.803 TFLOP a sample forward, 2.42 forward and backward, at 64 x 64 latents and 77 x 768 context."""
+    from mvader_jax.condition import Condition
+    from mvader_jax.models.unet import UNet, UNetConfig
+    from mvader_jax.parallel.sharding import abstract_init
+
+    unet = UNet(UNetConfig.sd14())
+    inputs = (
+        jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.float32),
+        Condition(
+            jax.ShapeDtypeStruct((1, 77, 768), jnp.float32), jax.ShapeDtypeStruct((1, 77), jnp.float32)
+        ),
+    )
+    params, _ = abstract_init(unet, *inputs)
+
+    def loss(params: Any, *inputs: Any) -> jax.Array:
+        return jnp.sum(unet.apply({"params": params}, *inputs) ** 2)
+
+    assert jaxpr_flops(jax.make_jaxpr(loss)(params, *inputs)) == pytest.approx(0.803e12, rel=0.01)
+    assert jaxpr_flops(jax.make_jaxpr(jax.grad(loss))(params, *inputs)) == pytest.approx(2.42e12, rel=0.01)
