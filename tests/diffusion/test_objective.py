@@ -28,6 +28,24 @@ def test_guidance_pads_the_shorter_condition_and_extrapolates() -> None:
     assert pad(condition, 5).log_weights[0, 4] == PADDING
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
+def test_strength_of_a_negative_prompt(strength: float) -> None:
+    def eps(x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
+        return x + condition.hidden[:, :1, :1, None]
+
+    null, negative, positive = (
+        Condition(jnp.full((2, n, 1), value), jnp.zeros((2, n)))
+        for n, value in ((1, 1.0), (4, 3.0), (2, 10.0))
+    )
+    x, t = jnp.zeros((2, 1, 1, 1)), jnp.int32(3)
+    out = guided(eps, positive, null, 8.0, negative, jnp.array([strength, 0.0]))(x, t)
+    base = 1 + strength * (3 - 1)
+    np.testing.assert_allclose(out.ravel(), [base + 8 * (10 - base), 1 + 8 * 9], rtol=1e-6)
+    if strength in (0.0, 1.0):
+        instead = guided(eps, positive, negative if strength else null, 8.0)(x, t)
+        np.testing.assert_allclose(out[0], instead[0], rtol=1e-6)
+
+
 def test_noise_depends_on_seed_and_index_alone() -> None:
     seeds, indices = np.array([7, 7, 9], np.uint32), np.array([0, 1, 0], np.int32)
     together = initial_noise(seeds, indices, (4, 6, 2))
