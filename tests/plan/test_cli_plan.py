@@ -1,0 +1,103 @@
+"""`mvader plan` from the command line: a real step for four chips that are not there, and mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mvader_jax.cli.main import main
+
+TESTS = Path(__file__).parents[1]
+CONFIG = f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+import micro
+
+def get_config():
+    return micro.train_config(batch_size=16, accumulate=2, dtype="bfloat16", frozen_dtype="bfloat16")
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MVADER_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "micro_config.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as done:
+        main(["plan", *arguments])
+    out, err = capsys.readouterr()
+    return int(done.value.code or 0), out, err
+
+
+def check_plan(plan: dict[str, Any]) -> None:
+    f = {name: figure["value"] for name, figure in plan["figures"].items()}
+    assert plan["fits"] and plan["topology"]["chips"] == 4
+    # Counted by the jaxpr and read from what was compiled: the same work, a row or two of padding more.
+    assert 1.0 <= f["flops"] / f["counted_flops"] < 1.35
+    assert f["peak"] >= f["trained_weights"] + f["optimizer"] + f["activations"]
+    assert f["step_seconds"] == max(f[f"{n}_seconds"] for n in ("arithmetic", "memory", "interconnect"))
+    axes = {(row["kind"], row["axes"]) for row in plan["collectives"]}
+    assert ("all-gather", "fsdp") in axes  # the weights
+    assert any("data" in a for _, a in axes)  # the gradients
+    assert not any(a == "none" for _, a in axes)
+
+
+def test_a_step_is_compiled_once_and_kept(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = [str(config), "--objective", "language", "--topology", "v5e:2x2", "--mesh", "data=2,fsdp=2"]
+    code, out, err = run(capsys, *arguments, "--json", "--out", str(tmp_path / "plan.json"))
+    assert code == 0, err
+    (plan,) = json.loads(out)["plans"]
+    check_plan(plan)
+    assert plan["settings"]["microbatches"] == 2
+    assert json.loads((tmp_path / "plan.json").read_text()) == plan
+    code, out, err = run(capsys, *arguments)
+    assert code == 0, err
+    assert "the program was compiled before" in err and "compiling" not in err
+    assert "compiled" in out and "counted" in out and "estimated" in out
+    assert "data=2,fsdp=2" in out and "all-gather" in out
+
+
+@pytest.mark.slow
+def test_the_diffusion_step_and_the_sampler_compile(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, str(config), "--topology", "v5e:2x2", "--search", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert len(found["candidates"]) > 5
+    f = found["plans"][0]["figures"]
+    assert f["flops"]["value"] == pytest.approx(f["counted_flops"]["value"], rel=0.35)
+    code, out, err = run(
+        capsys, str(config), "--topology", "v5e:2x2", "--mesh", "data=4", "--job", "sample", "--json"
+    )
+    assert code == 0, err
+    (plan,) = json.loads(out)["plans"]
+    assert plan["settings"]["steps"] == 50 and plan["figures"]["images_per_second"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.py"], "no config file 'nowhere.py'"),
+        (["{config}", "--topology", "v5e-256"], "write GENERATION:SIDExSIDE"),
+        (["{config}", "--job", "sample", "--search"], "--search ranks meshes for training"),
+        (["{config}", "--topology", "v5e:2x2", "--mesh", "data=3"], "has 3 devices, but there are 4"),
+        (["{config}", "--topology", "v5e:2x2", "--objective", "difusion"], "did you mean 'diffusion'"),
+        (["{config}", "--topology", "v5e:2x2", "stages.vae.stepz=3"], "did you mean 'steps'"),
+        (["{config}", "--effort", "2"], "accepted are -1 (quick) to 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(
+    config: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    code, out, err = run(capsys, *(a.format(config=config) for a in arguments))
+    assert code == 2 and not out
+    lines = [line for line in err.splitlines() if not line.startswith("[")]
+    assert len(lines) == 1 and message in lines[0]
