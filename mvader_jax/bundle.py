@@ -6,6 +6,7 @@ architecture and, for every component, where it came from, its parameters, dtype
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -35,6 +36,8 @@ from mvader_jax.tokenizer import Tokenizer
 Tree = Any
 FORMAT = 1
 ASSETS = Path(__file__).parent / "assets"
+#: Of Linux' fcntl.h and stdio.h.
+_AT_FDCWD, _EXCHANGE = -100, 2
 
 
 @dataclasses.dataclass
@@ -155,15 +158,24 @@ def staged(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield work
         work.chmod(0o755)
-        if path.exists():
+        if not path.exists():
+            os.replace(work, path)
+        elif not _exchanged(work, path):
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             os.replace(path, old / "bundle")
             os.replace(work, path)
             shutil.rmtree(old)
-        else:
-            os.replace(work, path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _exchanged(a: Path, b: Path) -> bool:
+    """Swaps two directories in one step, so that there is no moment without either (Linux' renameat2).
+
+    False where the system or the file system cannot.
+    """
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    return swap is not None and swap(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _EXCHANGE) == 0
 
 
 def save_bundle(path: str | Path, bundle: Bundle, *, overwrite: bool = False) -> None:
