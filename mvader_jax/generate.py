@@ -16,7 +16,7 @@ from mvader_jax.diffusion.guidance import guided
 from mvader_jax.diffusion.noise import initial_noise, sampler_keys
 from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.diffusion.schedule import Schedule
-from mvader_jax.embed import embed, embed_rows
+from mvader_jax.embed import embed_rows
 from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
@@ -36,6 +36,18 @@ class Init:
     shares: Array
 
 
+@flax.struct.dataclass
+class Against:
+    """Negative prompts of a strength of their own, between the null prompt and what they say (`guided`).
+
+    prompts: their rows, or their Condition; rows: int32 [B], as `generate`'s; strength: float32 [B].
+    """
+
+    prompts: PromptBatch | Condition
+    rows: Array | None
+    strength: Array
+
+
 def generate(
     components: Components,
     prompts: PromptBatch,
@@ -46,6 +58,7 @@ def generate(
     indices: jax.Array,
     guidance_scale: jax.Array,
     init: Init | None = None,
+    against: Against | None = None,
     *,
     model: ModelConfig,
     steps: int,
@@ -60,20 +73,24 @@ def generate(
     prompts: P rows, negatives: N rows (the null prompt where there is no negative one), or their Condition;
     each is embedded once. rows, negative_rows: int32 [B], which of them each image is made from; None is
     each from its own. seeds: uint32 [B], indices: int32 [B]: an image's noise depends on these two alone.
-    guidance_scale: float32 [B]. init: where sampling starts, at step `start` of `steps`. eta: see `Sampler`.
+    guidance_scale: float32 [B]. init: where sampling starts, at step `start` of `steps`. against: negative
+    prompts beside the null prompts that `negatives` then are. eta: see `Sampler`.
     The latents live inside the program alone, so that they are never held twice. Returns uint8 [B, H, W, 3].
     """
     assert model.unet is not None and model.schedule is not None
     compute = jnp.dtype(dtype)
-    if isinstance(negatives, PromptBatch):
-        conditions = embed_rows(model, components, (prompts, negatives), dtype=compute)
-    else:
-        conditions = [embed(model, components, prompts, dtype=compute), negatives]
+    given = [prompts, negatives, *([] if against is None else [against.prompts])]
+    batches = [one for one in given if isinstance(one, PromptBatch)]
+    embedded = iter(embed_rows(model, components, batches, dtype=compute))
+    conditions = [next(embedded) if isinstance(one, PromptBatch) else one for one in given]
     condition, null = _take(conditions[0], rows), _take(conditions[1], negative_rows)
     unet = UNet(model.unet, dtype=compute)
-    denoise = guided(
-        functools.partial(unet.apply, {"params": components["unet"]}), condition, null, guidance_scale
-    )
+    eps = functools.partial(unet.apply, {"params": components["unet"]})
+    if against is None:
+        denoise = guided(eps, condition, null, guidance_scale)
+    else:
+        negative = _take(conditions[2], against.rows)
+        denoise = guided(eps, condition, null, guidance_scale, negative, against.strength)
     schedule, method = Schedule.create(model.schedule), SAMPLERS[sampler]
     latents = initial_noise(seeds, indices, (*latent_size, model.unet.in_channels))
     if init is not None:

@@ -22,7 +22,7 @@ from mvader_jax.config import ModelConfig
 from mvader_jax.diffusion.samplers import SAMPLERS, start_at
 from mvader_jax.embed import embed
 from mvader_jax.errors import UserError
-from mvader_jax.generate import Init, decode_latents, encode_images, generate, image_features
+from mvader_jax.generate import Against, Init, decode_latents, encode_images, generate, image_features
 from mvader_jax.images import load_image, to_vae_pixels
 from mvader_jax.models.unet import UNet
 from mvader_jax.parallel.sharding import batch_sharding, replicated
@@ -97,6 +97,7 @@ class Pipeline:
         prompt: Any,
         *,
         negative: Any = None,
+        negative_strength: float = 1.0,
         num_images: int = 1,
         seed: int = 0,
         steps: int = 50,
@@ -114,9 +115,11 @@ class Pipeline:
         """Draws `num_images` pictures of one prompt.
 
         prompt, negative: a string, Text, Image, picture, or a sequence of these (`Prompt.of`); None is
-        the null prompt. Image number i of a seed is the same picture whatever `num_images` is. site:
-        where weights act ("decoder", "cross_attention", "both"), balance: whether they are shares
-        (`Prompt`); None takes the prompt's own. height, width: pixels; None takes the model's size.
+        the null prompt. negative_strength: how far guidance leads away from the negative prompt in place
+        of the null prompt: 0 not at all, 1 wholly, more is further. Image number i of a seed is the same
+        picture whatever `num_images` is. site: where weights act ("decoder", "cross_attention", "both"),
+        balance: whether they are shares (`Prompt`); None takes the prompt's own. height, width: pixels;
+        None takes the model's size.
         init: a picture, or a list of pictures mixed by `shares` (default: equal ones, and they sum to 1),
         to start from: noised to `strength` (0: the picture itself; 1: noise alone) and denoised from
         there. eta: fresh noise of a stochastic sampler. Raises UserError for input it cannot take.
@@ -124,10 +127,20 @@ class Pipeline:
         if num_images < 1:
             raise UserError(f"num_images is {num_images}; at least 1 is needed")
         size = self.image_size(height, width)
-        weights: dict[str, Any] = {"site": site, "balance": balance}
+        check_strength(negative_strength)
+
+        def laid_out(one: Any) -> PromptBatch:
+            prompts = [None if one is None else Prompt.of(one)]
+            return self.bundle.to_batch(prompts, site=site, balance=balance)
+
+        # A strength of 0 or 1 is the null prompt or the negative one; others take both.
+        base = negative if negative_strength == 1.0 else None
+        against = None
+        if negative is not None and negative_strength not in (0.0, 1.0):
+            against = Against(laid_out(negative), None, np.full(num_images, negative_strength, np.float32))
         pixels = self.generate(
-            self.bundle.to_batch([None if prompt is None else Prompt.of(prompt)], **weights),
-            self.bundle.to_batch([None if negative is None else Prompt.of(negative)], **weights),
+            laid_out(prompt),
+            laid_out(base),
             seeds=np.full(num_images, check_seed(seed), np.uint32),
             indices=np.arange(num_images, dtype=np.int32),
             guidance_scale=guidance_scale,
@@ -136,6 +149,7 @@ class Pipeline:
             size=size,
             init=None if init is None else self.init_of(init, shares, num_images, size),
             strength=strength,
+            against=against,
             eta=eta,
         )
         if not pixels.is_fully_addressable:
@@ -176,6 +190,7 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         init: Init | None = None,
         strength: float = 1.0,
+        against: Against | None = None,
         eta: float = 0.0,
     ) -> jax.Array:
         """The batch form of `__call__`: uint8 [B, H, W, 3] on the device, computed when it is read.
@@ -196,20 +211,26 @@ class Pipeline:
         height, width = size or self.image_size()
         count = len(seeds)
         by_row: tuple[Any, ...] = (
-            self._rows(rows, count, prompts.token_ids.shape[0]),
-            self._rows(negative_rows, count, jax.tree.leaves(negatives)[0].shape[0]),
+            self._rows(rows, count, _count(prompts)),
+            self._rows(negative_rows, count, _count(negatives)),
             seeds,
             indices,
             scale,
             init,
+            None
+            if against is None
+            else (self._rows(against.rows, count, _count(against.prompts)), against.strength),
         )
         missing = -count % self.shards
         if missing:
             by_row = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), by_row)
+        *by_row, parts = by_row
+        if against is not None:
+            parts = Against(against.prompts, *parts)
         with self.on_mesh():
             pixels = self._generate(
                 self.bundle.components,
-                *self.placed((prompts, negatives, *by_row)),
+                *self.placed((prompts, negatives, *by_row, parts)),
                 steps=steps,
                 sampler=sampler,
                 latent_size=(height // self._factor, width // self._factor),
@@ -302,6 +323,19 @@ class Pipeline:
             if value < multiple or value % multiple:
                 raise UserError(f"{name} is {value}; accepted are positive multiples of {multiple}")
         return size
+
+
+def _count(prompts: PromptBatch | Condition) -> int:
+    return int((prompts.token_ids if isinstance(prompts, PromptBatch) else prompts.hidden).shape[0])
+
+
+def check_strength(strength: float) -> float:
+    """Raises UserError for a negative prompt's strength that is no finite number of at least 0."""
+    if not 0.0 <= strength < np.inf:
+        raise UserError(
+            f"the negative prompt's strength is {strength}; accepted are finite numbers of at least 0"
+        )
+    return strength
 
 
 def check_seed(seed: int) -> int:

@@ -191,6 +191,7 @@ class Tokenizer:
         site: Site | None = None,
         balance: bool | None = None,
         pixels: np.ndarray | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
         decoder_heads: tuple[int, int] | None = None,
         cross_attention_heads: tuple[int, int] | None = None,
     ) -> PromptBatch:
@@ -205,6 +206,8 @@ class Tokenizer:
         site, balance: override the prompts' own.
         pixels: float32 [N, image_size, image_size, 3], already preprocessed: all images of the batch in
             order, in place of reading them from the prompts.
+        sizes: width and height of each of them before preprocessing, which regions are laid over; default,
+            square.
         decoder_heads, cross_attention_heads: [layers, heads] of the model, which the prompts' factors are
             spread to; None where it has none. The batch has factors only where a prompt has.
         Elements follow one another without delimiters, each text tokenised on its own (as in the public
@@ -222,7 +225,7 @@ class Tokenizer:
             raise UserError("this bundle's embedder takes text only, but the prompt holds an image")
         limit = config.max_positions if max_positions is None else max_positions
         texts = self._encode_texts(e for p in rows if p for e in p.elements if isinstance(e, Text))
-        reader = _ImageReader(image_size, image_tokens, pixels)
+        reader = _ImageReader(image_size, image_tokens, pixels, sizes)
         laid_out = [self._row(p, texts, reader, limit, balance) for p in rows]
 
         longest = max((len(row.ids) for row in laid_out), default=1)
@@ -338,19 +341,25 @@ class _Row:
 class _ImageReader:
     """Reads and preprocesses the images of a batch, each source once."""
 
-    def __init__(self, size: int, tokens: int, pixels: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        size: int,
+        tokens: int,
+        pixels: np.ndarray | None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         self.size = size
         self.tokens = tokens
         self.grid = math.isqrt(tokens)
         if self.grid**2 != tokens:
             raise ValueError(f"{tokens} tokens an image are no square grid")
-        self.given = None if pixels is None else iter(pixels)
+        self.given = None if pixels is None else zip(pixels, sizes or [(1, 1)] * len(pixels), strict=True)
         self.known: dict[Any, tuple[np.ndarray, tuple[int, int]]] = {}
 
     def read(self, element: Image) -> tuple[np.ndarray, np.ndarray]:
         """(pixels [size, size, 3], factors [tokens])."""
         if self.given is not None:
-            picture, size = next(self.given), (1, 1)
+            picture, size = next(self.given)
         else:
             key = element.path or id(element.image)
             if key not in self.known:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mvader_jax as mv
-from mvader_jax.bundle import load_bundle, save_bundle
+from mvader_jax.bundle import Bundle, load_bundle, save_bundle
 from mvader_jax.data.scenes import render, scene_at
 from mvader_jax.errors import UserError
 from mvader_jax.pipeline import Pipeline
@@ -76,6 +76,19 @@ def test_no_weight_makes_a_nan(
     condition = pipe.embed(prompt, site=site)
     eps = pipe.denoise(jnp.ones((1, 8, 8, 4)), 500, condition)
     assert bool(jnp.all(jnp.isfinite(condition.hidden))) and bool(jnp.all(jnp.isfinite(eps)))
+
+
+def test_bfloat16_stays_within_two_percent(pipe: Pipeline, picture: np.ndarray) -> None:
+    components = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pipe.bundle.components)
+    half = Pipeline(Bundle(pipe.model, components, pipe.bundle.tokenizer), dtype="bfloat16")
+    latents = jax.random.normal(jax.random.key(0), (4, 8, 8, 4))
+    eps = []
+    for one in (pipe, half):
+        condition = one.embed([mv.Text("in blue"), mv.Image(picture, weight=0.3)])
+        rows = jax.tree.map(lambda x: jnp.repeat(x, 4, axis=0), condition)
+        eps.append(np.asarray(one.denoise(latents, np.array([1, 250, 500, 981]), rows), np.float32))
+    for i in range(4):
+        assert np.linalg.norm(eps[1][i] - eps[0][i]) <= 0.02 * np.linalg.norm(eps[0][i])
 
 
 def test_encode_and_decode(pipe: Pipeline, picture: np.ndarray) -> None:

@@ -18,17 +18,20 @@ from mvader_jax.prompt import Image, Prompt
 @dataclasses.dataclass(frozen=True, order=True)
 class Shape:
     """What a compiled program is made for. length: positions of prompts and negative prompts; images: places
-    for images in a prompt; factors: whether prompts carry factors by layer and head."""
+    for images in a prompt; factors: shapes of the prompts' factors by layer and head; both: whether the null
+    prompt is needed beside negative prompts of a strength of their own."""
 
     sampler: str
     steps: int
     factors: tuple[tuple[int, ...], ...]
+    both: bool
     length: int
     images: int
 
     def holds(self, other: Shape) -> bool:
         """Whether prompts of the other shape may be drawn in this one."""
-        same = (self.sampler, self.steps, self.factors) == (other.sampler, other.steps, other.factors)
+        names = ("sampler", "steps", "factors", "both")
+        same = all(getattr(self, name) == getattr(other, name) for name in names)
         return same and self.length >= other.length and self.images >= other.images
 
 
@@ -73,7 +76,8 @@ def shapes(bundle: Bundle, requests: Iterable[Request]) -> tuple[dict[int, Shape
             problems.append(Problem(request.line, str(known[pair])))
         else:
             factors, length, images = known[pair]
-            found[request.line] = Shape(request.sampler, request.steps, factors, length, images)
+            both = request.negative is not None and request.negative_strength != 1.0
+            found[request.line] = Shape(request.sampler, request.steps, factors, both, length, images)
     return found, problems
 
 

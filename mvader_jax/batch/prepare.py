@@ -19,7 +19,7 @@ from mvader_jax.condition import PADDING, Condition, PromptBatch
 from mvader_jax.errors import UserError
 from mvader_jax.images import clip_preprocess, load_image
 from mvader_jax.pipeline import Pipeline
-from mvader_jax.prompt import Box, Image, Prompt
+from mvader_jax.prompt import Image, Prompt
 
 #: Bytes of images' features that are kept for prompts to come.
 FEATURE_BYTES = 1 << 30
@@ -62,6 +62,7 @@ class Preparer:
         self.encoded = 0
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
         self._negatives: OrderedDict[Prompt | None, Condition] = OrderedDict()
+        self._known_errors: dict[str, str | None] = {}
         self._lock = threading.Lock()
         encoder = pipe.model.image_encoder
         self._capacity, self._image_size, shards = 0, 0, pipe.shards
@@ -84,11 +85,23 @@ class Preparer:
                 if path not in pictures:
                     pictures[path] = self._picture(path, new)
             bad = [pictures[path].error for path in _paths(item.request.prompt) if pictures[path].error]
+            if item.request.negative is not None:
+                bad += [error for path in _paths(item.request.negative) if (error := self._unreadable(path))]
             if bad:
                 problems[item.request.line] = Problem(item.request.line, str(bad[0]))
             else:
                 good.append(item)
         return Prepared(batch.shape, tuple(good), pictures, new, list(problems.values()))
+
+    def _unreadable(self, path: str) -> str | None:
+        """Why an image of a negative prompt cannot be read; asked once an image."""
+        if path not in self._known_errors:
+            try:
+                load_image(path)
+                self._known_errors[path] = None
+            except UserError as error:
+                self._known_errors[path] = str(error)
+        return self._known_errors[path]
 
     def _picture(self, path: str, new: list[Picture]) -> Picture:
         with self._lock:
@@ -131,9 +144,10 @@ class Preparer:
     def inputs(self, prepared: Prepared) -> tuple[PromptBatch, Condition]:
         """Prompts and conditions of negative prompts, `size` rows each; the last real one fills them up."""
         items = prepared.items + prepared.items[-1:] * (self.size - len(prepared.items))
-        prompts = [_cropped(item.request.prompt, prepared.pictures) for item in items]
+        prompts = [item.request.prompt for item in items]
+        sizes = [prepared.pictures[path].size for prompt in prompts for path in _paths(prompt)]
         shape = prepared.shape
-        images = {"num_images": shape.images} if shape.images else {}
+        images = {"num_images": shape.images, "sizes": sizes} if shape.images else {}
         batch = layout(self.pipe.bundle, prompts, length=shape.length, **images)
         if shape.images:
             pixels = np.stack([self._stacked(item.request.prompt, prepared, shape.images) for item in items])
@@ -145,6 +159,10 @@ class Preparer:
         features = [prepared.pictures[path].features for path in _paths(prompt)]
         rows = [f for f in features if f is not None]
         return np.stack(rows + [self._blank] * (places - len(rows)))
+
+    def nulls(self, length: int) -> Condition:
+        """The null prompt's Condition, `size` rows."""
+        return _stack([self.negative(None)] * self.size, length)
 
     def negative(self, prompt: Prompt | None) -> Condition:
         """The Condition of a negative prompt, or of the null prompt, one row on the host; computed once."""
@@ -159,32 +177,6 @@ class Preparer:
 
 def _paths(prompt: Prompt) -> list[str]:
     return [str(element.path) for element in prompt.elements if isinstance(element, Image)]
-
-
-def _cropped(prompt: Prompt, pictures: dict[str, Picture]) -> Prompt:
-    """The prompt with its images' regions given on the central square that the encoder sees."""
-    elements = tuple(
-        dataclasses.replace(element, regions=_regions(element, pictures[str(element.path)].size))
-        if isinstance(element, Image) and element.regions
-        else element
-        for element in prompt.elements
-    )
-    return dataclasses.replace(prompt, elements=elements)
-
-
-def _regions(image: Image, size: tuple[int, int]) -> list[tuple[Any, float]]:
-    short = min(size)
-    moved = []
-    for box, factor in image.regions:
-        assert isinstance(box, tuple), "a file's regions are boxes"
-        on_square = [
-            min(max(0.5 + (edge - 0.5) * size[i % 2] / short, 0.0), 1.0) for i, edge in enumerate(box)
-        ]
-        left, top, right, bottom = on_square
-        if left < right and top < bottom:
-            where: Box = (left, top, right, bottom)
-            moved.append((where, factor))
-    return moved
 
 
 def _stack(conditions: Sequence[Condition], length: int) -> Condition:

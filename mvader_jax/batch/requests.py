@@ -14,7 +14,7 @@ from typing import Any
 
 from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.errors import UserError
-from mvader_jax.pipeline import check_seed, check_steps
+from mvader_jax.pipeline import check_seed, check_steps, check_strength
 from mvader_jax.prompt import SITES, Image, Prompt, Site
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,149}")
@@ -22,6 +22,7 @@ KEYS = (
     "id",
     "prompt",
     "negative",
+    "negative_strength",
     "num_images",
     "seed",
     "guidance_scale",
@@ -43,16 +44,18 @@ class Settings:
     sampler: str = "plms"
     site: Site = "both"
     balance: bool = False
+    negative_strength: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One good line. settings: everything that shapes its pictures, as JSON; recorded with each of them."""
+    """One good line. settings: everything that shapes its pictures, as the file has it; recorded with each."""
 
     line: int
     id: str
     prompt: Prompt
     negative: Prompt | None
+    negative_strength: float
     num_images: int
     seed: int
     guidance_scale: float
@@ -142,14 +145,16 @@ def _request(number: int, line: bytes, root: Path, defaults: Settings) -> Reques
     meaning: dict[str, Any] = {"site": values["site"], "balance": values["balance"]}
     prompt = Prompt.from_json(data["prompt"], root, **meaning)
     against = data.get("negative") or None
-    negative = None if against is None else Prompt.from_json(against, root, **meaning)
+    # A strength of 0 is the null prompt.
+    ignored = against is None or values["negative_strength"] == 0
+    negative = None if ignored else Prompt.from_json(against, root, **meaning)
     for one in (prompt, negative):
         for element in one.elements if one else ():
             if isinstance(element, Image) and not os.path.isfile(os.fspath(element.path or "")):
                 raise UserError(f"{element.describe()} does not exist")
     settings = {
-        "prompt": prompt.to_json(),
-        "negative": negative.to_json() if negative else [],
+        "prompt": data["prompt"],
+        "negative": against or [],
         **{key: value for key, value in values.items() if key != "num_images"},
     }
     return Request(
@@ -157,6 +162,7 @@ def _request(number: int, line: bytes, root: Path, defaults: Settings) -> Reques
         name,
         prompt,
         negative,
+        float(values["negative_strength"]),
         values["num_images"],
         values["seed"],
         float(values["guidance_scale"]),
@@ -178,14 +184,20 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UserError(f"num_images is {values['num_images']}; accepted are 1 to 1000000")
     check_seed(values["seed"])
     check_steps(values["steps"])
-    scale = values["guidance_scale"]
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise UserError(f"guidance_scale is {scale!r}; expected a finite number")
+    check_strength(_number(values, "negative_strength"))
+    if not math.isfinite(_number(values, "guidance_scale")):
+        raise UserError(f"guidance_scale is {values['guidance_scale']!r}; expected a finite number")
     for key, known in (("sampler", tuple(SAMPLERS)), ("site", SITES)):
         if values[key] not in known:
             raise UserError(f"{key} is {values[key]!r}; accepted: {', '.join(known)}")
     if not isinstance(values["balance"], bool):
         raise UserError(f"balance is {values['balance']!r}; expected true or false")
+
+
+def _number(values: Mapping[str, Any], key: str) -> float:
+    if isinstance(values[key], bool) or not isinstance(values[key], (int, float)):
+        raise UserError(f"{key} is {values[key]!r}; expected a number")
+    return float(values[key])
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

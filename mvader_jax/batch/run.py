@@ -20,6 +20,7 @@ from mvader_jax.batch.prepare import Prepared, Preparer
 from mvader_jax.batch.requests import Problem, Request, fingerprint
 from mvader_jax.batch.store import Store
 from mvader_jax.errors import UserError
+from mvader_jax.generate import Against
 from mvader_jax.images import save_png
 from mvader_jax.parallel.mesh import gather_json
 from mvader_jax.pipeline import Pipeline
@@ -165,6 +166,10 @@ def draw(pipe: Pipeline, preparer: Preparer, prepared: Prepared) -> jax.Array:
     prompts, negatives = preparer.inputs(prepared)
     items = prepared.items + prepared.items[-1:] * (preparer.size - len(prepared.items))
     own = np.arange(preparer.size, dtype=np.int32)
+    against = None
+    if prepared.shape.both:
+        strengths = np.array([item.request.negative_strength for item in items], np.float32)
+        against, negatives = Against(negatives, own, strengths), preparer.nulls(prepared.shape.length)
     return pipe.generate(
         prompts,
         negatives,
@@ -173,6 +178,7 @@ def draw(pipe: Pipeline, preparer: Preparer, prepared: Prepared) -> jax.Array:
         seeds=np.array([item.request.seed for item in items], np.uint32),
         indices=np.array([item.index for item in items], np.int32),
         guidance_scale=np.array([item.request.guidance_scale for item in items], np.float32),
+        against=against,
         steps=prepared.shape.steps,
         sampler=prepared.shape.sampler,
     )

@@ -1,0 +1,91 @@
+"""Pictures a second beside PyTorch: python tests/bench/throughput.py [--bundle tiny] [--batches 1,8,32]
+
+Both draw the same pictures with the same weights (the largest difference is printed) by the same loop: PLMS,
+classifier-free guidance, decoding to uint8, in float32, in one process with the same number of threads. They
+take turns; the median of the rounds counts. Ours embeds the prompt as well, theirs is given it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+THREADS = len(os.sched_getaffinity(0))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import numpy as np  # noqa: E402
+from twin import Twin  # noqa: E402
+
+from mvader_jax.bundle import Bundle, load_bundle  # noqa: E402
+from mvader_jax.components import COMPONENTS, init_component  # noqa: E402
+from mvader_jax.diffusion.noise import initial_noise  # noqa: E402
+from mvader_jax.pipeline import Pipeline, compilation_cache  # noqa: E402
+
+PROMPT = "a large solid red circle on the left"
+
+
+def random_tiny() -> Bundle:
+    """The tiny model's architecture with random weights, for want of trained ones."""
+    import dataclasses
+
+    import jax
+
+    from mvader_jax.data.captions import caption
+    from mvader_jax.data.scenes import scene_at
+    from mvader_jax.tokenizer import train_tokenizer
+    from mvader_jax.train.config import load_config
+
+    model = load_config("configs/tiny.py").model
+    rng = np.random.default_rng(0)
+    texts = [caption(scene_at(0, i), rng) for i in range(300)]
+    tokenizer = train_tokenizer(texts, model.decoder.vocab_size if model.decoder else 512, max_positions=192)
+    components: dict = {}
+    for number, name in enumerate(name for name in COMPONENTS if name != "text_encoder"):
+        components[name] = init_component(model, name, jax.random.key(number), None, components)
+    return Bundle(dataclasses.replace(model, tokenizer=tokenizer.config), components, tokenizer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bundle", default="tiny", help="a name, a directory, or 'random'")
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    compilation_cache()
+    bundle = random_tiny() if options.bundle == "random" else load_bundle(options.bundle, dtype="float32")
+    pipe, twin = Pipeline(bundle), Twin(bundle, THREADS)
+    prompts, nulls = bundle.to_batch([PROMPT]), bundle.to_batch([None])
+    rows = [pipe.embed_batch(batch) for batch in (prompts, nulls)]
+    condition, null = (
+        np.asarray(row.hidden[0])[np.asarray(row.log_weights[0]) > -1e8].astype(np.float32) for row in rows
+    )
+    assert bundle.model.unet is not None
+    side, channels = bundle.model.unet.sample_size, bundle.model.unet.in_channels
+    print(f"{THREADS} threads, {options.steps} steps, medians of {options.rounds} rounds")
+    print(f"{'batch':>5} {'ours/s':>8} {'PyTorch/s':>10} {'ratio':>6}  largest difference of a pixel")
+    for batch in map(int, options.batches.split(",")):
+        seeds, indices = np.zeros(batch, np.uint32), np.arange(batch, dtype=np.int32)
+        noise = np.asarray(initial_noise(seeds, indices, (side, side, channels)))
+
+        def ours(seeds: np.ndarray = seeds, indices: np.ndarray = indices) -> np.ndarray:
+            drawn = pipe.generate(prompts, nulls, seeds=seeds, indices=indices, steps=options.steps)
+            return np.asarray(drawn)
+
+        def theirs(noise: np.ndarray = noise) -> np.ndarray:
+            return twin.draw(condition, null, noise, steps=options.steps, guidance_scale=8.0)
+
+        difference = int(np.abs(ours().astype(int) - theirs()).max())
+        spent: dict[str, list[float]] = {"ours": [], "theirs": []}
+        for _ in range(options.rounds):
+            for name, draw in (("ours", ours), ("theirs", theirs)):
+                start = time.perf_counter()
+                draw()
+                spent[name].append(time.perf_counter() - start)
+        mine, others = (batch / float(np.median(spent[name])) for name in ("ours", "theirs"))
+        print(f"{batch:5} {mine:8.2f} {others:10.2f} {mine / others:6.2f}  {difference}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""`mvader sample` and `mvader figure`: what they write, and every mistake in one sentence with nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import micro
+import numpy as np
+import PIL.Image
+import pytest
+
+from mvader_jax.bundle import save_bundle
+from mvader_jax.cli.main import main
+from mvader_jax.data.scenes import render, scene_at
+from mvader_jax.images import read_png_metadata
+from mvader_jax.pipeline import Pipeline
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Pipeline:
+    return Pipeline(micro.bundle())
+
+
+@pytest.fixture
+def run(
+    loaded: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Runs the command line in a directory of its own, with a small model loaded already."""
+    monkeypatch.chdir(tmp_path)
+    load = Pipeline.load
+
+    def loading(name: str, **options: object) -> Pipeline:
+        return loaded if name == "micro" else load(name, cache=False)
+
+    monkeypatch.setattr(Pipeline, "load", loading)
+
+    def go(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(list(arguments))
+        said = capsys.readouterr()
+        return int(stopped.value.code or 0), said.out, said.err
+
+    return go
+
+
+def picture(path: Path, index: int = 0) -> PIL.Image.Image:
+    image = PIL.Image.fromarray(render(scene_at(0, index)))
+    image.save(path)
+    return image
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that claims 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+FEW = ("--bundle", "micro", "--steps", "2", "--num-images", "2", "--quiet")
+
+
+def test_writes_pictures_a_grid_and_a_manifest(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    for _ in range(2):
+        code, out, _ = run("sample", "in blue", "a.png@0.3", "--negative", "a red cross", "--seed", "7", *FEW)
+        assert code == 0
+    names = [Path(line).name for line in out.splitlines()]
+    assert names == ["00002.png", "00003.png", "grid-00002.png"]
+    rows = [json.loads(line) for line in (tmp_path / "outputs/manifest.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == [f"{i:05d}.png" for i in range(4)]
+    assert rows[0]["prompt"] == ["in blue", "a.png@0.3"] and rows[0]["negative"] == ["a red cross"]
+    assert rows[0]["seed"] == 7 and rows[0]["steps"] == 2 and rows[1]["index"] == 1
+    meta = read_png_metadata(tmp_path / "outputs/00001.png")
+    assert json.loads(meta["prompt"]) == ["in blue", "a.png@0.3"] and meta["seed"] == "7"
+    assert meta["AI-generated"] == "true" and "trainedAlgorithmicMedia" in meta["XML:com.adobe.xmp"]
+    first, again = (
+        np.asarray(PIL.Image.open(tmp_path / f"outputs/{name}.png")) for name in ("00000", "00002")
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not list((tmp_path / "outputs").glob(".*"))
+
+
+def test_odd_images_just_work(run: Run, loaded: Pipeline, tmp_path: Path) -> None:
+    image = picture(tmp_path / "plain.png").resize((80, 64))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    image.convert("P").save(tmp_path / "palette.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    image.save(tmp_path / "rotated.jpg", exif=exif)
+    PIL.Image.fromarray(np.full((64, 64), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    for name in ("palette.png", "cmyk.jpg", "alpha.png", "rotated.jpg", "deep.png"):
+        code, _, err = run("sample", name, "--out", name.partition(".")[0], *FEW)
+        assert code == 0, err
+        assert len(list((tmp_path / name.partition(".")[0]).glob("0*.png"))) == 2
+
+
+def test_tasks_and_figures(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 0)
+    picture(tmp_path / "b.png", 1)
+    assert run("sample", "--task", "img2img", "a.png", "in blue", "--strength", "0.5", *FEW)[0] == 0
+    row = json.loads((tmp_path / "outputs/manifest.jsonl").read_text().splitlines()[0])
+    assert row["task"] == "img2img" and row["strength"] == 0.5
+    code, out, err = run(
+        "figure", "9", "--inputs", "a.png", "b.png", "--bundle", "micro", "--steps", "2", "--quiet"
+    )
+    assert code == 0, err
+    assert (
+        out.strip() == "outputs/figure-9.png"
+        and read_png_metadata(tmp_path / "outputs/figure-9.png")["figure"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.png"], "'missing.png' does not exist"),
+        (["image:missing"], "'missing' does not exist"),
+        (["cut.png"], "truncated or damaged"),
+        (["image:folder"], "is a directory"),
+        (["folder.png"], "is a directory"),
+        (["bomb.png"], "pixels"),
+        (["text.png"], "not an image"),
+        (["image:"], "names no image"),
+        ([], "Missing prompt"),
+        ([""], "empty"),
+        (["  "], "empty"),
+        (["text:"], "empty"),
+        (["red@-1"], "at least 0"),
+        (["red@nan"], "finite"),
+        (["red@inf"], "finite"),
+        (["red@lots"], "not a number"),
+        (["red", "--negative", ""], "empty"),
+        (["a.png"] * 7, "positions"),
+        (["a red circle " * 60], "positions"),
+        (["red", "--steps", "0"], "1 to 1000"),
+        (["red", "--steps", "1001"], "1 to 1000"),
+        (["red", "--num-images", "0"], "num_images is 0"),
+        (["red", "--seed", "-1"], "seed is -1"),
+        (["red", "--guidance-scale", "nan"], "finite"),
+        (["red", "--sampler", "magic"], "accepted: plms"),
+        (["red", "--site", "nowhere"], "accepted: decoder"),
+        (["red", "--dtype", "int8"], "accepted: float32"),
+        (["red", "--mesh", "rows=2"], "unknown mesh axis"),
+        (["red", "--bundle", "nope"], "no bundle 'nope'"),
+        (["red", "--out", "a.png"], "is not a directory"),
+        (["red", "--out", "locked/out"], "permission denied"),
+        (["red", "--task", "style"], "exactly 1 image"),
+        (["red", "--strength", "0.5"], "--task img2img"),
+        (["--prompts", "none.jsonl"], "cannot read the prompts"),
+        (["red", "--prompts", "p.jsonl"], "leave out the parts"),
+    ],
+)
+def test_mistakes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "bomb.png").write_bytes(bomb())
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n')
+    (tmp_path / "locked").mkdir(mode=0o500)
+    # Root may write everywhere; the system's answer for others is what counts here.
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path) and access(path, mode))
+    before = sorted(tmp_path.rglob("*"))
+    bundle = () if "--bundle" in arguments else ("--bundle", "micro")
+    code, out, err = run("sample", *arguments, *bundle, "--quiet")
+    assert code == 2 and out == ""
+    assert message in err and err.startswith("mvader: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_of_prompts(run: Run, tmp_path: Path) -> None:
+    lines = [{"id": "one", "prompt": "a red circle", "num_images": 2}, {"prompt": []}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, _, err = run(
+        "sample", "--prompts", "p.jsonl", "--batch", "2", "--out", "o", "--bundle", "micro", "--steps", "2"
+    )
+    assert code == 1 and "line 2: the prompt is empty" in err and "Traceback" not in err
+    assert sorted(p.name for p in (tmp_path / "o").glob("*.png")) == ["one-000.png", "one-001.png"]
+    (tmp_path / "p.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    code, _, err = run(
+        "sample", "--prompts", "p.jsonl", "--batch", "2", "--out", "o", "--bundle", "micro", "--steps", "2"
+    )
+    assert code == 0 and "0 drawn, 2 were there" in err
+
+
+def test_naming_the_package_and_asking_for_help_are_quick() -> None:
+    """In seconds of this process's own processor time, which other work on the machine does not lengthen."""
+
+    def seconds(*command: str) -> float:
+        before = os.times()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds("-c", "import mvader_jax") for _ in range(3)) < 1.5
+    assert min(seconds("-m", "mvader_jax.cli.main", "--help") for _ in range(3)) < 0.7
+    heavy = {"torch", "transformers", "gradio", "tensorflow", "jax"}
+    code = f"import sys, mvader_jax; sys.exit(bool({heavy} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_the_second_process_finds_compiled_programs(tmp_path: Path) -> None:
+    """The persistent cache: from nothing to pictures, in a fraction of the first process's time."""
+    save_bundle(tmp_path / "b", micro.bundle())
+    environment = {**os.environ, "MVADER_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+    command = [
+        sys.executable,
+        "-m",
+        "mvader_jax.cli.main",
+        "sample",
+        "red",
+        "--bundle",
+        "b",
+        "--steps",
+        "2",
+        "--quiet",
+    ]
+    spent = []
+    for _ in range(2):
+        start = time.monotonic()
+        subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
+        spent.append(time.monotonic() - start)
+    assert list((tmp_path / "cache").iterdir())
+    assert spent[1] < 0.8 * spent[0]
