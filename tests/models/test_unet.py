@@ -267,7 +267,7 @@ def test_a_config_that_does_not_fit_together(changes: dict[str, Any], words: str
         ((1, 4, 4, 3), 20, 7, "3 channels; this UNet takes 4"),
         ((1, 4, 5, 4), 20, 7, "4 x 5; .* multiples of 2"),
         ((1, 4, 4, 4), 21, 7, "21 wide; .* takes 20"),
-        ((1, 4, 4, 4), 20, 6, "for 6 cross-attentions; this UNet has 7"),
+        ((1, 4, 4, 4), 20, 6, "for 6 cross-attentions of 2 heads; this UNet has 7 of 2"),
     ],
 )
 def test_inputs_that_do_not_fit(shape: tuple[int, ...], width: int, sites: int, words: str) -> None:
