@@ -4,7 +4,6 @@ it, an image's features and a negative prompt's condition, each computed once.""
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -55,7 +54,7 @@ class Prepared:
 
 
 class Preparer:
-    """Prepares batches of `size` rows for a pipeline; `read` may run in a thread of its own."""
+    """Prepares batches of `size` rows for a pipeline; `read` may run in one thread of its own."""
 
     def __init__(self, pipe: Pipeline, size: int) -> None:
         self.pipe, self.size = pipe, size
@@ -63,7 +62,6 @@ class Preparer:
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
         self._negatives: OrderedDict[Prompt | None, Condition] = OrderedDict()
         self._known_errors: dict[str, str | None] = {}
-        self._lock = threading.Lock()
         encoder = pipe.model.image_encoder
         self._capacity, self._image_size, shards = 0, 0, pipe.shards
         self._blank = np.zeros((0, 0), np.float32)
@@ -104,11 +102,9 @@ class Preparer:
         return self._known_errors[path]
 
     def _picture(self, path: str, new: list[Picture]) -> Picture:
-        with self._lock:
-            known = self._pictures.get(path)
-            if known is not None:
-                self._pictures.move_to_end(path)
-                return known
+        if path in self._pictures:
+            self._pictures.move_to_end(path)
+            return self._pictures[path]
         picture = Picture()
         try:
             loaded = load_image(path)
@@ -117,10 +113,9 @@ class Preparer:
             new.append(picture)
         except UserError as error:
             picture.error = str(error)
-        with self._lock:
-            self._pictures[path] = picture
-            while len(self._pictures) > self._capacity:
-                self._pictures.popitem(last=False)
+        self._pictures[path] = picture
+        while len(self._pictures) > self._capacity:
+            self._pictures.popitem(last=False)
         return picture
 
     def encode(self, prepared: Prepared) -> Any:
