@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
@@ -103,7 +103,7 @@ def style_change(pipe: Pipeline, inputs: list[Element], options: Options, progre
             (img2img(pipe, source, texts, strength=strength, **options.drawing)[0], f"img2img s={strength:g}")
         )
     progress("the multimodal prompt")
-    row.append((style(pipe, texts, image, **options.drawing)[0], f"[text, image] θ={image.weight:g}"))
+    row.append((style(pipe, texts, image, **options.drawing)[0], f"[text, image], theta {image.weight:g}"))
     return [[(None, " ".join(text.text for text in texts))], row]
 
 
@@ -119,7 +119,7 @@ def element_change(pipe: Pipeline, inputs: list[Element], options: Options, prog
         progress(value)
         text = Text(texts[0].text.replace(PLACEHOLDER, value), texts[0].weight)
         row.append((element(pipe, text, image, **options.drawing)[0], value))
-    return [[(None, f"{texts[0].text}, image θ={image.weight:g}")], row]
+    return [[(None, f"{texts[0].text}, image of theta {image.weight:g}")], row]
 
 
 def compositions(pipe: Pipeline, inputs: list[Element], options: Options, progress: Progress) -> Rows:
@@ -178,9 +178,9 @@ def weights(pipe: Pipeline, inputs: list[Element], options: Options, progress: P
     for down in options.thetas:
         row: list[Cell] = []
         for across in options.thetas:
-            progress(f"θ = {down:g}, {across:g}")
+            progress(f"theta {down:g}, {across:g}")
             prompt = [dataclasses.replace(first, weight=down), dataclasses.replace(second, weight=across)]
-            row.append((pipe(prompt, **options.drawing)[0], f"θ1={down:g} θ2={across:g}"))
+            row.append((pipe(prompt, **options.drawing)[0], f"theta {down:g} and {across:g}"))
         rows.append(row)
     return rows
 
@@ -256,7 +256,7 @@ def _take(
 
 
 def _cell(one: Element) -> Cell:
-    weight = "" if one.weight == 1.0 else f" θ={one.weight:g}"
+    weight = "" if one.weight == 1.0 else f", theta {one.weight:g}"
     if isinstance(one, Text):
         return (None, f"{one.text}{weight}")
     return (load_image(one.image), f"input{weight}")
@@ -296,12 +296,12 @@ def _enlarged(picture: Any, label: str, side: int) -> PIL.Image.Image:
 
 def _card(text: str, side: int) -> PIL.Image.Image:
     """A text as a picture of its own, for a prompt's text among its images."""
-    blank = np.full((1, side, 3), 255, np.uint8)
-    if not text:
-        return PIL.Image.fromarray(np.full((side, side, 3), 255, np.uint8))
-    written = grid([blank], labels=[text], gap=0).crop((0, 1, side, side))
     card = PIL.Image.new("RGB", (side, side), (255, 255, 255))
-    card.paste(written, (0, max(0, (side - written.height) // 2)))
+    font = PIL.ImageFont.load_default(max(14, side // 9))
+    pen = PIL.ImageDraw.Draw(card)
+    wrapped = "\n".join(textwrap.wrap(text, max(1, int(side * 0.9 / pen.textlength("n", font=font)))))
+    middle = (side / 2, side / 2)
+    pen.multiline_text(middle, wrapped, fill=(0, 0, 0), font=font, anchor="mm", align="center")
     return card
 
 

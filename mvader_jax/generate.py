@@ -90,7 +90,8 @@ def generate(
         denoise = guided(eps, condition, null, guidance_scale)
     else:
         negative = _take(conditions[2], against.rows)
-        denoise = guided(eps, condition, null, guidance_scale, negative, against.strength)
+        strength = jnp.asarray(against.strength)
+        denoise = guided(eps, condition, null, guidance_scale, negative, strength)
     schedule, method = Schedule.create(model.schedule), SAMPLERS[sampler]
     latents = initial_noise(seeds, indices, (*latent_size, model.unet.in_channels))
     if init is not None:
@@ -101,7 +102,7 @@ def generate(
     return to_pixels(components, latents, model=model, dtype=dtype)
 
 
-def _take(condition: Condition, rows: jax.Array | None) -> Condition:
+def _take(condition: Condition, rows: Array | None) -> Condition:
     if rows is None:
         return condition
     return jax.tree.map(lambda x: jnp.asarray(x)[rows], condition)

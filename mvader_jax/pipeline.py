@@ -40,8 +40,8 @@ class Pipeline:
         self.mesh = mesh
         static: dict[str, Any] = {"model": bundle.model, "dtype": dtype}
         # Small results that every process reads whole; pictures stay where they were drawn.
-        whole = {} if mesh is None else {"out_shardings": replicated(mesh)}
-        by_row = {} if mesh is None else {"out_shardings": batch_sharding(mesh, 4)}
+        whole: dict[str, Any] = {} if mesh is None else {"out_shardings": replicated(mesh)}
+        by_row: dict[str, Any] = {} if mesh is None else {"out_shardings": batch_sharding(mesh, 4)}
         self._generate = jax.jit(
             functools.partial(generate, **static),
             static_argnames=("steps", "sampler", "latent_size", "start", "eta"),
@@ -210,27 +210,29 @@ class Pipeline:
             raise UserError(f"the guidance scale is {guidance_scale}; it must be a finite number")
         height, width = size or self.image_size()
         count = len(seeds)
-        by_row: tuple[Any, ...] = (
-            self._rows(rows, count, _count(prompts)),
-            self._rows(negative_rows, count, _count(negatives)),
-            seeds,
-            indices,
-            scale,
-            init,
-            None
-            if against is None
-            else (self._rows(against.rows, count, _count(against.prompts)), against.strength),
-        )
         missing = -count % self.shards
-        if missing:
-            by_row = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), by_row)
-        *by_row, parts = by_row
+
+        def filled(tree: Any) -> Any:
+            """Rows repeated until they divide over the mesh."""
+            return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), tree)
+
+        by_row = filled(
+            (
+                self._rows(rows, count, _count(prompts)),
+                self._rows(negative_rows, count, _count(negatives)),
+                seeds,
+                indices,
+                scale,
+                init,
+            )
+        )
         if against is not None:
-            parts = Against(against.prompts, *parts)
+            own = self._rows(against.rows, count, _count(against.prompts))
+            against = Against(against.prompts, filled(own), filled(against.strength))
         with self.on_mesh():
             pixels = self._generate(
                 self.bundle.components,
-                *self.placed((prompts, negatives, *by_row, parts)),
+                *self.placed((prompts, negatives, *by_row, against)),
                 steps=steps,
                 sampler=sampler,
                 latent_size=(height // self._factor, width // self._factor),
@@ -239,7 +241,7 @@ class Pipeline:
             )
             return pixels[:count] if missing else pixels
 
-    def _rows(self, rows: np.ndarray | None, count: int, prompts: int) -> np.ndarray | None:
+    def _rows(self, rows: Any, count: int, prompts: int) -> np.ndarray | None:
         """int32 [count]; None where every image is made from a prompt of its own, which needs no gathering."""
         chosen = np.zeros(count, np.int32) if rows is None else np.asarray(rows, np.int32)
         own = count == prompts and count % self.shards == 0 and np.array_equal(chosen, np.arange(count))

@@ -116,7 +116,7 @@ def _img2img(pipe: Pipeline, texts: list[Text], images: list[Image], **options: 
 
 def _interpolation(pipe: Pipeline, texts: list[Text], images: list[Image], **options: Any) -> Pictures:
     _expect("interpolation", texts, images, fewest_texts=0, counts=(2, 2))
-    return interpolation(pipe, *images, texts, **options)
+    return interpolation(pipe, images[0], images[1], texts, **options)
 
 
 #: Tasks by name, called with a prompt's texts and images apart from one another.
