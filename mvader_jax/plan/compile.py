@@ -32,12 +32,12 @@ def compile_program(
 ) -> Result:
     """What one run of the program costs a chip, compiled. Raises UserError where XLA refuses the program.
 
-    Returns: seconds (of compiling), memory {arguments, outputs, aliased, temporaries, code, peak} in bytes
+    Returns: seconds and cpu_seconds (of tracing and compiling), memory {arguments, outputs, aliased, temporaries, code, peak} in bytes
     or {needed, limit} where it does not fit, flops, kernel_flops, once_flops, bytes, cycles, saturated,
     unknown_loops, xla {flops, bytes accessed, optimal_seconds}, collectives [{kind, axes, count, payload,
     wire, seconds}].
     """
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     say("tracing the program")
     lowered = program.lower()
     text = lowered.as_text()
@@ -55,16 +55,17 @@ def compile_program(
         memory = refused_memory(str(error))
         if memory is None:
             raise UserError(f"XLA does not compile the program: {str(error).splitlines()[0]}") from None
-        result: Result = {"memory": memory, "seconds": time.monotonic() - started, "versions": versions}
+        result: Result = {"memory": memory}
     else:
         say("reading the compiled program")
         result = {
             **measure(compiled.as_text(), program, topology),
             "memory": memory_of(compiled.memory_analysis()),
             "xla": _xla(compiled.cost_analysis()),
-            "seconds": time.monotonic() - started,
-            "versions": versions,
         }
+    result["seconds"] = time.monotonic() - started
+    result["cpu_seconds"] = time.process_time() - worked
+    result["versions"] = versions
     if cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")

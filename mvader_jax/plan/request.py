@@ -101,7 +101,11 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
         title,
         topology,
         dict(mesh.shape),
-        {**settings, "compiled in": f"{compiled['seconds']:.0f} s", "by": _versions(compiled)},
+        {
+            **settings,
+            "compiled in": f"{compiled['seconds']:.0f} s ({compiled['cpu_seconds']:.0f} s of CPU)",
+            "by": _versions(compiled),
+        },
         parts,
         compiled,
         images=program.images,
