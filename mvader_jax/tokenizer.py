@@ -14,7 +14,8 @@ import numpy as np
 
 from mvader_jax import images
 from mvader_jax.errors import UserError
-from mvader_jax.prompt import SITES, Factors, Image, Prompt, Site, Text
+from mvader_jax.prompt import SITES, Image, Prompt, Site, Text
+from mvader_jax.weights import balanced, log_theta, span_factors, spread_factors
 
 if TYPE_CHECKING:
     import tokenizers
@@ -264,8 +265,10 @@ class Tokenizer:
             image_index=image_index,
             log_weights=decoder,
             condition_log_weights=cross,
-            factors=_factors([p.decoder_factors if p else None for p in rows], decoder_heads, "decoder"),
-            condition_factors=_factors(
+            factors=spread_factors(
+                [p.decoder_factors if p else None for p in rows], decoder_heads, "decoder"
+            ),
+            condition_factors=spread_factors(
                 [p.cross_attention_factors if p else None for p in rows],
                 cross_attention_heads,
                 "cross-attention",
@@ -283,7 +286,7 @@ class Tokenizer:
         for text in unique:
             if text.span_weights:
                 encoding = self.backend.encode(text.text, add_special_tokens=False)
-                known[text] = (list(encoding.ids), _span_weights(text, encoding.offsets))
+                known[text] = (list(encoding.ids), span_factors(text, encoding.offsets))
         return known
 
     def _row(
@@ -315,10 +318,10 @@ class Tokenizer:
             inside.append(factors)
         with np.errstate(over="ignore", under="ignore"):
             if prompt and (prompt.balance if balance is None else balance):
-                thetas = _balanced(weights, inside)
+                thetas = balanced(weights, inside)
             else:
                 thetas = [weight * factors for weight, factors in zip(weights, inside, strict=True)]
-        logs = _log_weights(np.concatenate(thetas)) if thetas else np.zeros(0, np.float32)
+        logs = log_theta(np.concatenate(thetas)) if thetas else np.zeros(0, np.float32)
         if config.add_bos:
             assert config.bos_id is not None
             ids, index, logs = [config.bos_id, *ids], [-1, *index], np.concatenate([[0.0], logs])
@@ -369,64 +372,6 @@ class _ImageReader:
         if not element.regions:
             return picture, np.ones(self.tokens)
         return picture, images.region_weights(element.checked_regions, self.grid, size)
-
-
-def _span_weights(text: Text, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    weights = np.ones(len(offsets))
-    for span, weight in text.span_weights:
-        start = text.text.find(span)
-        touched = np.zeros(len(offsets), bool)
-        while start >= 0:
-            end = start + len(span)
-            for i, (low, high) in enumerate(offsets):
-                # The blank that BPE keeps with the word after it belongs to neither span.
-                low += len(text.text[low:high]) - len(text.text[low:high].lstrip())
-                touched[i] |= low < end and high > start
-            start = text.text.find(span, start + 1)
-        weights[touched] *= weight
-    return weights
-
-
-def _balanced(weights: list[float], inside: list[np.ndarray]) -> list[np.ndarray]:
-    """Thetas that sum to weight * N / E in each element, divided as `inside` (see `prompt.Prompt`)."""
-    alive = [weight > 0 and bool(factors.any()) for weight, factors in zip(weights, inside, strict=True)]
-    if not any(alive):
-        return [np.zeros(factors.size) for factors in inside]
-    mean_tokens = sum(f.size for f, lives in zip(inside, alive, strict=True) if lives) / sum(alive)
-    thetas = []
-    for weight, factors, lives in zip(weights, inside, alive, strict=True):
-        # Scaled first by the largest, so that no sum overflows.
-        shares = factors / factors.max() if lives else factors
-        thetas.append(weight * (shares * (mean_tokens / shares.sum())) if lives else np.zeros(factors.size))
-    return thetas
-
-
-def _factors(given: Sequence[Factors | None], shape: tuple[int, int] | None, site: str) -> np.ndarray | None:
-    """float32 [B, layers, heads], 1 where a prompt has none; None where none has."""
-    if all(value is None for value in given):
-        return None
-    if shape is None:
-        raise UserError(f"the prompt has {site} factors, but this bundle has no {site}")
-    rows = []
-    for value in given:
-        array = np.ones((1, 1)) if value is None else np.asarray(value, np.float64)
-        array = array[:, None] if array.ndim == 1 else array
-        if any(have not in (1, own) for have, own in zip(array.shape, shape, strict=True)):
-            raise UserError(
-                f"the {site} factors are for {array.shape[0]} layers of {array.shape[1]} heads; "
-                f"this model's {site} has {shape[0]} of {shape[1]}"
-            )
-        rows.append(np.broadcast_to(array, shape))
-    return np.minimum(np.stack(rows), np.finfo(np.float32).max).astype(np.float32)
-
-
-def _log_weights(thetas: np.ndarray) -> np.ndarray:
-    """log theta, SUPPRESSED for 0; float32, finite for every theta >= 0."""
-    from mvader_jax.condition import SUPPRESSED
-
-    with np.errstate(divide="ignore"):
-        logs = np.log(np.minimum(thetas, np.finfo(np.float64).max))
-    return np.maximum(logs, SUPPRESSED).astype(np.float32)
 
 
 def _too_long(prompt: Prompt, total: int, image_tokens: int, limit: int) -> str:
