@@ -42,7 +42,7 @@ class Pipeline:
         # Small results that every process reads whole; pictures stay where they were drawn.
         whole: dict[str, Any] = {} if mesh is None else {"out_shardings": replicated(mesh)}
         by_row: dict[str, Any] = {} if mesh is None else {"out_shardings": batch_sharding(mesh, 4)}
-        self._generate = jax.jit(
+        self._generate: Any = jax.jit(
             functools.partial(generate, **static),
             static_argnames=("steps", "sampler", "latent_size", "start", "eta"),
             **by_row,

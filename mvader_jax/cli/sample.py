@@ -25,6 +25,9 @@ def sample(
     negative: Annotated[
         list[str] | None, typer.Option(help="a part of the negative prompt; may be repeated")
     ] = None,
+    negative_strength: Annotated[
+        float, typer.Option(help="of the negative prompt: 0 as without it, 1 in place of the empty prompt")
+    ] = 1.0,
     task: Annotated[
         str | None,
         typer.Option(help="variation, style, element, composition, img2img or interpolation"),
@@ -64,7 +67,10 @@ def sample(
         "sampler": sampler,
         "site": site,
         "balance": balance,
+        "negative_strength": negative_strength,
     }
+    if not 0.0 <= negative_strength < float("inf"):
+        raise UserError(f"the negative prompt's strength is {negative_strength}; accepted are 0 and above")
     check_numbers(num_images, seed=seed, steps=steps, guidance_scale=guidance_scale, site=site)
     if prompts is not None:
         if parts or negative or task or strength is not None or fraction is not None:
@@ -78,7 +84,7 @@ def sample(
     if not parts:
         raise UserError("Missing prompt: give texts and image files, or a file of prompts with --prompts")
     given = {"strength": strength, "fraction": fraction}
-    task_options = {name: value for name, value in given.items() if value is not None}
+    task_options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if task is None and task_options:
         raise UserError(f"--{next(iter(task_options))} belongs to --task img2img or --task interpolation")
 

@@ -154,6 +154,7 @@ def test_tasks_and_figures(run: Run, tmp_path: Path) -> None:
         (["red", "--num-images", "0"], "num_images is 0"),
         (["red", "--seed", "-1"], "seed is -1"),
         (["red", "--guidance-scale", "nan"], "finite"),
+        (["red", "--negative-strength", "-1"], "strength is -1"),
         (["red", "--sampler", "magic"], "accepted: plms"),
         (["red", "--site", "nowhere"], "accepted: decoder"),
         (["red", "--dtype", "int8"], "accepted: float32"),
