@@ -13,6 +13,8 @@ V1 of the paper (semantic biases train too, no adapters) is a setting away:
         'stages.diffusion.groups.biases.parameters=biases/.*'
 """
 
+import dataclasses
+
 from mvader_jax.config import ModelConfig
 from mvader_jax.data.config import DataConfig
 from mvader_jax.diffusion.schedule import ScheduleConfig
@@ -54,13 +56,14 @@ def get_config() -> TrainConfig:
                 kl_weight=1e-5,
                 optimizer=adam,
             ),
-            # The language model itself: captions alone, every weight of the decoder.
+            # The language model itself: captions alone, every weight of the decoder. Most of them are
+            # followed by another of the same scene: what stands before a caption is worth reading.
             "language": Stage(
                 objective="captioning",
                 images=False,
-                data=SCENES,
+                data=dataclasses.replace(SCENES, parallel=0.7, caption_length=44),
                 groups={"decoder": Group("decoder/.*", 2e-3)},
-                steps=600,
+                steps=900,
                 batch_size=32,
                 optimizer=adam,
             ),

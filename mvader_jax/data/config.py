@@ -28,7 +28,8 @@ class DataConfig:
         becomes unreadable, hence 0).
     aspect_buckets: sides (height, width) that whole batches take, nearest to each picture's own shape;
         empty for square pictures only.
-    omit: for scenes, the probability that a caption leaves an attribute out; languages: of its captions.
+    omit: for scenes, the probability that a caption leaves an attribute out; languages: of its captions;
+        parallel: the probability that a second caption of the same scene follows, as in parallel corpora.
     precomputed: folders of latents and features written by `mvader data encode`, read in place of `paths`
         (mixed by `weights` as they are) or of drawing scenes.
     threads: that read and decode; workers: processes of so many threads, for hosts of many cores.
@@ -51,6 +52,7 @@ class DataConfig:
     aspect_buckets: tuple[tuple[int, int], ...] = ()
     languages: tuple[Literal["en", "de"], ...] = ("en", "de")
     omit: float = 0.0
+    parallel: float = 0.0
     precomputed: tuple[str, ...] = ()
     seed: int = 0
     shuffle: bool = True

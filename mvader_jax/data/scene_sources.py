@@ -27,12 +27,17 @@ class SceneImages:
         return render(scene_at(self._config.seed, index, self._split), self._config.image_size)
 
     def caption(self, index: int, rng: np.random.Generator) -> str:
-        """A caption of scene `index`, worded by `rng`."""
+        """A caption of scene `index`, worded by `rng`; two in a row where `parallel` says so."""
         config = self._config
         scene = scene_at(config.seed, index, self._split)
-        language = config.languages[int(rng.integers(len(config.languages)))]
-        omit = config.omit if rng.random() < 0.5 else 0.0
-        return caption(scene, rng, language, omit)
+
+        def told() -> str:
+            language = config.languages[int(rng.integers(len(config.languages)))]
+            omit = config.omit if rng.random() < 0.5 else 0.0
+            return caption(scene, rng, language, omit)
+
+        first = told()
+        return f"{first}; {told()}" if config.parallel and rng.random() < config.parallel else first
 
     def where(self, index: int) -> str:
         return f"scene {index} of the {self._split} split"
