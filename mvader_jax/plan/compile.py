@@ -32,10 +32,10 @@ def compile_program(
 ) -> Result:
     """What one run of the program costs a chip, compiled. Raises UserError where XLA refuses the program.
 
-    Returns: seconds and cpu_seconds (of tracing and compiling), memory {arguments, outputs, aliased, temporaries, code, peak} in bytes
-    or {needed, limit} where it does not fit, flops, kernel_flops, once_flops, bytes, cycles, saturated,
-    unknown_loops, xla {flops, bytes accessed, optimal_seconds}, collectives [{kind, axes, count, payload,
-    wire, seconds}].
+    Returns: seconds and cpu_seconds (of tracing and compiling), memory {arguments, outputs, aliased,
+    temporaries, code, peak} in bytes or {needed, limit} where it does not fit, flops, kernel_flops, once_flops,
+    bytes, cycles, saturated, unknown_loops, xla {flops, bytes accessed, optimal_seconds}, collectives [{kind,
+    axes, count, payload, wire, seconds}].
     """
     started, worked = time.monotonic(), time.process_time()
     say("tracing the program")
