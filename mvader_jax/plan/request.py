@@ -119,7 +119,11 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
 def candidates(request: Request, say: Say = lambda message: None) -> list[dict[str, Any]]:
     """Meshes and microbatches for a training step, best first (estimated; see `search`)."""
     prepare_environment()
+    from jax.sharding import AbstractMesh
+
     from mvader_jax.components import abstract_components
+    from mvader_jax.parallel.mesh import MeshConfig
+    from mvader_jax.parallel.sharding import MESH_AXES, ShardingError, param_shardings
     from mvader_jax.plan import search
     from mvader_jax.train.config import load_config
     from mvader_jax.train.setup import needed_components
@@ -131,13 +135,22 @@ def candidates(request: Request, say: Say = lambda message: None) -> list[dict[s
     say("counting what a step computes")
     _, does = counts(request, config, stage)
     bare = dataclasses.replace(stage, data=dataclasses.replace(stage.data, precomputed=()))
-    shapes, _ = abstract_components(config.model, needed_components(config.model, bare))
+    shapes, axes = abstract_components(config.model, needed_components(config.model, bare))
     trained, frozen, _ = partition(shapes, {name: g.parameters for name, g in stage.groups.items()})
+
+    def divides(mesh: MeshConfig) -> bool:
+        sizes = tuple(getattr(mesh, axis) for axis in MESH_AXES)
+        try:
+            param_shardings(shapes, axes, AbstractMesh(sizes, MESH_AXES))
+        except ShardingError:
+            return False
+        return True
+
     sizes = {"frozen": _size(frozen), "trained": _size(trained)}
     encoder = config.model.image_encoder
     p_image = stage.data.p_image if encoder else 0.0
     positions = p_image * (encoder.num_tokens if encoder else 0) + (1 - p_image) * stage.data.caption_length
-    ranked = search.rank(topology, config.model, stage, sizes, does, positions)
+    ranked = search.rank(topology, config.model, stage, sizes, does, positions, divides)
     return search.describe(ranked, shown=len(ranked))
 
 

@@ -9,11 +9,13 @@ as more than an estimate; the best are then compiled.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mvader_jax.config import ModelConfig
+from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig
 from mvader_jax.plan.topology import Topology
 from mvader_jax.train.config import Stage
@@ -64,16 +66,22 @@ def rank(
     sizes: Mapping[str, float],
     flops: float,
     positions: float,
+    divides: Callable[[MeshConfig], bool] = lambda mesh: True,
 ) -> list[Candidate]:
     """Candidates that should fit, fastest first; where none should, those nearest to it.
 
     sizes: parameters {"frozen", "trained"} of the whole model; flops: of a step with its remat; positions:
-    tokens that the decoder reads a sample.
+    tokens that the decoder reads a sample; divides: whether the table of shardings takes a mesh. Raises
+    UserError where it takes none.
     """
+    taken = functools.cache(divides)
     found = [
         estimate(topology, model, stage, sizes, flops, positions, mesh, accumulate)
         for mesh, accumulate in splits(topology, stage)
+        if taken(mesh)
     ]
+    if not found:
+        raise UserError(f"no mesh divides both {topology.name} and the batch of {stage.batch_size}")
     limit = ROOM * topology.chip.hbm_bytes / topology.chip.cores
     fitting = [c for c in found if c.memory <= limit]
     if not fitting:

@@ -6,7 +6,10 @@ import dataclasses
 import itertools
 import math
 
+import pytest
+
 from mvader_jax.config import ModelConfig
+from mvader_jax.errors import UserError
 from mvader_jax.plan import search
 from mvader_jax.plan.topology import parse_topology
 from mvader_jax.train import paper
@@ -71,3 +74,11 @@ def test_more_microbatches_send_more_and_hold_less() -> None:
     one, four = (search.estimate(topology, MODEL, STAGE, SIZES, FLOPS, 90.4, mesh, n) for n in (1, 4))
     assert four.interconnect > 3.9 * one.interconnect and four.memory < one.memory
     assert four.arithmetic == one.arithmetic
+
+
+def test_meshes_that_do_not_divide_a_parameter_are_left_out() -> None:
+    topology = parse_topology("v5e:16x16")
+    found = search.rank(topology, MODEL, STAGE, SIZES, FLOPS, 90.4, lambda mesh: mesh.fsdp <= 64)
+    assert max(c.mesh.fsdp for c in found) == 64
+    with pytest.raises(UserError, match="no mesh divides"):
+        search.rank(topology, MODEL, STAGE, SIZES, FLOPS, 90.4, lambda mesh: False)
