@@ -6,7 +6,7 @@ V2 (table 1): the UNet trains; biases and adapters are frozen. The stages before
 `captioning` as MAGMA, `contrastive` as SGPT.
 
     mvader plan configs/luminous_v2.py --topology v5e:16x16
-    mvader train configs/luminous_v2.py --mesh fsdp=-1
+    mvader train configs/luminous_v2.py --mesh data=4,fsdp=64
 """
 
 from mvader_jax.config import ModelConfig

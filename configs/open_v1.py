@@ -5,9 +5,9 @@ together without the adapters, then train:
 
     mvader bundle bundles/open_v1 --decoder bundles/magma --image-prefix bundles/magma \\
         --image-encoder bundles/magma --biases bundles/sgpt --unet bundles/sd14 --vae bundles/sd14
-    mvader train configs/open_v1.py --mesh data=16,fsdp=16
+    mvader train configs/open_v1.py --mesh data=4,fsdp=64
 
-`configs/open_v2.py` says how the bundles are converted. The stage before, semantic biases as SGPT trains
+`configs/open_s_magma.py` says how the bundles are converted. The stage before, semantic biases as SGPT trains
 them, is here too: `mvader train configs/open_v1.py --objective contrastive`.
 """
 
