@@ -142,7 +142,8 @@ class Cost:
 def parse(text: str) -> tuple[dict[str, Computation], str]:
     """({name: computation}, the entry's name). Raises ValueError for text that is no HLO module."""
     computations: dict[str, Computation] = {}
-    entry, name, body = "", "", []
+    entry, name = "", ""
+    body: list[Instruction] = []
     for line in text.splitlines():
         if not name:
             header = _HEADER.match(line)
