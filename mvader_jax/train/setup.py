@@ -114,6 +114,8 @@ def earlier_components(
         data = read_config(path)
         theirs = from_dict(ModelConfig, data["model"], f"{path}/config.json: model")
         for component in data["components"]:
+            if component == "adapters" and config.model.decoder and config.model.adapters is None:
+                continue  # V1 of the paper: a decoder without adapters leaves those of its bundles behind
             sources[component] = path
             model = _adopt(model, theirs, component, path)
         if (path / "tokenizer").is_dir() and theirs.tokenizer is not None:
