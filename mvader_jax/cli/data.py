@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -221,11 +222,18 @@ def _progress(total: int, what: str) -> Iterator[Callable[..., None]]:
         Rate(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        # No thread of its own: TFDS exchanges `__import__` while it loads, and rich imports as it draws.
+        auto_refresh=False,
     )
     with bar:
         task = bar.add_task(what, total=total)
+        drawn = 0.0
 
         def update(done: int, of: int = total) -> None:
+            nonlocal drawn
             bar.update(task, completed=done, total=of)
+            if done >= of or time.monotonic() - drawn > 0.2:
+                bar.refresh()
+                drawn = time.monotonic()
 
         yield update

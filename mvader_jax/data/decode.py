@@ -102,15 +102,6 @@ def _jpeg_decoder() -> Any:
     return simplejpeg
 
 
-def to_float(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 [N, H, W, 3] in [-1, 1] from uint8 pictures of one size."""
-    out = np.empty((len(pictures), *pictures[0].shape), np.float32)
-    for row, picture in zip(out, pictures, strict=True):
-        np.multiply(picture, np.float32(1 / 127.5), out=row)
-        row -= 1.0
-    return out
-
-
 def encoder_pixels(pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
     """float32 [N, size, size, 3] with CLIP's preprocessing."""
     out = np.zeros((len(pictures), size, size, 3), np.float32)

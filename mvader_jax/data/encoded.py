@@ -150,15 +150,15 @@ class Encoded:
             raise UserError(
                 f"{self.path!r} was encoded from {kind}, but the data's source is {self._config.source}"
             )
-        if kind == "scenes" and self.info.origin != origin(self._config):
-            raise UserError(
-                f"{self.path!r} was encoded from other scenes: {_words(self.info.origin)} against the "
-                f"config's {_words(origin(self._config))}"
-            )
         if self.info.image_size != self._config.image_size:
             raise UserError(
                 f"{self.path!r} was encoded at {self.info.image_size} pixels, but the model takes "
                 f"{self._config.image_size}"
+            )
+        if kind == "scenes" and self.info.origin != origin(self._config):
+            raise UserError(
+                f"{self.path!r} was encoded from other scenes: {_words(self.info.origin)} against the "
+                f"config's {_words(origin(self._config))}"
             )
         if self._config.flip or self._config.crop == "random":
             raise UserError("precomputed latents are of the centre crop: set crop='centre' and flip=0")

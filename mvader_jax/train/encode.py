@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 from mvader_jax.bundle import load_bundle
 from mvader_jax.config import ModelConfig, to_dict
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.decode import decode, encoder_pixels, to_float
+from mvader_jax.data.decode import decode, encoder_pixels
 from mvader_jax.data.encoded import BF16, INFO, PARTS, Encoded, EncodedInfo, origin, pack, shard_path
 from mvader_jax.data.reader import DamagedRecord, Source
 from mvader_jax.data.scenes import Split
@@ -41,6 +41,7 @@ from mvader_jax.models.vae import VAE
 from mvader_jax.parallel.mesh import make_global
 from mvader_jax.parallel.sharding import batch_sharding
 from mvader_jax.train.config import Stage, TrainConfig
+from mvader_jax.train.objectives.base import unit_pixels
 from mvader_jax.train.setup import component_hash, earlier_components
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -198,7 +199,7 @@ def _compiled(model: ModelConfig, mesh: Mesh, dtype: Any) -> Callable[..., Array
         out = {}
         if "vae" in params:
             mean, logvar = VAE(model.vae, dtype).apply(
-                {"params": params["vae"]}, batch["pixels"], method="encode"
+                {"params": params["vae"]}, unit_pixels(batch["pixels"]), method="encode"
             )
             out["latents"] = jnp.stack([mean, logvar], axis=1)
         if "image_encoder" in params:
@@ -330,7 +331,7 @@ def _arrays(job: _Job, pictures: Sequence[np.ndarray]) -> Arrays:
     rows = [*pictures, *[blank] * (job.rows - len(pictures))]
     batch: Arrays = {}
     if job.info.latents:
-        batch["pixels"] = to_float(rows)
+        batch["pixels"] = np.stack(rows)
     if job.info.features:
         batch["encoder_pixels"] = encoder_pixels(rows, job.info.encoder_size)
     out = job.run(job.params, make_global(batch, job.mesh))

@@ -21,6 +21,7 @@ from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.parallel.sharding import mesh_axes, param_shardings, replicated
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.objectives import OBJECTIVES, LossFn, Metrics
+from mvader_jax.train.objectives.base import unit_pixels
 from mvader_jax.train.optimizer import learning_rate, make_optimizer
 from mvader_jax.train.setup import Start, gather_start, null_prompt, stage_model
 from mvader_jax.train.state import TrainState, labels, merge, partition
@@ -172,8 +173,8 @@ def calibrate_encoder(bundle: Bundle, stage: Stage) -> None:
 
 
 def encode_posterior(config: VAEConfig, params: Any, pixels: jax.Array) -> jax.Array:
-    """The mean of the posterior, unscaled: [B, h, w, C]."""
-    mean, _ = VAE(config).apply({"params": params}, pixels, method="encode")
+    """The mean of the posterior, unscaled: [B, h, w, C]. pixels: uint8 [B, H, W, 3]."""
+    mean, _ = VAE(config).apply({"params": params}, unit_pixels(pixels), method="encode")
     return mean
 
 

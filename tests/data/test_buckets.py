@@ -52,7 +52,7 @@ def make(*sources, index=0, count=1, batch_size=4, weights=()):
 
 
 def numbers(batch):
-    return np.rint((batch["pixels"][:, 0, 0, 0] + 1) * 127.5).astype(int).tolist()
+    return batch["pixels"][:, 0, 0, 0].tolist()
 
 
 def test_pictures_go_where_their_shape_is_nearest():

@@ -23,6 +23,7 @@ from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.vae import VAE
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.train.encode import encode
+from mvader_jax.train.objectives.base import unit_pixels
 from mvader_jax.train.run import build_run, stage_loader
 
 #: 60 training scenes in shards of 16 records, the last one not full; as many for validation.
@@ -57,7 +58,9 @@ def networks():
     """(the VAE's mean and log variance of pixels, the encoder's features), each compiled once a shape."""
     parts = micro.bundle()
     vae, encoder = VAE(parts.model.vae), ImageEncoder(parts.model.image_encoder)
-    posterior = jax.jit(lambda x: vae.apply({"params": parts.components["vae"]}, x, method="encode"))
+    posterior = jax.jit(
+        lambda x: vae.apply({"params": parts.components["vae"]}, unit_pixels(x), method="encode")
+    )
     return posterior, jax.jit(lambda x: encoder.apply({"params": parts.components["image_encoder"]}, x))
 
 

@@ -119,7 +119,7 @@ def test_interleaved_rows_in_the_diffusion_batch(interleaved):
         assert prompt.pixels.shape == (4, 1, 12, 12, 3)
         np.testing.assert_allclose(prompt.log_weights[:, :4], np.log(0.5), rtol=1e-6)
         # The prompt's picture is the target's own.
-        red = np.rint((batch["pixels"][2:6, 0, 0, 0] + 1) * 127.5)
+        red = batch["pixels"][2:6, 0, 0, 0]
         prompt_red = np.rint((prompt.pixels[:, 0, 0, 0, 0] * 0.26862954 + 0.48145466) * 255)
         np.testing.assert_array_equal(red, prompt_red)
         reds |= set(red.tolist())

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvader_jax.condition import Condition, PromptBatch, pad
+from mvader_jax.condition import Array, Condition, PromptBatch, pad
 from mvader_jax.config import ModelConfig
 from mvader_jax.data.rows import row_layout
 from mvader_jax.diffusion.objective import diffusion_loss
@@ -23,11 +23,11 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
 from mvader_jax.train.config import Stage
-from mvader_jax.train.objectives.base import LossFn, Metrics, mean_metric
+from mvader_jax.train.objectives.base import LossFn, Metrics, mean_metric, unit_pixels
 
 
 def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None = None) -> LossFn:
-    """Batch: pixels [B, H, W, 3] or latent_mean and latent_logvar [B, h, w, C]; image_prompt,
+    """Batch: pixels uint8 [B, H, W, 3] or latent_mean and latent_logvar [B, h, w, C]; image_prompt,
     text_prompt: PromptBatches; use_image: bool [B].
 
     With a share p_interleaved also interleaved_prompt, use_interleaved: bool [B], and beside latents
@@ -55,7 +55,7 @@ def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None 
 
         def posterior(pixels: jax.Array) -> jax.Array:
             """float32 [2, N, h, w, C]: mean and log variance."""
-            moments = vae.apply({"params": components["vae"]}, pixels, method="encode")
+            moments = vae.apply({"params": components["vae"]}, unit_pixels(pixels), method="encode")
             return jnp.stack(moments).astype(jnp.float32)
 
         if "pixels" in batch:
@@ -120,13 +120,15 @@ def join_kinds(kinds: Sequence[RowsOfAKind], groups: int) -> Condition:
     """
     length = max(condition.hidden.shape[1] for condition, _, _ in kinds)
     samples = kinds[0][2].shape[0] // groups
-    hidden = weights = None
+    hidden: Array | None = None
+    weights: Array | None = None
     for condition, start, used in kinds:
         rows = pad(condition, length)
         states = spread_rows(rows.hidden, groups, samples, start)
         logs = spread_rows(rows.log_weights, groups, samples, start)
         hidden = states if hidden is None else jnp.where(used[:, None, None], states, hidden)
         weights = logs if weights is None else jnp.where(used[:, None], logs, weights)
+    assert hidden is not None and weights is not None
     return Condition(hidden, weights)
 
 
@@ -137,7 +139,7 @@ def join_rows(image: Condition, text: Condition, use_image: jax.Array, groups: i
     return join_kinds([(text, first, ~use_image), (image, 0, use_image)], groups)
 
 
-def spread_rows(rows: jax.Array, groups: int, samples: int, start: int) -> jax.Array:
+def spread_rows(rows: Array, groups: int, samples: int, start: int) -> jax.Array:
     """[groups*k, ...] -> [groups*samples, ...]: the k rows of a group at its samples `start` and on, zeros
     elsewhere."""
     count = rows.shape[0] // groups

@@ -17,11 +17,11 @@ from mvader_jax.condition import PromptBatch
 from mvader_jax.config import ModelConfig
 from mvader_jax.models.vae import VAE
 from mvader_jax.train.config import Stage
-from mvader_jax.train.objectives.base import LossFn, Metrics, mean_metric
+from mvader_jax.train.objectives.base import LossFn, Metrics, mean_metric, unit_pixels
 
 
 def vae(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None = None) -> LossFn:
-    """Batch: pixels float32 [B, H, W, 3] in [-1, 1]. Component: vae."""
+    """Batch: pixels uint8 [B, H, W, 3]. Component: vae."""
     del null_prompt
     assert model.vae is not None
     module = VAE(model.vae, dtype=jnp.dtype(stage.dtype))
@@ -31,7 +31,7 @@ def vae(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None = None
     ) -> tuple[jax.Array, Metrics]:
         del groups
         params = {"params": components["vae"]}
-        pixels = batch["pixels"]
+        pixels = unit_pixels(batch["pixels"])
         mean, logvar = module.apply(params, pixels, method="encode")
         mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
         latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
