@@ -157,7 +157,7 @@ def test_bad_lines_are_told_and_the_rest_goes_on(pipe: Pipeline, folder: Path) -
         "NaN is no JSON": '{"prompt": [{"text": "x", "weight": NaN}]}',
         "nowhere.png' does not exist": '{"prompt": [{"image": "nowhere.png"}]}',
         "truncated or damaged": '{"prompt": [{"image": "cut.png"}]}',
-        "id of line 1 already": '{"id": "good", "prompt": "x"}',
+        "of line 1 already": '{"id": "good", "prompt": "x"}',
         "the id '../x'": '{"id": "../x", "prompt": "x"}',
         "steps is 0": '{"prompt": "x", "steps": 0}',
         "num_images is 1.5": '{"prompt": "x", "num_images": 1.5}',
