@@ -26,7 +26,9 @@ def plan(
     search: Annotated[
         bool, typer.Option("--search", help="rank meshes and batch splits, compile the best")
     ] = False,
-    compiled: Annotated[int, typer.Option(help="with --search: how many of them to compile")] = 1,
+    compiled: Annotated[
+        int, typer.Option(help="with --search: how many of the best to compile, 0 for none")
+    ] = 1,
     job: Annotated[str, typer.Option(help="train or sample")] = "train",
     objective: Annotated[str, typer.Option(help="train: which of the config's stages")] = "diffusion",
     accumulate: Annotated[int | None, typer.Option(help="microbatches a step [default: the stage's]")] = None,
@@ -82,9 +84,9 @@ def plan(
             ranked = ask("mvader_jax.plan.request", request.to_json(), say)
             if "error" in ranked:
                 raise UserError(ranked["error"])
-            found = {"candidates": ranked["candidates"], "plans": []}
+            found = {**ranked, "plans": []}
             for best in ranked["candidates"]:
-                if len(found["plans"]) >= max(compiled, 1):
+                if len(found["plans"]) >= compiled:
                     break
                 chosen = dataclasses.replace(
                     request, search=False, mesh=best["mesh"], accumulate=best["microbatches"]
@@ -112,7 +114,7 @@ def plan(
         print()
     for one in found["plans"]:
         print(report.text(report.from_dict(one)))
-    if not found["plans"]:
+    if not found["plans"] and compiled:
         raise UserError("none of the meshes compiles")
 
 

@@ -116,8 +116,9 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
     )
 
 
-def candidates(request: Request, say: Say = lambda message: None) -> list[dict[str, Any]]:
-    """Meshes and microbatches for a training step, best first (estimated; see `search`)."""
+def candidates(request: Request, say: Say = lambda message: None) -> dict[str, Any]:
+    """{"candidates": meshes and microbatches for a training step, best first (estimated; see `search`),
+    "model_flops", "counted_flops": of a whole step, as in a plan}."""
     prepare_environment()
     from jax.sharding import AbstractMesh
 
@@ -133,7 +134,7 @@ def candidates(request: Request, say: Say = lambda message: None) -> list[dict[s
     config = load_config(request.config, request.overrides)
     stage = config.stage(request.objective)
     say("counting what a step computes")
-    _, does = counts(request, config, stage)
+    needs, does = counts(request, config, stage)
     bare = dataclasses.replace(stage, data=dataclasses.replace(stage.data, precomputed=()))
     shapes, axes = abstract_components(config.model, needed_components(config.model, bare))
     trained, frozen, _ = partition(shapes, {name: g.parameters for name, g in stage.groups.items()})
@@ -151,7 +152,8 @@ def candidates(request: Request, say: Say = lambda message: None) -> list[dict[s
     p_image = stage.data.p_image if encoder else 0.0
     positions = p_image * (encoder.num_tokens if encoder else 0) + (1 - p_image) * stage.data.caption_length
     ranked = search.rank(topology, config.model, stage, sizes, does, positions, divides)
-    return search.describe(ranked, shown=len(ranked))
+    found = search.describe(ranked, shown=len(ranked))
+    return {"candidates": found, "model_flops": needs, "counted_flops": does}
 
 
 def _size(tree: Any) -> float:
@@ -168,7 +170,7 @@ def counts(request: Request, config: Any, stage: Any) -> tuple[float, float]:
     from mvader_jax.plan.compile import cache_directory
     from mvader_jax.plan.counted import step_flops
 
-    stage = dataclasses.replace(stage, accumulate=1)
+    stage = dataclasses.replace(stage, accumulate=1, init=())
     recipe = json.dumps([2, to_dict(config.model), to_dict(stage), sorted(request.precomputed)], default=str)
     path = cache_directory() / f"count-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
     if request.cache and path.is_file():
@@ -225,7 +227,7 @@ def main() -> None:
     try:
         answer: dict[str, Any] = {}
         if request.search:
-            answer["candidates"] = candidates(request, say)
+            answer = candidates(request, say)
         else:
             answer["plan"] = plan(request, say).to_dict()
     except UserError as error:
