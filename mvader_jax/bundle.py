@@ -30,6 +30,7 @@ from mvader_jax.condition import PromptBatch
 from mvader_jax.config import ModelConfig, from_dict, to_dict
 from mvader_jax.errors import UserError
 from mvader_jax.models.unet import factors_shape
+from mvader_jax.parallel.mesh import everywhere, first_process, gather_json
 from mvader_jax.parallel.sharding import param_shardings
 from mvader_jax.tokenizer import Tokenizer
 
@@ -145,28 +146,43 @@ def staged(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary directory beside `path` that takes its place when the block ends well.
 
     An interrupted block leaves nothing behind. Raises UserError when `path` exists and `overwrite`
-    is not set, or the place is not writable.
+    is not set, or the place is not writable. The processes of a job enter and leave together; the first
+    of them makes the directory and moves it.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already; choose another place or pass --overwrite")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    made, problem = "", ""
+    if first_process():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+        except OSError as error:
+            problem = f"cannot write {path}: {error.strerror}"
+    made, problem = gather_json([made, problem])[0]
+    if problem:
+        raise UserError(problem)
+    work = Path(made)
     try:
         yield work
-        work.chmod(0o755)
-        if not path.exists():
-            os.replace(work, path)
-        elif not _exchanged(work, path):
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old / "bundle")
-            os.replace(work, path)
-            shutil.rmtree(old)
+        everywhere(True)
+        if first_process():
+            _take_place(work, path)
+        everywhere(True)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if first_process():
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _take_place(work: Path, path: Path) -> None:
+    work.chmod(0o755)
+    if not path.exists():
+        os.replace(work, path)
+    elif not _exchanged(work, path):
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+        os.replace(path, old / "bundle")
+        os.replace(work, path)
+        shutil.rmtree(old)
 
 
 def _exchanged(a: Path, b: Path) -> bool:
@@ -185,14 +201,18 @@ def save_bundle(path: str | Path, bundle: Bundle, *, overwrite: bool = False) ->
 
 
 def write_bundle(path: Path, bundle: Bundle) -> None:
-    """Writes a bundle's files into a directory that exists (see `staged` for the atomic way)."""
+    """Writes a bundle's files into a directory that exists (see `staged` for the atomic way).
+
+    The processes of a job call it together, each writing its shards.
+    """
     records = {}
     for name, tree in bundle.components.items():
         checkpoint.save_tree(path / name, tree)
         records[name] = {**bundle.records.get(name, {}), **summary(tree)}
-    if bundle.tokenizer is not None:
-        bundle.tokenizer.save(path / "tokenizer")
-    write_config(path, bundle.model, records)
+    if first_process():
+        if bundle.tokenizer is not None:
+            bundle.tokenizer.save(path / "tokenizer")
+        write_config(path, bundle.model, records)
 
 
 def write_config(path: Path, model: ModelConfig, records: Mapping[str, Mapping[str, Any]]) -> None:
@@ -235,8 +255,11 @@ def overlay_components(bundles: list[Bundle]) -> Bundle:
 def carry_over(path: Path, sources: Mapping[str, Path]) -> None:
     """Adds components of other bundles to the bundle being written at `path`, file by file, unread.
 
-    sources: {component: its directory}. Their architecture must be in the written config already.
+    sources: {component: its directory}. Their architecture must be in the written config already. Of the
+    processes of a job, the first does it.
     """
+    if not first_process():
+        return
     data = read_config(path)
     for component, source in sources.items():
         shutil.copytree(source, path / component)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
 
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.mesh import everywhere, gather_json
 
 Tree = Any
 _log = logging.getLogger(__name__)
 
 
+#: Size of the pieces an array is written in: a process that restores its shard reads little more than that.
+_CHUNK_BYTES = 32 << 20
+#: Bytes that may be under way between the files and the devices while restoring, at least.
+_IN_FLIGHT_GB = 4
+
+
 def save_tree(path: str | Path, tree: Tree) -> None:
     """Writes a tree of arrays into a new directory `path`; orbax commits it with one rename."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), tree)
+        checkpointer.save(Path(path).absolute(), tree, save_args=_in_chunks(tree))
 
 
 def tree_metadata(path: str | Path) -> Tree:
@@ -32,13 +39,18 @@ def tree_metadata(path: str | Path) -> Tree:
     """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            saved = checkpointer.metadata(Path(path).absolute())
-            tree = getattr(saved, "item_metadata", saved)
-            tree = getattr(tree, "tree", tree)
+            tree = _shapes(checkpointer.metadata(Path(path).absolute()))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not a whole checkpoint: {_first_line(error)}") from None
     if not tree:
         raise UserError(f"{path} is not a whole checkpoint")
+    return tree
+
+
+def _shapes(metadata: Any) -> Tree:
+    """Orbax's metadata of a tree, as ShapeDtypeStructs."""
+    tree = getattr(metadata, "item_metadata", metadata)
+    tree = getattr(tree, "tree", tree)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
 
 
@@ -71,8 +83,10 @@ def restore_tree(
             shardings,
         )
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            return checkpointer.restore(Path(path).absolute(), item=stored, restore_args=arguments)
+        with ocp.Checkpointer(_reading_handler(stored)) as checkpointer:
+            return checkpointer.restore(
+                Path(path).absolute(), args=ocp.args.PyTreeRestore(item=stored, restore_args=arguments)
+            )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}") from None
 
@@ -87,13 +101,28 @@ class Restored:
     metadata: dict[str, Any]
 
 
-class Checkpoints:
-    """The steps of one run: saved asynchronously, the newest `keep` of them kept."""
+class _Damaged(Exception):
+    """A step that cannot be read; the message says why."""
 
-    def __init__(self, directory: str | Path, keep: int = 2) -> None:
+
+class Checkpoints:
+    """The steps of one run: saved asynchronously, the newest `keep` of them kept.
+
+    keep_every: steps that are a multiple of it are kept for good; 0 keeps none.
+    All processes of a job call every method together, on a directory that they share.
+    """
+
+    def __init__(self, directory: str | Path, keep: int = 2, keep_every: int = 0) -> None:
+        self.directory = Path(directory).absolute()
         self._manager = ocp.CheckpointManager(
-            Path(directory).absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_every or None,
+                create=True,
+                # What a killed process was writing goes when the next one starts.
+                cleanup_tmp_directories=True,
+            ),
             item_names=("state", "data", "metadata"),
         )
 
@@ -102,53 +131,154 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Tree, *, data: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Saves a step in the background. state may hold typed random keys; data and metadata are JSON."""
+        """Saves a step in the background. state may hold typed random keys; data and metadata are JSON.
+
+        A step that is there already is left as it is: it holds the same.
+        """
+        if step in self._manager.all_steps():
+            return
+        state = _without_keys(state)
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_without_keys(state)),
+                state=ocp.args.StandardSave(state, save_args=_in_chunks(state)),
                 data=ocp.args.JsonSave(data),
-                metadata=ocp.args.JsonSave(metadata),
+                metadata=ocp.args.JsonSave({**metadata, _FINGERPRINT: fingerprint(state)}),
             ),
         )
 
     def restore(self, example: Tree, shardings: Tree) -> Restored:
-        """The newest step that can be read, onto `shardings` (another mesh than it was saved from is fine).
+        """The newest step that can be read, onto `shardings` (another mesh or number of processes than it
+        was saved from is fine). example: a tree like the one saved, of arrays or of shapes.
 
-        A step that is damaged is removed with a warning and the one before is taken. Raises UserError
-        where none is whole.
+        A step that is damaged in any process's eyes is moved aside, with a warning, into `damaged-STEP`
+        beside the directory, and the one before is taken. Raises UserError where none is whole, or the
+        steps hold other parameters than `example`.
         """
-        target = jax.tree.map(_as_target, _without_keys(example), _for_key_data(example, shardings))
-        problems = []
+        shapes = jax.eval_shape(_without_keys, example)
+        target = jax.tree.map(_as_target, shapes, _for_key_data(example, shardings))
+        problems: list[str] = []
+        damaged: list[int] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            problem, found = "", None
             try:
-                found = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(target),
-                        data=ocp.args.JsonRestore(),
-                        metadata=ocp.args.JsonRestore(),
-                    ),
-                )
-            # Orbax and tensorstore raise many kinds for a file that is cut or altered.
-            except Exception as error:
-                problems.append(f"step {step}: {_first_line(error)}")
+                found = self._read(step, target)
+            except _Damaged as error:
+                problem = str(error)
+            if not everywhere(found is not None):
+                problems.append(f"step {step}: {problem or 'another process could not read it'}")
                 _log.warning(
-                    "checkpoint of step %d cannot be read, going back to the one before: %s", step, error
+                    "the checkpoint of step %d is damaged, going back to the one before: %s",
+                    step,
+                    problem or "another process could not read it",
                 )
+                damaged.append(step)
                 continue
-            for damaged in [s for s in self._manager.all_steps() if s > step]:
-                self._manager.delete(damaged)
-            state = jax.tree.map(_with_key, example, found["state"])
-            return Restored(step, state, found["data"], found["metadata"])
+            assert found is not None
+            self._move_aside(damaged)
+            state = jax.tree.map(_with_key, example, found.state)
+            return dataclasses.replace(found, state=state)
         raise UserError(
-            f"no checkpoint in {self._manager.directory} can be read ({'; '.join(problems) or 'none there'})"
+            f"no checkpoint in {self.directory} can be read ({'; '.join(problems) or 'none there'})"
         )
 
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def _read(self, step: int, target: Tree) -> Restored:
+        """One step. Handlers are called directly: a manager's restore would wait for processes that failed."""
+        directory = self._manager.directory / str(step)
+        try:
+            data = ocp.JsonCheckpointHandler().restore(directory / "data")
+            metadata = ocp.JsonCheckpointHandler().restore(directory / "metadata")
+            stored = _shapes(ocp.StandardCheckpointHandler().metadata(directory / "state"))
+            _check(directory, stored, target, "the parameters that the config trains")
+            state = _reading_handler(stored).restore(
+                directory / "state",
+                args=ocp.args.PyTreeRestore(
+                    item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+                ),
+            )
+        except UserError:
+            raise
+        # Orbax and tensorstore raise many kinds for a file that is cut, altered or gone.
+        except Exception as error:
+            raise _Damaged(_first_line(error)) from None
+        if metadata.get(_FINGERPRINT, _UNKNOWN) not in (_UNKNOWN, fingerprint(state)):
+            raise _Damaged("its numbers are not those that were saved")
+        return Restored(step, state, dict(data), dict(metadata))
+
+    def _move_aside(self, damaged: list[int]) -> None:
+        if not damaged:
+            return
+        if jax.process_index() == 0:
+            for step in damaged:
+                aside = self.directory.parent / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.directory / str(step)).rename(aside)
+        everywhere(True)
+        self._manager.reload()
+
+
+#: Arrays up to this size are summed on the host for the fingerprint.
+_SMALL_BYTES = 4 << 20
+_FINGERPRINT = "fingerprint"
+_UNKNOWN = "unknown"
+
+
+def fingerprint(tree: Tree) -> int:
+    """A 32-bit sum over every bit of a tree of arrays, the same on any mesh; one altered number changes it.
+
+    Nothing is gathered: large arrays are summed where they lie, small ones by the hosts (a program over
+    hundreds of small arrays would take as long to compile as a train step). All processes call it together.
+    """
+    leaves = list(enumerate(jax.tree.leaves(tree)))
+    large = [_on_device(leaf, np.uint32(n)) for n, leaf in leaves if leaf.nbytes > _SMALL_BYTES]
+    own = sum(_on_host(leaf, n) for n, leaf in leaves if leaf.nbytes <= _SMALL_BYTES)
+    return (sum(int(np.asarray(s)) for s in large) + sum(gather_json(own))) % 2**32
+
+
+@jax.jit
+def _on_device(leaf: jax.Array, number: jax.Array) -> jax.Array:
+    bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else _bits(leaf)
+    place = jnp.broadcast_to(number, leaf.shape)
+    for axis, length in enumerate(leaf.shape):
+        place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    # An odd factor: no change of one number can cancel.
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+
+
+def _bits(leaf: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * jnp.dtype(leaf.dtype).itemsize}"))
+
+
+def _on_host(leaf: jax.Array, number: int) -> int:
+    """The same sum over the shards that this process answers for: of several copies, the first."""
+    total = 0
+    for shard in leaf.addressable_shards:
+        if shard.replica_id:
+            continue
+        data = np.asarray(shard.data)
+        bits = np.ascontiguousarray(data).reshape(-1).view(f"uint{8 * data.itemsize}").reshape(data.shape)
+        place = np.full(data.shape, number, np.uint32)
+        for axis, length in enumerate(leaf.shape):
+            index = (shard.index[axis].start or 0) + np.arange(data.shape[axis], dtype=np.uint32)
+            place = place * np.uint32(length) + index.reshape(-1, *[1] * (data.ndim - axis - 1)).astype(
+                np.uint32
+            )
+        total += int(np.sum(bits.astype(np.uint32) * (2 * place + 1), dtype=np.uint32))
+    return total % 2**32
+
+
+def _in_chunks(tree: Tree) -> Tree:
+    return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+
+
+def _reading_handler(stored: Tree) -> ocp.PyTreeCheckpointHandler:
+    largest = max((leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored)), default=0)
+    return ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(_IN_FLIGHT_GB, largest // 10**9 + 1))
 
 
 def _is_key(leaf: Any) -> bool:
@@ -176,8 +306,8 @@ def _as_target(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _check(path: str | Path, stored: Tree, abstract: Tree) -> None:
-    have, want = flatten_dict(stored, sep="/"), flatten_dict(abstract, sep="/")
+def _check(path: str | Path, stored: Tree, abstract: Tree, what: str = "its config") -> None:
+    have, want = _named(stored), _named(abstract)
     complaints = [f"missing {name}" for name in want if name not in have]
     complaints += [f"unexpected {name}" for name in have if name not in want]
     complaints += [
@@ -186,7 +316,14 @@ def _check(path: str | Path, stored: Tree, abstract: Tree) -> None:
         if name in have and have[name].shape != want[name].shape
     ]
     if complaints:
-        raise UserError(f"{path} does not fit its config: {'; '.join(complaints)}")
+        more = f"; and {len(complaints) - 5} more" if len(complaints) > 5 else ""
+        raise UserError(f"{path} does not fit {what}: {'; '.join(complaints[:5])}{more}")
+
+
+def _named(tree: Tree) -> dict[str, Any]:
+    """{path: leaf}, with the same path for a field and for the dictionary's key it is stored under."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
 def _first_line(error: BaseException) -> str:

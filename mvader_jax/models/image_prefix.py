@@ -41,7 +41,7 @@ class ImagePrefix(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         c = self.config
-        init = partitioned(nn.initializers.lecun_normal(), "channels_in", "activation")
+        init = partitioned(nn.initializers.lecun_normal(), "channels_in", "channels_out")
         x = nn.Dense(c.width, kernel_init=init, dtype=self.dtype, name="proj")(features.astype(self.dtype))
         x = nn.Dropout(c.dropout, deterministic=not self.has_rng("dropout"))(x)
         return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="ln")(x).astype(self.dtype)

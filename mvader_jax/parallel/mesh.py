@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from mvader_jax.errors import UserError
-from mvader_jax.parallel.sharding import MESH_AXES, batch_sharding
+from mvader_jax.parallel.sharding import MESH_AXES, batch_sharding, mesh_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +90,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 def initialize_distributed() -> None:
     """Joins the processes of a job where the environment names one; otherwise does nothing.
 
-    Reads JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; on a TPU pod (more than one
-    worker host named, or MVADER_POD set: TPU VMs name them in their metadata only) JAX finds them itself.
-    Calling it again is harmless.
+    Reads JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; where they are not set, JAX finds
+    the other hosts of a TPU pod or of several slices itself. Calling it again is harmless. Raises
+    UserError for half a set of variables, or where the others cannot be reached.
     """
     if jax.distributed.is_initialized():
         return
@@ -103,26 +104,79 @@ def initialize_distributed() -> None:
                 "JAX_COORDINATOR_ADDRESS is set: JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers beside it"
             ) from None
         jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
-    elif (
-        len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-        or "MEGASCALE_NUM_SLICES" in os.environ
-        or "MVADER_POD" in os.environ
-    ):
+    elif on_tpu_pod():
         jax.distributed.initialize()
+
+
+def on_tpu_pod() -> bool:
+    """Whether this host has TPUs and perhaps siblings, by the environment.
+
+    GKE names the hosts, and MVADER_POD settles doubt. A Cloud TPU VM names none: there JAX asks the
+    metadata server, which answers for a single host too. On a host without TPU chips JAX sets
+    TPU_SKIP_MDS_QUERY when it is imported.
+    """
+    if os.environ.get("JAX_PLATFORMS", "").split(",")[0] not in ("", "tpu"):
+        return False
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    # Where it finds none, libtpu leaves a sentence there.
+    if "," in hosts and not hosts.startswith("WARNING"):
+        return True
+    if "MEGASCALE_NUM_SLICES" in os.environ or "MVADER_POD" in os.environ:
+        return True
+    return "TPU_SKIP_MDS_QUERY" not in os.environ and importlib.util.find_spec("libtpu") is not None
+
+
+def process_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process makes the index-th of `count` equal runs of a batch's rows.
+
+    Processes that hold the same rows (a tensor axis that spans hosts) make the same ones. Raises UserError
+    where the rows of two processes overlap in part.
+    """
+    axes = tuple(mesh.axis_names.index(axis) for axis in mesh_axes("batch"))
+    held: dict[int, set[tuple[int, ...]]] = {}
+    for place, device in np.ndenumerate(mesh.devices):
+        held.setdefault(device.process_index, set()).add(tuple(place[axis] for axis in axes))
+    shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if len({row for share in shares for row in share}) != sum(len(share) for share in shares):
+        raise UserError(
+            f"on this mesh ({dict(mesh.shape)}) the batch rows of two processes overlap in part; let each "
+            "process hold whole rows: make the tensor axis divide, or be a multiple of, its devices"
+        )
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
 def make_global(batch: Any, mesh: Mesh) -> Any:
     """A tree of host arrays, this process's rows of a batch, as global arrays sharded by row."""
+    count = process_share(mesh)[1]
 
     def one(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(batch_sharding(mesh, np.ndim(x)), np.asarray(x))
+        x = np.asarray(x)
+        shape = (x.shape[0] * count, *x.shape[1:])
+        return jax.make_array_from_process_local_data(batch_sharding(mesh, x.ndim), x, shape)
 
     return jax.tree.map(one, batch)
 
 
+def alone() -> bool:
+    """Whether this process is a whole job. Unlike `jax.process_count()` it starts no backend."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes what one alone must write."""
+    return alone() or jax.process_index() == 0
+
+
+def everywhere(good: bool) -> bool:
+    """Whether `good` holds in every process; all of them must ask together."""
+    if alone():
+        return good
+    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
+
+
 def gather_json(value: Any) -> list[Any]:
     """The JSON values of all processes, in order; all of them must ask together."""
-    if jax.process_count() == 1:
+    if alone():
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.array(data.size))

@@ -72,7 +72,8 @@ def partition_spec(
 
     A dimension that its mesh axes do not divide stays whole when the array is small
     (REPLICATE_BELOW_BYTES); for a larger array that is an error, so nothing large is ever
-    replicated by accident.
+    replicated by accident. A large array that the table would leave whole (the stacked biases of a deep
+    decoder) is divided over "fsdp", or else "tensor", along its longest dimension that divides.
     """
     size = itemsize
     for dim in shape:
@@ -90,6 +91,13 @@ def partition_spec(
                 )
             axes = ()
         entries.append(axes if len(axes) != 1 else axes[0])
+    if size > REPLICATE_BELOW_BYTES and not any(entries) and set(names) & {None, "vector"}:
+        spare = ((axis, mesh.shape.get(axis, 1)) for axis in ("fsdp", "tensor"))
+        for axis, ways in spare:
+            fits = [i for i, dim in enumerate(shape) if ways > 1 and dim % ways == 0]
+            if fits:
+                entries[max(fits, key=lambda i: shape[i])] = axis
+                break
     return PartitionSpec(*(entry or None for entry in entries))
 
 
@@ -117,7 +125,7 @@ def abstract_init(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, An
     return nn.unbox(boxed), names
 
 
-def param_shardings(abstract: Any, names: Any, mesh: Mesh) -> Any:
+def param_shardings(abstract: Any, names: Any, mesh: Mesh | AbstractMesh) -> Any:
     """NamedShardings of a tree of parameters on a mesh, by the table."""
 
     def one(path: Any, leaf: Any, axes: tuple[str | None, ...]) -> NamedSharding:
