@@ -48,14 +48,14 @@ def draw(rng: np.random.Generator, path: tuple[Any, ...], leaf: jax.ShapeDtypeSt
     return jnp.asarray(neutral + 0.05 * rng.uniform(-1, 1, leaf.shape), jnp.float32)
 
 
-def bundle() -> Bundle:
-    """Random weights, a tokenizer trained on a hundred captions."""
+def bundle(of: ModelConfig = MODEL, *names: str) -> Bundle:
+    """Random weights, a tokenizer trained on a hundred captions. names: components, all where none is named."""
     rng = np.random.default_rng(0)
     tokenizer = train_tokenizer([caption(scene_at(0, i), rng) for i in range(100)], 320, max_positions=96)
     # Drawn in NumPy from the shapes alone: compiling every initialiser would take a minute.
-    shapes, _ = abstract_components(MODEL, [name for name in COMPONENTS if name != "text_encoder"])
+    shapes, _ = abstract_components(of, names or [name for name in COMPONENTS if name != "text_encoder"])
     components = jax.tree_util.tree_map_with_path(lambda path, leaf: draw(rng, path, leaf), shapes)
-    model = dataclasses.replace(MODEL, tokenizer=tokenizer.config)
+    model = dataclasses.replace(of, tokenizer=tokenizer.config)
     return Bundle(model, components, tokenizer)
 
 
@@ -96,3 +96,30 @@ def train_config(**changes: object) -> TrainConfig:
             ),
         },
     )
+
+
+#: Whole, and as little to compile as can be: for tests that compile many programs or start many processes.
+NANO = ModelConfig(
+    decoder=DecoderConfig(320, 320, 32, 1, 2, 16, 64, 96, rotary_dim=8),
+    adapters=AdaptersConfig(width=8),
+    image_encoder=ImageEncoderConfig((1, 1, 1, 1), 8, 64),
+    image_prefix=ImagePrefixConfig(in_width=256, width=32),
+    unet=UNetConfig(4, 4, (16,), 1, (True,), 32, 2, 8, 1e-5, 8),
+    vae=VAEConfig(3, (8,), 1, 4, 4, 1.0, 8),
+    schedule=ScheduleConfig(),
+    tokenizer=TokenizerConfig(eos_id=0, max_positions=96),
+)
+
+
+def nano_config(**changes: object) -> TrainConfig:
+    """`train_config` of the model NANO."""
+    config = train_config(**changes)
+    data = dataclasses.replace(DATA, image_size=8)
+    stages = {name: dataclasses.replace(stage, data=data) for name, stage in config.stages.items()}
+    return dataclasses.replace(config, model=NANO, stages=stages)
+
+
+def language_config(init: str, **changes: object) -> TrainConfig:
+    """The stage that starts and compiles fastest: the decoder of the bundle `init` learns captions."""
+    stage = nano_config(**changes).stages["language"]
+    return TrainConfig("nano", NANO, {"language": dataclasses.replace(stage, init=(init,))})

@@ -16,11 +16,13 @@ def train(
     objective: Annotated[str, typer.Option(help="which of the config's stages to train")] = "diffusion",
     workdir: Annotated[Path | None, typer.Option(help="where runs live [default: runs/NAME]")] = None,
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
+    profile: Annotated[int, typer.Option(min=0, help="steps to profile, from the third on")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> int:
     """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved."""
     from mvader_jax.parallel.mesh import initialize_distributed, make_mesh, parse_mesh
     from mvader_jax.pipeline import compilation_cache
+    from mvader_jax.sample_grid import SampleGrid
     from mvader_jax.train.config import load_config
     from mvader_jax.train.loop import train as run
 
@@ -28,5 +30,11 @@ def train(
     compilation_cache()
     loaded = load_config(config, overrides or ())
     return run(
-        loaded, objective, workdir or Path("runs") / loaded.name, make_mesh(parse_mesh(mesh)), quiet=quiet
+        loaded,
+        objective,
+        workdir or Path("runs") / loaded.name,
+        make_mesh(parse_mesh(mesh)),
+        quiet=quiet,
+        profile=profile,
+        on_sample=SampleGrid(),
     )

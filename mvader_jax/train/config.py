@@ -55,6 +55,9 @@ class Stage:
     kl_weight: float = 1e-6
     #: microbatches a step.
     accumulate: int = 1
+    #: groups that a batch's rows are laid out in (data/rows.py); 0: one for every part of a microbatch that a
+    #: device holds. A number of one's own, a multiple of these, makes batches and noise the same on any mesh.
+    row_groups: int = 0
     #: which activations of the UNet and the decoder are kept for the backward pass.
     remat: Remat = "none"
     #: compute dtype; parameters that train stay float32, frozen ones are kept in `frozen_dtype`.
@@ -62,11 +65,20 @@ class Stage:
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     log_every: int = 50
+    #: steps between checkpoints; the newest `keep` stay, and for good every one that is a multiple of `keep_every`.
     save_every: int = 500
     keep: int = 2
+    keep_every: int = 0
     validate_every: int = 500
+    #: steps between grids of pictures (0: none): of these prompts, or of held-out records where there are none.
     sample_every: int = 0
-    #: updates with a non-finite loss or gradient that are skipped before the run stops.
+    sample_prompts: tuple[str, ...] = ()
+    sample_steps: int = 50
+    sample_guidance: float = 8.0
+    #: an update is bad, and changes nothing, when its loss or gradient is not finite, or its loss is more than
+    #: this many times the running mean of the losses (0: however large). One more than `max_bad_updates` in a
+    #: run stop it.
+    max_loss_ratio: float = 0.0
     max_bad_updates: int = 0
 
 

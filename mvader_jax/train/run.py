@@ -15,11 +15,15 @@ from jax.sharding import Mesh
 
 from mvader_jax.bundle import Bundle
 from mvader_jax.components import abstract_components
+from mvader_jax.config import ModelConfig
 from mvader_jax.data.loader import Loader, make_loader
+from mvader_jax.errors import UserError
 from mvader_jax.models.image_encoder import calibrate
 from mvader_jax.models.vae import VAE, VAEConfig
+from mvader_jax.parallel.mesh import process_share
 from mvader_jax.parallel.sharding import mesh_axes, param_shardings, replicated
 from mvader_jax.train.config import Stage, TrainConfig
+from mvader_jax.train.flops import count_flops
 from mvader_jax.train.objectives import OBJECTIVES, LossFn, Metrics
 from mvader_jax.train.objectives.base import unit_pixels
 from mvader_jax.train.optimizer import learning_rate, make_optimizer
@@ -30,7 +34,10 @@ from mvader_jax.train.step import Step, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One stage, ready to go: where it starts, its state on the mesh, its step."""
+    """One stage, ready to go: where it starts, its state on the mesh, its step.
+
+    flops: model FLOPs of a step on such a state and batch, over all devices.
+    """
 
     stage: Stage
     mesh: Mesh
@@ -38,6 +45,7 @@ class Run:
     state: TrainState
     shardings: TrainState
     step: Step
+    flops: Callable[[TrainState, Any], float]
     evaluate: Callable[[Any, Any, Any, jax.Array], Metrics]
     groups: Mapping[str, str]
     rates: Mapping[str, Callable[[int], Any]]
@@ -47,7 +55,8 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
     """Raises UserError for a mistake in the config or a missing earlier stage."""
     start = gather_start(config, stage, workdir, mesh)
     if "image_encoder" in start.fresh:
-        calibrate_encoder(start.bundle, stage)
+        with jax.set_mesh(mesh):
+            calibrate_encoder(start.bundle, stage)
     model = stage_model(start.bundle.model, stage)
     patterns = {name: group.parameters for name, group in stage.groups.items()}
     trainable, frozen, groups = partition(start.bundle.components, patterns)
@@ -57,32 +66,64 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
     peaks = {name: group.learning_rate for name, group in stage.groups.items()}
     optimizer = make_optimizer(stage.optimizer, peaks, stage.steps, labels(trainable, groups))
     shardings = state_shardings(start, trainable, frozen, patterns, optimizer, mesh)
+    if stage.max_loss_ratio:
+        shardings = dataclasses.replace(shardings, loss_mean=replicated(mesh))
+    # From here on the state owns the parameters, and the bundle keeps their shapes: a second copy would stay
+    # for the whole run.
+    start.bundle.components = jax.eval_shape(lambda: start.bundle.components)
+    state = _begin(stage, optimizer, trainable, frozen, shardings)
 
-    def begin(trainable: Any, frozen: Any) -> TrainState:
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            key=jax.random.key(stage.seed + 1),
-            trainable=trainable,
-            frozen=frozen,
-            opt_state=optimizer.init(trainable),
-            # A copy: the step donates its state, and one buffer may not be donated twice.
-            ema=jax.tree.map(jnp.copy, trainable),
-        )
+    rows = row_groups(stage, mesh)
+    null = null_prompt(start.bundle, stage)
+    step = make_train_step(OBJECTIVES[stage.objective](model, stage, null), optimizer, stage, groups, rows)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
-    state = jax.jit(begin, out_shardings=shardings)(trainable, frozen)
-    loss_fn = OBJECTIVES[stage.objective](model, stage, null_prompt(start.bundle, stage))
-    step = make_train_step(loss_fn, optimizer, stage, groups, batch_shards(mesh))
+    def flops(state: TrainState, batch: Any) -> float:
+        traced = jitted
+        if stage.remat != "none":
+            plain = OBJECTIVES[stage.objective](model, dataclasses.replace(stage, remat="none"), null)
+            traced = jax.jit(make_train_step(plain, optimizer, stage, groups, rows))
+        return count_flops(traced.trace(state, batch).jaxpr)
+
+    evaluated = OBJECTIVES[stage.objective](_without_dropout(model), stage, null)
     return Run(
         stage=stage,
         mesh=mesh,
         start=start,
         state=state,
         shardings=shardings,
-        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
-        evaluate=jax.jit(_evaluator(loss_fn, batch_shards(mesh))),
+        step=jitted,
+        flops=flops,
+        evaluate=jax.jit(_evaluator(evaluated, rows), out_shardings=replicated(mesh)),
         groups=groups,
         rates={name: learning_rate(stage.optimizer, peak, stage.steps) for name, peak in peaks.items()},
     )
+
+
+def _begin(
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    trainable: Any,
+    frozen: Any,
+    shardings: TrainState,
+) -> TrainState:
+    """The state before the first step. Parameters that lie where they should are not copied."""
+    trainable = jax.device_put(trainable, shardings.trainable)
+    frozen = jax.device_put(frozen, shardings.frozen)
+
+    def rest(trainable: Any) -> dict[str, Any]:
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "key": jax.random.key(stage.seed + 1),
+            "opt_state": optimizer.init(trainable),
+            # A copy: the step donates its state, and one buffer may not be donated twice.
+            "ema": jax.tree.map(jnp.copy, trainable),
+            "loss_mean": jnp.full((), jnp.nan, jnp.float32) if stage.max_loss_ratio else None,
+        }
+
+    of_rest = {name: getattr(shardings, name) for name in jax.eval_shape(rest, trainable)}
+    made = jax.jit(rest, out_shardings=of_rest)(trainable)
+    return TrainState(trainable=trainable, frozen=frozen, **made)
 
 
 def state_shardings(
@@ -116,7 +157,10 @@ def state_shardings(
 
 
 def saved(state: TrainState) -> dict[str, Any]:
-    """What of a state (or of its shardings) a checkpoint holds; the frozen part comes from its bundles."""
+    """What of a state (or of its shardings) a checkpoint holds; the frozen part comes from its bundles.
+
+    `loss_mean` is in the checkpoint's metadata, so that a stage may ask for it later.
+    """
     names = ("step", "key", "trainable", "opt_state", "ema")
     return {name: getattr(state, name) for name in names}
 
@@ -129,14 +173,40 @@ def batch_shards(mesh: Mesh) -> int:
     return ways
 
 
+def row_groups(stage: Stage, mesh: Mesh) -> int:
+    """Groups that the rows of a microbatch are laid out in. Raises UserError where they do not divide."""
+    parts = batch_shards(mesh)
+    if not stage.row_groups:
+        return parts
+    groups, rest = divmod(stage.row_groups, stage.accumulate)
+    if rest or groups % parts:
+        raise UserError(
+            f"row_groups is {stage.row_groups}; accepted are multiples of {parts * stage.accumulate}: "
+            f"{parts} devices that share the batch, {stage.accumulate} microbatches"
+        )
+    return groups
+
+
 def data_loader(run: Run, split: str) -> Loader:
-    """This process's part of the stage's data."""
+    """This process's part of the stage's data; of the validation split, in batches of a microbatch's size.
+
+    Raises UserError for a batch that does not divide over the devices and microbatches.
+    """
+    stage, groups = run.stage, row_groups(run.stage, run.mesh)
+    if stage.batch_size % (groups * stage.accumulate):
+        raise UserError(
+            f"a batch of {stage.batch_size} does not divide into {groups * stage.accumulate} groups of rows: "
+            f"{groups} for the mesh, {stage.accumulate} microbatches"
+        )
+    if split == "validation":
+        stage = dataclasses.replace(stage, batch_size=stage.batch_size // stage.accumulate, accumulate=1)
+    index, count = process_share(run.mesh)
     return stage_loader(
         run.start.bundle,
-        run.stage,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        groups=batch_shards(run.mesh) * run.stage.accumulate,
+        stage,
+        process_index=index,
+        process_count=count,
+        groups=groups * stage.accumulate,
         split=split,
     )
 
@@ -182,9 +252,16 @@ def _as_frozen(leaf: Any, dtype: Any) -> Any:
     return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-def _evaluator(loss_fn: LossFn, shards: int) -> Callable[[Any, Any, Any, jax.Array], Metrics]:
+def _without_dropout(model: ModelConfig) -> ModelConfig:
+    """The model as it is validated: the image prefix drops nothing."""
+    if model.image_prefix is None:
+        return model
+    return dataclasses.replace(model, image_prefix=dataclasses.replace(model.image_prefix, dropout=0.0))
+
+
+def _evaluator(loss_fn: LossFn, row_groups: int) -> Callable[[Any, Any, Any, jax.Array], Metrics]:
     def evaluate(ema: Any, frozen: Any, batch: Any, key: jax.Array) -> Metrics:
-        loss, metrics = loss_fn(merge(ema, frozen), batch, key, shards)
+        loss, metrics = loss_fn(merge(ema, frozen), batch, key, row_groups)
         return {"loss": jnp.stack([loss, jnp.ones_like(loss)]), **metrics}
 
     return evaluate

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from mvader_jax.bundle import Bundle, find_bundle, load_bundle, read_config
-from mvader_jax.components import init_component
+from mvader_jax.components import abstract_components, init_component
 from mvader_jax.condition import PromptBatch
 from mvader_jax.config import ModelConfig, from_dict
 from mvader_jax.data.config import DataConfig
@@ -49,7 +51,8 @@ def needed_components(model: ModelConfig, stage: Stage) -> tuple[str, ...]:
         return ("decoder", *images)
     if stage.objective == "captioning":
         return ("decoder", *images) if stage.images else ("decoder",)
-    vae = ("vae",) if "latents" not in known else ()
+    # Latents need no autoencoder to be trained on, but one to be looked at.
+    vae = ("vae",) if "latents" not in known or stage.sample_every else ()
     if model.embedder == "clip_text":
         return ("text_encoder", "unet", *vae)
     return ("decoder", "biases", *images, "unet", *vae)
@@ -89,7 +92,9 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
     names = dict(zip(needed, jax.random.split(jax.random.key(stage.seed), len(needed)), strict=True))
     for component, key in names.items():
         if component in sources:
-            loaded = load_bundle(sources[component], components=[component], mesh=mesh)
+            # What stays frozen is read straight into its dtype: it is never there twice.
+            dtype = None if trains(model, component, stage) else stage.frozen_dtype
+            loaded = load_bundle(sources[component], components=[component], mesh=mesh, dtype=dtype)
             components[component] = loaded.components[component]
             records[component] = loaded.records[component]
         else:
@@ -97,6 +102,13 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
             components[component] = init_component(model, component, key, mesh, components)
     unused = {c: path / c for c, path in sources.items() if c not in components}
     return Start(Bundle(model, components, tokenizer, records), unused, tuple(fresh))
+
+
+def trains(model: ModelConfig, component: str, stage: Stage) -> bool:
+    """Whether any parameter of a component belongs to a group of the stage."""
+    shapes, _ = abstract_components(model, [component])
+    patterns = [group.parameters for group in stage.groups.values()]
+    return any(re.fullmatch(p, path) for path in flatten_dict(shapes, sep="/") for p in patterns)
 
 
 def earlier_components(

@@ -25,6 +25,7 @@ class TrainState:
 
     A tree of the same class holds their shardings.
     trainable, ema: the same partial tree {component: ...}; frozen: the rest; opt_state: optax's.
+    loss_mean: float32 [], running mean of the losses, NaN before the first; only where the stage asks for it.
     """
 
     step: Any
@@ -33,6 +34,7 @@ class TrainState:
     frozen: Tree
     opt_state: Any
     ema: Tree
+    loss_mean: Any = None
 
 
 def partition(

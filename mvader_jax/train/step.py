@@ -19,32 +19,36 @@ from mvader_jax.train.state import TrainState, merge
 Step = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]
 
 
+#: Weight of a new loss in the running mean that `max_loss_ratio` compares with.
+_NEW_LOSS = 0.01
+
+
 def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     stage: Stage,
     groups: Mapping[str, str],
-    shards: int,
+    row_groups: int,
 ) -> Step:
     """The step of a stage.
 
     groups: the group of each trainable path, for the gradient norms.
-    shards: over how many devices the batch lies; microbatches are cut within a shard, so that
-        accumulating moves no data.
-    A step whose loss or gradient is not finite changes nothing but the counter, and says so in the
-    metric `bad_updates`.
+    row_groups: how many groups the rows of a microbatch are laid out in, a multiple of the devices that
+        the batch lies over; microbatches are cut within them, so that accumulating moves no data.
+    A bad update (see `Stage.max_loss_ratio`) changes nothing but the counter, and says so in the metric
+    `bad_updates`.
     """
 
     def gradients(state: TrainState, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
         def loss_of(trainable: Any) -> tuple[jax.Array, Metrics]:
-            loss, metrics = loss_fn(merge(trainable, state.frozen), batch, key, shards)
+            loss, metrics = loss_fn(merge(trainable, state.frozen), batch, key, row_groups)
             return loss, {"loss": jnp.stack([loss, jnp.ones_like(loss)]), **metrics}
 
         return jax.grad(loss_of, has_aux=True)(state.trainable)
 
     def accumulated(state: TrainState, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
         count = stage.accumulate
-        parts = jax.tree.map(lambda x: _microbatches(x, count, shards), batch)
+        parts = jax.tree.map(lambda x: _microbatches(x, count, row_groups), batch)
 
         def body(carry: tuple[Any, Metrics], part: Any) -> tuple[tuple[Any, Metrics], None]:
             index, microbatch = part
@@ -62,25 +66,37 @@ def make_train_step(
         key = jax.random.fold_in(state.key, state.step)
         grads, metrics = (gradients if stage.accumulate == 1 else accumulated)(state, batch, key)
         norms = _norms(grads, groups)
-        loss = metrics["loss"]
-        finite = jnp.isfinite(loss[0]) & jnp.isfinite(sum(norms.values()))
+        loss = metrics["loss"][0] / metrics["loss"][1]
+        good = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
+        loss_mean = state.loss_mean
+        if stage.max_loss_ratio:
+            first = jnp.isnan(loss_mean)
+            good &= first | (loss <= stage.max_loss_ratio * loss_mean)
+            new_mean = jnp.where(first, loss, loss_mean + _NEW_LOSS * (loss - loss_mean))
+            metrics = {**metrics, "loss_mean": jnp.stack([loss_mean, jnp.ones_like(loss)])}
+            loss_mean = jnp.where(good, new_mean, loss_mean)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         ema = ema_update(stage.optimizer, state.ema, trainable, state.step)
         new = (trainable, opt_state, ema)
         old = (state.trainable, state.opt_state, state.ema)
-        trainable, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        trainable, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
         metrics = {
             **metrics,
             **{
                 f"gradient_norm/{group}": jnp.stack([norm, jnp.ones_like(norm)])
                 for group, norm in norms.items()
             },
-            "bad_updates": jnp.stack([1.0 - finite, 1.0]).astype(jnp.float32),
+            "bad_updates": jnp.stack([1.0 - good, 1.0]).astype(jnp.float32),
         }
         return (
             dataclasses.replace(
-                state, step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=ema
+                state,
+                step=state.step + 1,
+                trainable=trainable,
+                opt_state=opt_state,
+                ema=ema,
+                loss_mean=loss_mean,
             ),
             metrics,
         )
@@ -95,7 +111,7 @@ def _norms(grads: Any, groups: Mapping[str, str]) -> dict[str, jax.Array]:
     return {group: jnp.sqrt(square) for group, square in squares.items()}
 
 
-def _microbatches(x: jax.Array, count: int, shards: int) -> jax.Array:
-    """[B, ...] -> [count, B / count, ...], each microbatch taking its rows from every shard."""
-    split = x.reshape(shards, count, x.shape[0] // (shards * count), *x.shape[1:])
+def _microbatches(x: jax.Array, count: int, row_groups: int) -> jax.Array:
+    """[B, ...] -> [count, B / count, ...], each microbatch taking rows from every one of `row_groups` parts."""
+    split = x.reshape(row_groups, count, x.shape[0] // (row_groups * count), *x.shape[1:])
     return split.swapaxes(0, 1).reshape(count, x.shape[0] // count, *x.shape[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import resource
@@ -18,8 +19,26 @@ import rich.console
 import rich.progress
 
 from mvader_jax.train.config import Stage
+from mvader_jax.train.flops import peak_flops
 
 Rates = Mapping[str, Callable[[int], Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class BadUpdate:
+    """An update that changed nothing: its step, its loss, and the running mean it was compared with."""
+
+    step: int
+    loss: float
+    loss_mean: float | None
+
+    def __str__(self) -> str:
+        if self.loss_mean is not None and math.isfinite(self.loss):
+            return (
+                f"at step {self.step} the loss is {self.loss:.4g}, far from its mean of {self.loss_mean:.4g}"
+            )
+        what = "its gradient is not finite" if math.isfinite(self.loss) else "which is not finite"
+        return f"at step {self.step} the loss is {self.loss:.4g}, {what}"
 
 
 class Watch:
@@ -34,6 +53,10 @@ class Watch:
         self.console = rich.console.Console(file=sys.stderr, quiet=quiet or not self.chief)
         self._sums: dict[str, np.ndarray] = {}
         self._pending: tuple[int, Any] | None = None
+        self._bad: list[BadUpdate] = []
+        self._flops = 0.0
+        kind = jax.devices()[0].device_kind
+        self._peak = (peak_flops(kind) or 0.0) * jax.device_count()
         self._since = time.monotonic()
         self._steps = 0
         self._bar: rich.progress.Progress | None = None
@@ -65,15 +88,32 @@ class Watch:
             yield
         self._bar = None
 
-    def after_step(self, number: int, metrics: Any) -> int:
-        """Notes step `number`'s metrics; returns how many bad updates the step before it had."""
-        bad = self._collect()
+    def flops(self, per_step: float) -> None:
+        """Model FLOPs of a step over all devices; from now on the logs hold what is made of them."""
+        self._flops = per_step
+
+    def after_step(self, number: int, metrics: Any) -> None:
+        """Notes step `number`'s metrics, and at a log point writes the means since the last one."""
+        self._collect()
         self._pending = (number, metrics)
         self._steps += 1
         if number % self.stage.log_every == 0 or number == self.stage.steps:
-            bad += self._collect()
+            self._collect()
             rates = {f"learning_rate/{group}": float(rate(number - 1)) for group, rate in self.rates.items()}
             self.write(number, {**self._means(), **rates})
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time in the block is not the steps': validation, pictures, compiling."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
+
+    def bad_updates(self, *, wait: bool = False) -> list[BadUpdate]:
+        """Those that came to light since the last call; with `wait`, of every step so far."""
+        if wait:
+            self._collect()
+        bad, self._bad = self._bad, []
         return bad
 
     def write(self, number: int, values: Mapping[str, float]) -> None:
@@ -84,8 +124,8 @@ class Watch:
                 for name, key in (("loss", "loss"), ("img/s", "images_per_second"))
                 if key in values
             )
-            if status:
-                self._bar.update(self._task, completed=number, status=status)
+            changed: dict[str, Any] = {"status": status} if status else {}
+            self._bar.update(self._task, completed=number, **changed)
         if not self.chief:
             return
         # JSON has no NaN; null keeps a bad value visible and the file readable.
@@ -95,20 +135,29 @@ class Watch:
         for name, value in values.items():
             self._board.add_scalar(name, value, number)
 
+    def picture(self, number: int, name: str, pixels: np.ndarray) -> None:
+        """Adds a picture, uint8 [H, W, 3], to TensorBoard."""
+        if self.chief:
+            self._board.add_image(name, pixels, number, dataformats="HWC")
+
     def close(self) -> None:
         if self.chief:
             self._jsonl.close()
             self._board.close()
 
-    def _collect(self) -> int:
+    def _collect(self) -> None:
         if self._pending is None:
-            return 0
-        _, metrics = self._pending
+            return
+        number, metrics = self._pending
         self._pending = None
         host = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         for name, value in host.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        return round(float(host["bad_updates"][0]))
+            # A loss that is not finite must not hide those of the steps around it.
+            if np.all(np.isfinite(value)):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        if host["bad_updates"][0]:
+            mean = float(host["loss_mean"][0]) if "loss_mean" in host else None
+            self._bad.append(BadUpdate(number, float(host["loss"][0] / host["loss"][1]), mean))
 
     def _means(self) -> dict[str, float]:
         now = time.monotonic()
@@ -116,6 +165,11 @@ class Watch:
         seconds = max(now - self._since, 1e-9)
         means["steps_per_second"] = self._steps / seconds
         means["images_per_second"] = self._steps * self.stage.batch_size / seconds
+        if self._flops:
+            rate = self._flops * means["steps_per_second"]
+            means["model_tflops_per_second"] = rate / 1e12
+            if self._peak:
+                means["model_flops_utilisation"] = rate / self._peak
         means["host_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         stats = jax.local_devices()[0].memory_stats()
         if stats and "peak_bytes_in_use" in stats:

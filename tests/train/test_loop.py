@@ -18,13 +18,18 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mvader_jax.bundle import load_bundle, save_bundle
+from mvader_jax.checkpoint import Checkpoints
 from mvader_jax.condition import PADDING, Condition
 from mvader_jax.data.rows import row_layout
 from mvader_jax.errors import UserError
+from mvader_jax.images import read_png_metadata
 from mvader_jax.parallel.mesh import MeshConfig, make_global, make_mesh
+from mvader_jax.prompt import Text
+from mvader_jax.sample_grid import SampleGrid, chosen_prompts
 from mvader_jax.train.config import Group, TrainConfig, load_config
-from mvader_jax.train.loop import PREEMPTED, train
+from mvader_jax.train.loop import PREEMPTED, Diverged, train
 from mvader_jax.train.objectives.diffusion import join_rows, replace_rows
+from mvader_jax.train.optimizer import OptimizerConfig
 from mvader_jax.train.run import build_run, data_loader
 from mvader_jax.train.state import partition
 
@@ -38,7 +43,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory in which the stages before diffusion are 'finished' with random weights."""
     path = tmp_path_factory.mktemp("run")
     for stage in ("vae", "language", "captioning", "contrastive"):
-        save_bundle(path / stage / "bundle", micro.bundle())
+        save_bundle(path / stage / "bundle", micro.bundle(micro.NANO))
     return path
 
 
@@ -57,7 +62,7 @@ def compilations() -> Iterator[list[str]]:
 
 
 def config_for(stage: str, **changes: Any) -> TrainConfig:
-    config = micro.train_config()
+    config = micro.nano_config()
     return dataclasses.replace(
         config, stages={**config.stages, stage: dataclasses.replace(config.stages[stage], **changes)}
     )
@@ -82,18 +87,19 @@ def test_a_stage_trains_its_own_groups_only(stage: str, workdir: Path, tmp_path:
     assert all(np.isfinite(record["loss"]) for record in records if "loss" in record)
     assert any("validation/loss" in record for record in records)
     before = {
-        path: np.asarray(leaf) for path, leaf in flatten_dict(micro.bundle().components, sep="/").items()
+        path: np.asarray(leaf)
+        for path, leaf in flatten_dict(micro.bundle(micro.NANO).components, sep="/").items()
     }
     changed = {path.split("/")[0] for path in after if not np.array_equal(after[path], before[path])}
     assert trained in changed
     assert not changed - {"captioning": {"adapters", "image_prefix"}, "contrastive": {"biases"}}[stage]
 
 
-def test_stopped_and_started_again_is_bitwise_the_undisturbed_run(tmp_path: Path) -> None:
+def test_stopped_and_started_again_is_bitwise_the_undisturbed_run(workdir: Path, tmp_path: Path) -> None:
     ends = []
+    config = micro.language_config(str(workdir / "language" / "bundle"))
     for name in ("whole", "stopped"):
         root = tmp_path / name
-        config = micro.train_config()
         if name == "stopped":
             # The notice of preemption arrives while the first part runs.
             calls = []
@@ -103,14 +109,104 @@ def test_stopped_and_started_again_is_bitwise_the_undisturbed_run(tmp_path: Path
                 if len(calls) == 3:
                     os.kill(os.getpid(), signal.SIGTERM)
 
-            assert train(config, "vae", root, one_device(), quiet=True, on_step=notice) == PREEMPTED
-            assert len(calls) < config.stages["vae"].steps
-            assert not (root / "vae" / "bundle").exists()
-        assert train(config, "vae", root, one_device(), quiet=True) == 0
-        ends.append(final(root, "vae"))
+            assert train(config, "language", root, one_device(), quiet=True, on_step=notice) == PREEMPTED
+            assert len(calls) < config.stages["language"].steps
+            assert not (root / "language" / "bundle").exists()
+        assert train(config, "language", root, one_device(), quiet=True) == 0
+        ends.append(final(root, "language"))
     assert ends[0].keys() == ends[1].keys()
     for path in ends[0]:
         np.testing.assert_array_equal(ends[0][path], ends[1][path], err_msg=path)
+
+
+def spoilt(workdir: Path, rate: float, **changes: Any) -> TrainConfig:
+    """A run whose first update throws the parameters far away."""
+    config = micro.language_config(str(workdir / "language" / "bundle"), **changes)
+    stage = dataclasses.replace(config.stages["language"], groups={"decoder": Group("decoder/.*", rate)})
+    return dataclasses.replace(config, stages={"language": stage})
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(workdir: Path, tmp_path: Path) -> None:
+    adam = OptimizerConfig(warmup_steps=0)
+    config = spoilt(workdir, float("inf"), optimizer=adam, save_every=100)
+    with pytest.raises(
+        Diverged, match=r"at step 2 the loss is nan, which is not finite.*max_bad_updates is 0"
+    ):
+        train(config, "language", tmp_path, one_device(), quiet=True)
+    assert Checkpoints(tmp_path / "language" / "checkpoints").latest() == 2
+    # Allowed to, the run skips such updates to its end; the count goes with the checkpoint.
+    config = spoilt(workdir, float("inf"), optimizer=adam, max_bad_updates=4)
+    with pytest.raises(Diverged, match="bad update number 5"):
+        train(config, "language", tmp_path, one_device(), quiet=True)
+    config = spoilt(workdir, float("inf"), optimizer=adam, max_bad_updates=50, steps=8)
+    assert train(config, "language", tmp_path, one_device(), quiet=True) == 0
+
+
+def test_an_exploding_loss_stops_the_run(workdir: Path, tmp_path: Path) -> None:
+    config = spoilt(workdir, 30.0, optimizer=OptimizerConfig(warmup_steps=0), max_loss_ratio=2.0)
+    with pytest.raises(Diverged, match=r"at step 2 the loss is \d+.*, far from its mean of \d"):
+        train(config, "language", tmp_path, one_device(), quiet=True)
+
+
+def test_what_changed_since_the_checkpoint_is_said(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = micro.language_config(str(workdir / "language" / "bundle"), steps=2)
+    assert train(config, "language", tmp_path, one_device(), quiet=True) == 0
+    init = tmp_path / "other"
+    other = micro.bundle(micro.NANO, "decoder")
+    other.components["decoder"]["ln_f"]["bias"] += 1.0
+    save_bundle(init, other)
+    config = micro.language_config(str(init), steps=3, batch_size=4)
+    assert train(config, "language", tmp_path, one_device()) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "going on from step 2 of 3" in said
+    assert "since that step was saved stage.batch_size changed from 8 to 4" in said
+    assert "the decoder that the stage starts from was replaced by another" in said
+
+
+def test_a_diffusion_run_is_watched(workdir: Path, tmp_path: Path) -> None:
+    """Losses by modality and quarter, norms, rates, throughput, validation, a grid of pictures, a profile."""
+    for name in ("vae", "contrastive"):
+        (tmp_path / name).mkdir()
+        os.symlink(workdir / name / "bundle", tmp_path / name / "bundle")
+    config = config_for(
+        "diffusion", steps=4, log_every=4, sample_every=4, sample_steps=2, frozen_dtype="bfloat16"
+    )
+    draw = SampleGrid()
+    assert train(config, "diffusion", tmp_path, one_device(), quiet=True, profile=1, on_sample=draw) == 0
+    run = tmp_path / "diffusion"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seen = {name: value for record in records for name, value in record.items()}
+    for name in (
+        *("loss", "loss_image", "loss_text", "image_rows", "bad_updates"),
+        *(
+            f"{what}/{group}"
+            for what in ("gradient_norm", "learning_rate")
+            for group in ("cross_attention", "unet")
+        ),
+        *("images_per_second", "model_tflops_per_second", "host_memory_gib"),
+        *("validation/loss", "validation/loss_text"),
+    ):
+        assert np.isfinite(seen[name]), name
+    assert any(name.startswith("loss_quarter") for name in seen)
+    pictures = json.loads(read_png_metadata(run / "samples" / "0000004.png")["pictures"])
+    assert len(pictures) == 8 and sum("[picture" in text for text in pictures) == 4
+    assert list((run / "profile").rglob("*.xplane.pb"))
+    assert list((run / "tensorboard").iterdir())
+    # What trains is kept whole, what does not in half the bytes.
+    kept = load_bundle(run / "bundle").components
+    dtypes = {name: {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} for name, tree in kept.items()}
+    assert dtypes["unet"] == {"float32"} and dtypes["decoder"] == {"bfloat16"}
+
+
+def test_prompts_of_ones_own(tmp_path: Path) -> None:
+    stage = config_for("diffusion", sample_prompts=("a red hat", "in blue | text:a cat@0.3")).stages[
+        "diffusion"
+    ]
+    (first, _), (second, label) = chosen_prompts(stage)
+    assert first.elements == (Text("a red hat"),)
+    assert second.elements == (Text("in blue"), Text("a cat", 0.3)) and label.startswith("in blue")
 
 
 def test_a_mesh_changes_neither_loss_nor_parameters(workdir: Path, compilations: list[str]) -> None:
@@ -120,11 +216,11 @@ def test_a_mesh_changes_neither_loss_nor_parameters(workdir: Path, compilations:
         make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)),
         make_mesh(MeshConfig(fsdp=4), jax.devices()[:4]),
     ):
-        config = micro.train_config(accumulate=1)
+        config = micro.nano_config(row_groups=8)
         run = build_run(config, config.stage("diffusion"), workdir, mesh)
         kernel = run.state.trainable["unet"]["mid_block"]["resnets_0"]["conv1"]["kernel"]
         fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
-        assert kernel.addressable_shards[0].data.shape == (3, 3, 32 // fsdp, 32 // tensor)
+        assert kernel.addressable_shards[0].data.shape == (3, 3, 16 // fsdp, 16 // tensor)
         moment = run.state.opt_state[1].mu["unet"]["mid_block"]["resnets_0"]["conv1"]["kernel"]
         assert moment.sharding == kernel.sharding
         loader, state, losses = data_loader(run, "train"), run.state, []
