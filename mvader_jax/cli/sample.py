@@ -201,7 +201,7 @@ def _chief() -> bool:
 
 @contextmanager
 def status(message: str, quiet: bool) -> Iterator[Any]:
-    """A line on stderr that tells what is being done, and for how long."""
+    """A line on a terminal that tells what is being done, and for how long."""
     import rich.console
     import rich.progress
 
@@ -211,15 +211,12 @@ def status(message: str, quiet: bool) -> Iterator[Any]:
         rich.progress.TimeElapsedColumn(),
     )
     console = rich.console.Console(stderr=True, quiet=quiet)
-    with rich.progress.Progress(*columns, console=console, transient=True) as bar:
+    hidden = not console.is_terminal
+    with rich.progress.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(message)
-        if not console.is_terminal:
-            console.print(message, highlight=False, markup=False)
 
         def say(text: str) -> None:
             bar.update(task, description=text)
-            if not console.is_terminal:
-                console.print(text, highlight=False, markup=False)
 
         yield say
 
