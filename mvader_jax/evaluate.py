@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mvader_jax.data.captions import caption, change_phrase
+from mvader_jax.data.captions import Language, caption, change_phrase
 from mvader_jax.data.scene_reader import SCORES, compare, read_scene
 from mvader_jax.data.scenes import COLORS, Scene, render, scene_at
 from mvader_jax.errors import UserError
 from mvader_jax.pipeline import Pipeline
-from mvader_jax.prompt import SITES, Image, Prompt, Text
+from mvader_jax.prompt import SITES, Element, Image, Prompt, Text
 
 #: theta of the image in the element-change curves.
 THETAS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.0)
@@ -81,7 +81,7 @@ def attribute_scores(truths: Sequence[Scene], pictures: Iterable[np.ndarray]) ->
 
 def text_prompts(scenes: Sequence[Scene]) -> list[Prompt]:
     """Captions that name every attribute, in English and German by turns."""
-    languages = ("en", "de")
+    languages: tuple[Language, ...] = ("en", "de")
     return [
         Prompt((Text(caption(scene, np.random.default_rng(i), languages[i % 2])),))
         for i, scene in enumerate(scenes)
@@ -96,14 +96,14 @@ def change_prompts(
     for i, scene in enumerate(scenes):
         others = [color for color in COLORS if color != scene.objects[0].color]
         color = others[i % len(others)]
-        elements = [Text(change_phrase("color", color)), Image(render(scene), weight=theta)]
+        elements: list[Element] = [Text(change_phrase("color", color)), Image(render(scene), weight=theta)]
         prompts.append(Prompt(tuple(elements if order == "text first" else elements[::-1]), site, balance))
         colors.append(color)
     return prompts, colors
 
 
 def change_scores(
-    scenes: Sequence[Scene], colors: Sequence[str], pictures: Sequence[np.ndarray]
+    scenes: Sequence[Scene], colors: Sequence[str], pictures: Iterable[np.ndarray]
 ) -> dict[str, float]:
     """Shares of pictures with the text's colour, with the image's colour, shape, and the text's colour
     and the image's shape at once (one-object scenes; no object in the picture counts as nothing right)."""
