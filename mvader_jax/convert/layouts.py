@@ -7,8 +7,11 @@ axes; fused tensors hold several of our slices, told apart by `part`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 Shape = tuple[int, ...]
@@ -79,19 +82,26 @@ def fused_vector(parts: int, heads: int = 1) -> Layout:
 
 
 def permuted(tensor: np.ndarray, axes: Shape | None) -> np.ndarray:
-    """`tensor.transpose(axes)` in contiguous memory.
+    """`tensor.transpose(axes)` in contiguous memory, perhaps read-only.
 
-    Where the first axis becomes the last, the tensor is turned in strips: reading a whole column at a
-    time would touch a new cache line for every number (10 times slower for a matrix of GPT-J).
+    Where the first axis becomes the last, JAX turns the tensor on its way to the host's own device: three
+    times as fast as NumPy, which copies number by number.
     """
     if axes is None:
         return np.ascontiguousarray(tensor)
-    if axes[-1] != 0 or tensor.size < 1 << 12:
-        return np.ascontiguousarray(tensor.transpose(axes))
-    result = np.empty([tensor.shape[axis] for axis in axes], tensor.dtype)
-    for start in range(0, tensor.shape[0], _STRIP):
-        result[..., start : start + _STRIP] = tensor[start : start + _STRIP].transpose(axes)
-    return result
+    turned = tensor.transpose(axes)
+    host = _host() if axes[-1] == 0 and tensor.size >= 1 << 12 and tensor.itemsize <= 4 else None
+    if host is None:
+        return np.ascontiguousarray(turned)
+    # As integers, whose bits nobody changes.
+    bits = turned.view(f"u{tensor.itemsize}")
+    return np.asarray(jax.device_put(bits, host)).view(tensor.dtype)
 
 
-_STRIP = 16
+@functools.cache
+def _host() -> Any:
+    """JAX's device that is the host's memory; None where JAX was told to use other platforms alone."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None

@@ -43,6 +43,14 @@ def test_linear_and_conv_turn_as_flax_wants() -> None:
     np.testing.assert_array_equal(CONV.ours(large), large.transpose(2, 3, 1, 0))
 
 
+def test_without_a_device_for_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = np.random.default_rng(2).standard_normal((90, 70)).astype(np.float16)
+    turned = LINEAR.ours(matrix)
+    monkeypatch.setattr("mvader_jax.convert.layouts._host", lambda: None)
+    np.testing.assert_array_equal(LINEAR.ours(matrix), turned)
+    np.testing.assert_array_equal(turned, matrix.T)
+
+
 def test_fused_parts_are_told_apart_head_by_head() -> None:
     # Two heads of one row each, in the order q k v q k v.
     rows = np.array([[10], [20], [30], [11], [21], [31]])
