@@ -29,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from mvader_jax.cli import register
 
-    register(app)
+    if not app.registered_commands:
+        register(app)
     try:
         code = app(args=arguments, standalone_mode=False)
     except _CommandLineError as error:
