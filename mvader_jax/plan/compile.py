@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.metadata
 import json
@@ -21,8 +22,8 @@ from mvader_jax.plan import hlo
 from mvader_jax.plan.program import Program
 from mvader_jax.plan.topology import Topology, places
 
-#: Raised when what is read from a program changes, so that kept results are not mixed up.
-FORMAT = 1
+#: Raised when what is kept of a program changes. Its text is kept too: reading more of it compiles nothing.
+FORMAT = 2
 Say = Callable[[str], None]
 Result = dict[str, Any]
 
@@ -45,33 +46,43 @@ def compile_program(
     recipe = [FORMAT, topology.name, topology.slices, effort, versions, list(program.mesh.shape.items())]
     key = hashlib.sha256(f"{json.dumps(recipe)}\n{text}".encode()).hexdigest()[:32]
     path = cache_directory() / f"{key}.json"
+    kept = path.with_suffix(".hlo.gz")
     if cache and path.is_file():
         say("the program was compiled before")
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        result: Result = json.loads(path.read_text(encoding="utf-8"))
+        if kept.is_file():
+            result.update(measure(gzip.decompress(kept.read_bytes()).decode(), program, topology))
+        return result
     say(f"compiling {len(text) >> 20} MiB of StableHLO for {topology.name} at effort {effort:g}")
+    compiled_text = ""
     try:
         compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": float(effort)})
     except Exception as error:  # jaxlib's XlaRuntimeError
         memory = refused_memory(str(error))
         if memory is None:
             raise UserError(f"XLA does not compile the program: {str(error).splitlines()[0]}") from None
-        result: Result = {"memory": memory}
+        result = {"memory": memory}
     else:
-        say("reading the compiled program")
-        result = {
-            **measure(compiled.as_text(), program, topology),
-            "memory": memory_of(compiled.memory_analysis()),
-            "xla": _xla(compiled.cost_analysis()),
-        }
+        compiled_text = compiled.as_text()
+        result = {"memory": memory_of(compiled.memory_analysis()), "xla": _xla(compiled.cost_analysis())}
     result["seconds"] = time.monotonic() - started
     result["cpu_seconds"] = time.process_time() - worked
     result["versions"] = versions
     if cache:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(result), encoding="utf-8")
-        os.replace(partial, path)
+        if compiled_text:
+            _write(kept, gzip.compress(compiled_text.encode(), 3))
+        _write(path, json.dumps(result).encode())
+    if compiled_text:
+        say("reading the compiled program")
+        result.update(measure(compiled_text, program, topology))
     return result
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    os.replace(partial, path)
 
 
 def cache_directory() -> Path:

@@ -24,6 +24,7 @@ _BITS = {
 _ARRAY = re.compile(r"\b([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,<=]*)\](\{[^{}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_START = re.compile(r"\s+(ROOT )?%?[\w.\-]+ = ")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 #: What XLA writes where an estimate of cycles overflowed.
 SATURATED = 2**63 - 1
@@ -143,20 +144,21 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     """({name: computation}, the entry's name). Raises ValueError for text that is no HLO module."""
     computations: dict[str, Computation] = {}
     entry, name = "", ""
-    body: list[Instruction] = []
+    body: list[str] = []
     for line in text.splitlines():
         if not name:
             header = _HEADER.match(line)
             if header:
                 name, body = header[2], []
                 entry = name if header[1] else entry
-        elif line.startswith("}"):
-            computations[name] = Computation(name, tuple(body))
+        elif line.rstrip() == "}":
+            found = (_instruction(whole.strip()) for whole in body)
+            computations[name] = Computation(name, tuple(i for i in found if i is not None))
             name = ""
+        elif _START.match(line) or not body:
+            body.append(line)
         else:
-            instruction = _instruction(line.strip())
-            if instruction is not None:
-                body.append(instruction)
+            body[-1] += line  # a kernel's metadata goes on over several lines
     if entry not in computations:
         raise ValueError("this is no text of a compiled program: it has no ENTRY computation")
     return computations, entry
@@ -295,7 +297,7 @@ def _count(
     elif i.opcode == "convolution":
         flops = _convolution_flops(here, i)
     elif i.opcode == "custom-call" and "tpu_custom_call" in i.attributes:
-        flops = kernel_flops(i.attributes, [_array(here, o) for o in i.operands])
+        flops = kernel_flops(f"{i.name} {i.attributes}", [_array(here, o) for o in i.operands])
         total.kernel_flops += times * flops
     total.flops += times * flops
     total.once_flops += flops
@@ -306,6 +308,8 @@ def _count(
             return  # an asynchronous fusion repeats its collective in each of its steps
         channels.update(channel.groups() if channel else ())
         groups = parse_pairs(i.attributes) if kind == "collective-permute" else parse_groups(i.attributes)
+        if groups is not None and groups.size < 2:
+            return  # every chip with itself
         sent = sum(array.bytes for o in i.operands for array in _arrays_of(here, o))
         got = i.bytes - (sent if i.opcode.endswith("-start") and kind != "all-reduce" else 0)
         name = f"{outer.name} {outer.called('calls') or ''}"
@@ -444,15 +448,14 @@ def valid_taps(size: int, kernel: int, out: int, stride: int, pad: int, dilated:
     return count
 
 
-def kernel_flops(attributes: str, operands: Sequence[Array]) -> float:
+def kernel_flops(what: str, operands: Sequence[Array]) -> float:
     """FLOPs of a Pallas attention kernel by the shapes of q [.., Sq, K], k and v [.., Sk, K]; else 0.
 
-    Forward: two products; the gradient by queries: three, one of them done again; by keys: four.
+    what: its name and attributes. Forward: two products; the gradient by queries: three, one of them done
+    again; by keys: four.
     """
     wide = [a.shape for a in operands if len(a.shape) >= 3 and a.dtype in ("bf16", "f32")]
-    name = re.search(
-        r'(?:op_name=|"name":\s*|kernel_name\s*=\s*)"?[^"]*(splash_mha|flash_attention)[^"]*', attributes
-    )
+    name = re.search(r"(?:splash_mha|flash_attention)\w*", what)
     if name is None or len(wide) < 3:
         return 0.0
     (*rows, queries, width), (*_, keys, _), (*_, _, values) = wide[:3]

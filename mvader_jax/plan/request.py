@@ -103,7 +103,7 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
         dict(mesh.shape),
         {
             **settings,
-            "compiled in": f"{compiled['seconds']:.0f} s ({compiled.get('cpu_seconds', compiled['seconds']):.0f} s of CPU)",
+            "compiled in": f"{compiled['seconds']:.0f} s ({compiled['cpu_seconds']:.0f} s of CPU)",
             "by": _versions(compiled),
         },
         parts,

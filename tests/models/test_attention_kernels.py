@@ -211,7 +211,11 @@ def test_a_tpus_compiler_takes_the_kernel_and_keeps_no_scores(pod: Any) -> None:
     compiled = compiled_for(pod, 4096, 144, 8, 40)
     text = compiled.as_text()
     assert text.count("tpu_custom_call") >= 3  # forward, gradient by queries, gradient by keys
-    assert cost(text).collectives == []  # every chip attends to its own rows
+    found = cost(text)
+    assert found.collectives == []  # every chip attends to its own rows
+    # Two rows a chip, keys filled up to 256, two dimensions for the weights: forward, dq and dkv.
+    pairs = 2.0 * 2 * 8 * 4096 * 256
+    assert found.kernel_flops == pairs * ((42 + 40) + (2 * 42 + 40) + (2 * 42 + 2 * 40))
     scores = 2 * 8 * 4096 * 144 * 4
     without = compiled_for(pod, 4096, 144, 8, 40, jnp.float32)
     assert "tpu_custom_call" not in without.as_text()

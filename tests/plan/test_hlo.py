@@ -116,8 +116,23 @@ def test_a_compiled_step_of_convolutions_has_the_flops_of_its_mathematics() -> N
 def test_attention_kernels_count_by_their_shapes() -> None:
     q, k, v = Array("bf16", (2, 8, 1024, 42)), Array("bf16", (2, 8, 256, 42)), Array("bf16", (2, 8, 256, 40))
     pairs = 2 * 2 * 8 * 1024 * 256
-    name = 'custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/%s"}'
-    assert kernel_flops(name % "splash_mha_fwd_residuals", [q, k, v]) == pairs * (42 + 40)
-    assert kernel_flops(name % "splash_mha_dq", [q, k, v]) == pairs * (2 * 42 + 40)
-    assert kernel_flops(name % "splash_mha_dkv", [q, k, v]) == pairs * (2 * 42 + 2 * 40)
-    assert kernel_flops(name % "another_kernel", [q, k, v]) == 0
+    assert kernel_flops("splash_mha_fwd_residuals.1", [q, k, v]) == pairs * (42 + 40)
+    assert kernel_flops("splash_mha_dq_no_residuals", [q, k, v]) == pairs * (2 * 42 + 40)
+    assert kernel_flops("splash_mha_dkv_no_residuals", [q, k, v]) == pairs * (2 * 42 + 2 * 40)
+    assert kernel_flops("another_kernel", [q, k, v]) == 0
+
+
+def test_a_kernel_s_metadata_over_several_lines_ends_nothing() -> None:
+    """As a TPU's compiler prints Pallas calls: a line of it begins with a brace."""
+    shape = "bf16[2,8,128,42]{3,2,1,0}"
+    kernel = (
+        "  %splash_mha_fwd_residuals.1 = bf16[64,1024]{1,0} custom-call(%q, %q, %q), "
+        'custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n'
+        '"xprof_metadata":"{\\"block_q\\": 128}"\n'
+        '}}, metadata={op_name="jit(f)/splash_mha_fwd_residuals/pallas_call"}\n'
+    )
+    start = "  %start = s32[]{:T(128)} constant(0)\n"
+    text = LOOP.replace(start, f"{start}  %q = {shape} parameter(2)\n{kernel}")
+    found = cost(text)
+    assert found.kernel_flops == 2.0 * 2 * 8 * 128 * 128 * (42 + 42)
+    assert found.loops == {"loop": 6} and len(found.collectives) == 1
