@@ -212,7 +212,8 @@ def _read_one(
     """The record at a position. needs: parts that the batch takes of it; where a precomputed record lacks
     one, its picture is read."""
     # The crop's choices are apart from the source's, which made the caption from the same position.
-    rng = reader.rng(position, "decode")
+    chance = config.crop == "random" or config.flip > 0
+    rng = reader.rng(position, "decode") if chance else None
     sides = size or (config.image_size, config.image_size)
 
     def finish(record: Record) -> Record:

@@ -18,17 +18,18 @@ from mvader_jax.prompt import Element, Image, Prompt
 Size = tuple[int, int]
 
 
-def decode(record: Record, config: DataConfig, rng: np.random.Generator, size: Size) -> Record:
+def decode(record: Record, config: DataConfig, rng: np.random.Generator | None, size: Size) -> Record:
     """The record with "image" as uint8 [height, width, 3], and with the pictures of "prompt" read.
 
-    size: (height, width). Raises UserError for a picture that cannot be read.
+    rng: places random crops and flips; None where the config asks for neither. size: (height, width).
+    Raises UserError for a picture that cannot be read.
     """
     if "prompt" in record:
         record = {**record, "prompt": _with_pictures(record["prompt"])}
     if "image" not in record:
         return record
     pixels = crop(record["image"], size, rng if config.crop == "random" else None)
-    if config.flip and rng.random() < config.flip:
+    if rng is not None and config.flip and rng.random() < config.flip:
         pixels = pixels[:, ::-1]
     return {**record, "image": pixels}
 

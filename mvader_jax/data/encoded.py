@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -141,7 +142,10 @@ class Encoded:
         self.path, self.split, self._config = path, split, config
         self.info = read_info(path)
         self._check()
-        self._offsets = self._sizes()
+        shapes = [(part, getattr(self.info, part)) for part in PARTS]
+        #: (part, its shape, its bytes), in the order of a record.
+        self._layout = [(p, shape, math.prod(shape) * BF16.itemsize) for p, shape in shapes if shape]
+        self._least = sum(size for _, _, size in self._layout)
         self._open()
 
     def _check(self) -> None:
@@ -162,10 +166,6 @@ class Encoded:
             )
         if self._config.flip or self._config.crop == "random":
             raise UserError("precomputed latents are of the centre crop: set crop='centre' and flip=0")
-
-    def _sizes(self) -> tuple[int, ...]:
-        shapes = [shape for shape in (self.info.latents, self.info.features) if shape is not None]
-        return tuple(int(np.prod(shape)) * BF16.itemsize for shape in shapes)
 
     def _open(self) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -190,17 +190,13 @@ class Encoded:
             data = self._records[index]
         except Exception as error:  # as in `_open`
             raise DamagedRecord(f"it cannot be read: {error}") from None
-        size = sum(self._offsets)
-        if len(data) < size:
+        if len(data) < self._least:
             raise DamagedRecord(f"it could not be encoded: {data.decode(errors='replace')}")
         record: Record = {"picture": self._picture_of(index)}
         at = 0
-        for part in PARTS:
-            shape = getattr(self.info, part)
-            if shape is not None:
-                count = int(np.prod(shape))
-                record[part] = np.frombuffer(data, BF16, count, at).reshape(shape)
-                at += count * BF16.itemsize
+        for part, shape, size in self._layout:
+            record[part] = np.frombuffer(data, BF16, size // BF16.itemsize, at).reshape(shape)
+            at += size
         record["caption"] = (
             self._scenes.caption(index, rng) if self._scenes is not None else draw_caption(data[at:], rng)
         )

@@ -6,7 +6,10 @@ alone, so that nothing but the position needs saving, whatever the number of pro
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
@@ -49,6 +52,19 @@ class Damage:
     reason: str
 
 
+class _Lazy:
+    """A generator that is made at its first use: many records make no choice."""
+
+    def __init__(self, make: Callable[[], np.random.Generator]) -> None:
+        self._make = make
+        self._made: np.random.Generator | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        return getattr(self._made, name)
+
+
 class Reader:
     """Several sources in one shuffled endless order, one epoch after the other.
 
@@ -65,19 +81,19 @@ class Reader:
             )
         self.sources = tuple(sources)
         self._seed = seed
-        self._starts = np.cumsum([0, *(len(source) for source in sources)])
+        self._starts = [0, *itertools.accumulate(len(source) for source in sources)]
         if weights and len(sources) > 1:
             parts = [
-                self._order(int(start), int(stop), seed + number, shuffle)
+                self._order(start, stop, seed + number, shuffle)
                 for number, (start, stop) in enumerate(zip(self._starts, self._starts[1:], strict=False))
             ]
             self.order = grain.MapDataset.mix(parts, list(weights))
         else:
-            self.order = self._order(0, int(self._starts[-1]), seed, shuffle)
+            self.order = self._order(0, self._starts[-1], seed, shuffle)
 
     def __len__(self) -> int:
         """Records in all sources together."""
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def at(self, step: int) -> tuple[Reader, int, tuple[int, int] | None]:
         """(what a step reads from, which of its batches, sides of its pictures): `Buckets` choose here."""
@@ -101,11 +117,11 @@ class Reader:
         nothing else, so that a resumed run makes the same. Raises UserError after 100 in a row.
         """
         number = int(self.order[position])
-        which = int(np.searchsorted(self._starts, number, side="right")) - 1
-        source, first = self.sources[which], number - int(self._starts[which])
+        which = bisect.bisect_right(self._starts, number) - 1
+        source, first = self.sources[which], number - self._starts[which]
         passed: list[Damage] = []
         # One generator for all attempts: a substitute must not repeat the choices that did not do.
-        rng = self.rng(position)
+        rng = typing.cast(np.random.Generator, _Lazy(lambda: self.rng(position)))
         for step in range(_SUBSTITUTES):
             index = (first + step) % len(source)
             try:

@@ -3,6 +3,10 @@
     python tests/data/img2dataset_like.py OUT --images 20000
 
 writes one of tars, pictures of 640 x 512, two in a hundred damaged, and prints what a build must count.
+
+    python tests/data/img2dataset_like.py OUT --encoded 4096
+
+writes records as `mvader data encode` does for pictures of 512 pixels, with random latents.
 """
 
 from __future__ import annotations
@@ -226,11 +230,36 @@ def two_in_a_hundred(images: int) -> dict[int, str]:
     return {number: kinds[number // 50 % len(kinds)] for number in range(25, images, 50)}
 
 
+def make_encoded(root: pathlib.Path, records: int) -> None:
+    """An encoded set of Stable Diffusion's moments at 512 pixels: 64 x 64 x 4, twice."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    from mvader_jax.data.encoded import BF16, INFO, EncodedInfo, pack, shard_path
+
+    root.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    splits = {"train": records, "validation": 1}
+    origin = {"source": "records", "path": "nowhere"}
+    info = EncodedInfo((2, 64, 64, 4), None, 512, 0, splits, records, origin, {})
+    pool = [rng.normal(size=(2, 64, 64, 4)).astype(BF16) for _ in range(64)]
+    for split, count in splits.items():
+        writer = ArrayRecordWriter(str(shard_path(root, split, 0)), "group_size:1,uncompressed")
+        for number in range(count):
+            caption = f"a photograph of object number {number}, seen from the side in soft light"
+            writer.write(pack(pool[number % len(pool)], None, [caption]))
+        writer.close()
+    (root / INFO).write_text(json.dumps(info.to_json()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--encoded", type=int, default=0)
     options = parser.parse_args()
+    if options.encoded:
+        make_encoded(options.out, options.encoded)
+        return
     per_shard = 1000
     made = make(
         options.out,
