@@ -6,6 +6,7 @@ Batch norm runs on stored statistics: they are parameters that nothing trains.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mvader_jax.parallel.sharding import partitioned
+from mvader_jax.parallel.sharding import constrain, partitioned
 
 Dtype = Any
 _EPS = 1e-5
@@ -73,10 +74,13 @@ class BatchNorm(nn.Module):
         return x * gain.astype(x.dtype) + (bias - mean * gain).astype(x.dtype)
 
 
-def _conv(features: int, size: int, name: str, dtype: Dtype, stride: int = 1) -> nn.Conv:
+def _conv(
+    features: int, size: int, name: str, dtype: Dtype, stride: int = 1
+) -> Callable[[jax.Array], jax.Array]:
+    """A convolution whose activations stay sharded by batch alone (see `unet_blocks.Conv` for why)."""
     pad = size // 2
     init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-    return nn.Conv(
+    module = nn.Conv(
         features,
         (size, size),
         strides=(stride, stride),
@@ -86,6 +90,11 @@ def _conv(features: int, size: int, name: str, dtype: Dtype, stride: int = 1) ->
         dtype=dtype,
         name=name,
     )
+    return lambda x: _pin(module(_pin(x)))
+
+
+def _pin(x: jax.Array) -> jax.Array:
+    return constrain(x, "batch", "sequence", "sequence", "activation")
 
 
 class Bottleneck(nn.Module):
