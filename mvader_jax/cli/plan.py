@@ -92,9 +92,7 @@ def plan(
                     request, search=False, mesh=best["mesh"], accumulate=best["microbatches"]
                 )
                 try:
-                    found["plans"].append(
-                        run_request(chosen, lambda text, m=best["mesh"]: say(f"{m}: {text}"))
-                    )
+                    found["plans"].append(run_request(chosen, _prefixed(say, best["mesh"])))
                 except UserError as error:
                     say(f"{best['mesh']}: {error}")
             found["plans"].sort(key=_rank)
@@ -116,6 +114,10 @@ def plan(
         print(report.text(report.from_dict(one)))
     if not found["plans"] and compiled:
         raise UserError("none of the meshes compiles")
+
+
+def _prefixed(say: Callable[[str], None], mesh: str) -> Callable[[str], None]:
+    return lambda text: say(f"{mesh}: {text}")
 
 
 def _rank(plan: dict[str, Any]) -> tuple[bool, float]:

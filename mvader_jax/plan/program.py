@@ -284,8 +284,9 @@ def bytes_a_chip(tree: Tree) -> int:
 
 
 def _prompt(rows: int, length: int, pixels: Any) -> PromptBatch:
-    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    logs = jax.ShapeDtypeStruct((rows, length), jnp.float32)
+    # Shapes stand where arrays will.
+    ids: Any = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    logs: Any = jax.ShapeDtypeStruct((rows, length), jnp.float32)
     if isinstance(pixels, tuple):
         pixels = jax.ShapeDtypeStruct(pixels, jnp.float32)
     return PromptBatch(ids, pixels, ids, logs, logs)

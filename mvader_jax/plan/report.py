@@ -172,9 +172,9 @@ def readable(figure: Figure) -> str:
     if unit == "s":
         return f"{value * 1e3:.1f} ms" if value < 10 else f"{value:.1f} s"
     if unit == "FLOP":
-        for size, prefix in _PREFIXES:
-            if value >= size:
-                return f"{value / size:.2f} {prefix}FLOP"
+        for power, prefix in _PREFIXES:
+            if value >= power:
+                return f"{value / power:.2f} {prefix}FLOP"
     if unit == "":
         return f"{100 * value:.1f} %"
     return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
