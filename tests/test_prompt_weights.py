@@ -158,7 +158,9 @@ def test_lengths(tokenizer: Tokenizer) -> None:
     full = batch(tokenizer, [words, SQUARE], None, "a red")
     assert full.token_ids.shape == (3, 32)
     assert (full.log_weights > PADDING).sum(axis=1).tolist() == [32, 1, 2]
-    with pytest.raises(UserError, match=r"29 text tokens and 1 image of 4 tokens, 33 in all, .* 32 positions"):
+    with pytest.raises(
+        UserError, match=r"29 text tokens and 1 image of 4 tokens, 33 in all, .* 32 positions"
+    ):
         batch(tokenizer, [words + " red", SQUARE])
 
 
