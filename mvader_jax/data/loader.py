@@ -123,6 +123,10 @@ class Loader(Iterator[Batch]):
                 )
         return batch
 
+    def make(self, step: int) -> Batch:
+        """This process's rows of a step, made here and now, without reading ahead."""
+        return self._make(step)[0]
+
     def get_state(self) -> dict[str, Any]:
         return {
             "samples": self.step * self._batch_size,
