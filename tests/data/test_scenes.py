@@ -7,9 +7,12 @@ import PIL.Image
 import pytest
 
 from mvader_jax.data.captions import _ADJECTIVE_DE, ATTRIBUTES, caption, contrastive_triplet, differing
+from mvader_jax.data.config import DataConfig
 from mvader_jax.data.listed import find_captions
+from mvader_jax.data.loader import make_loader
 from mvader_jax.data.scene_parts import write_files
 from mvader_jax.data.scene_reader import SCORES, compare, read_scene
+from mvader_jax.data.scene_sources import SceneImages
 from mvader_jax.data.scenes import (
     COLORS,
     FILLS,
@@ -23,6 +26,7 @@ from mvader_jax.data.scenes import (
     scene_at,
 )
 from mvader_jax.errors import UserError
+from mvader_jax.tokenizer import train_tokenizer
 
 SCENES = [scene_at(7, i, ("train", "validation")[i % 2]) for i in range(400)]
 
@@ -131,3 +135,33 @@ def test_export_to_files_reads_back_as_any_data_set(tmp_path, format: str) -> No
     assert len(samples) == 6
     with pytest.raises(UserError, match="not empty"):
         write_files(tmp_path / "out", 1)
+
+
+CONFIG = DataConfig(source="scenes", num_records=50, caption_length=48, threads=1)
+
+
+def test_parallel_captions_tell_the_same_scene_twice() -> None:
+    source = SceneImages(dataclasses.replace(CONFIG, parallel=1.0, languages=("en",)), "train")
+    for index in range(20):
+        first, second = source.record(index, np.random.default_rng(index))["caption"].split("; ")
+        assert scene_at(0, index).background in first and scene_at(0, index).background in second
+
+
+def test_queries_may_be_pictures() -> None:
+    tokenizer = train_tokenizer(["a red circle", "ein roter kreis"], 300, max_positions=96)
+    sizes = {"batch_size": 2, "image_tokens": 4, "encoder_size": 64}
+    texts = next(make_loader(CONFIG, "contrastive", tokenizer, **sizes))
+    assert texts["query"].pixels.shape[1] == 0
+    pictures = next(make_loader(CONFIG, "contrastive", tokenizer, picture_queries=True, **sizes))
+    assert pictures["query"].pixels.shape == (2, 1, 64, 64, 3)
+    assert pictures["query"].image_index.tolist() == [[0, 1, 2, 3]] * 2
+    assert np.array_equal(pictures["positive"].token_ids, texts["positive"].token_ids)
+
+
+def test_pairs_have_no_pictures(tmp_path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"query": "a", "positive": "b", "negatives": ["c"]}\n' * 4)
+    config = dataclasses.replace(CONFIG, source="pairs", paths=(str(path),))
+    tokenizer = train_tokenizer(["a b c"], 300, max_positions=96)
+    with pytest.raises(UserError, match="no pictures beside its pairs"):
+        make_loader(config, "contrastive", tokenizer, batch_size=2, picture_queries=True)
