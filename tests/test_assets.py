@@ -1,0 +1,57 @@
+"""The embedded bundle is what its config says, small enough to ship, and reads scenes as it should."""
+
+import jax
+import numpy as np
+
+from mvader_jax.bundle import ASSETS, load_bundle, read_config
+from mvader_jax.components import abstract_components
+from mvader_jax.data.scene_reader import compare, read_scene
+from mvader_jax.data.scenes import render
+from mvader_jax.evaluate import held_out
+from mvader_jax.pipeline import Pipeline
+from mvader_jax.prompt import Image
+from mvader_jax.train.config import load_config
+
+TINY = ASSETS / "tiny"
+
+
+def test_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) <= 25e6
+
+
+def test_the_weights_are_those_of_the_recorded_config() -> None:
+    bundle = load_bundle("tiny")
+    records = read_config(TINY)["components"]
+    assert set(bundle.components) == set(records) >= {"decoder", "adapters", "image_encoder", "vae"}
+    shapes, _ = abstract_components(bundle.model, list(bundle.components))
+    for name, component in bundle.components.items():
+        same = jax.tree.map(lambda leaf, shape: leaf.shape == shape.shape, component, shapes[name])
+        assert all(jax.tree.leaves(same)), name
+        leaves = jax.tree.leaves(component)
+        assert sum(leaf.size for leaf in leaves) == records[name]["parameters"]
+        assert all(
+            np.isfinite(leaf).all() and np.ptp(np.asarray(leaf)) > 0 for leaf in leaves if leaf.size > 1
+        )
+
+
+def test_its_parts_are_those_that_the_config_trains() -> None:
+    embedded, config = load_bundle("tiny").model, load_config("configs/tiny.py").model
+    for name in ("decoder", "adapters", "image_encoder", "image_prefix"):
+        assert getattr(embedded, name) == getattr(config, name), name
+
+
+def test_the_autoencoder_keeps_what_a_scene_shows() -> None:
+    pipe = Pipeline(load_bundle("tiny"))
+    scenes = held_out(40)
+    truth = np.stack([render(scene) for scene in scenes])
+    decoded = np.rint((np.asarray(pipe.decode(pipe.encode(truth))) + 1) * 127.5).astype(np.uint8)
+    scores = [compare(scene, read_scene(picture)) for scene, picture in zip(scenes, decoded, strict=True)]
+    for name in scores[0]:
+        assert np.mean([score[name] for score in scores]) >= 0.9, name
+
+
+def test_pictures_have_hidden_states_of_their_own() -> None:
+    pipe = Pipeline(load_bundle("tiny"))
+    first, second = (np.asarray(pipe.embed(Image(render(s))).hidden) for s in held_out(2))
+    assert first.shape == (1, 16, 160)
+    assert np.std(first - second) > 0.3 * np.std(first)
