@@ -156,7 +156,7 @@ def test_bad_lines_are_told_and_the_rest_goes_on(pipe: Pipeline, folder: Path) -
         "the weight of": '{"prompt": [{"text": "x", "weight": -1}]}',
         "NaN is no JSON": '{"prompt": [{"text": "x", "weight": NaN}]}',
         "nowhere.png' does not exist": '{"prompt": [{"image": "nowhere.png"}]}',
-        "truncated or damaged": '{"prompt": [{"image": "cut.png"}]}',
+        "cut.png' is": '{"prompt": [{"image": "cut.png"}]}',
         "of line 1 already": '{"id": "good", "prompt": "x"}',
         "the id '../x'": '{"id": "../x", "prompt": "x"}',
         "steps is 0": '{"prompt": "x", "steps": 0}',
