@@ -147,7 +147,7 @@ def test_tasks_and_figures(run: Run, tmp_path: Path) -> None:
         (["red@inf"], "finite"),
         (["red@lots"], "not a number"),
         (["red", "--negative", ""], "empty"),
-        (["a.png"] * 7, "positions"),
+        (["a.png"] * 30, "positions"),
         (["a red circle " * 60], "positions"),
         (["red", "--steps", "0"], "1 to 1000"),
         (["red", "--steps", "1001"], "1 to 1000"),

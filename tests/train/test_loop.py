@@ -259,7 +259,7 @@ def test_configs_load_and_overrides_are_checked() -> None:
     config = load_config("configs/tiny.py", ["stages.vae.steps=7", "stages.diffusion.data.p_image=0.5"])
     assert config.stages["vae"].steps == 7
     assert config.stages["diffusion"].data.p_image == 0.5
-    assert config.stages["contrastive"].groups == {"biases": Group("biases/.*", 1e-3)}
+    assert config.stages["contrastive"].groups == {"biases": Group("biases/.*", 4e-3)}
     with pytest.raises(UserError, match="did you mean 'steps'"):
         load_config("configs/tiny.py", ["stages.vae.stepps=7"])
     with pytest.raises(UserError, match="expected int"):
