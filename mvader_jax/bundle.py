@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,7 +172,16 @@ def staged(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         everywhere(True)
     finally:
         if first_process():
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(work)
+
+
+def _remove(work: Path) -> None:
+    """Removes a directory that a writer's threads, after an interruption, may still be filling."""
+    for _ in range(50):
+        shutil.rmtree(work, ignore_errors=True)
+        if not work.exists():
+            return
+        time.sleep(0.1)
 
 
 def _take_place(work: Path, path: Path) -> None:
