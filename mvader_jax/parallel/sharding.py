@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from mvader_jax.errors import UserError
+
 #: The axes of every mesh, slowest network first.
 MESH_AXES = ("replica", "data", "fsdp", "tensor")
 
@@ -37,7 +39,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 REPLICATE_BELOW_BYTES = 1 << 20
 
 
-class ShardingError(ValueError):
+class ShardingError(UserError):
     """An unknown axis, two axes on one mesh axis, or a large tensor that does not divide."""
 
 

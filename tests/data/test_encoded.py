@@ -166,7 +166,7 @@ def test_pictures_of_a_data_set_and_the_damaged_among_them(workdir, tmp_path):
     built = tmp_path / "built"
     build(find_shards(tmp_path / "in"), built, "laion_aesthetics", FilterConfig())
     data = dataclasses.replace(DATA, source="records", paths=(str(built),))
-    spoil(built, (5, 100))
+    spoil(built, (5, 60))
     info, check = run(tmp_path / "out", workdir, data=data, shard_size=100, parts=("latents",))
     # Records 0, 100 and 200 are held out; two of all could not be read.
     assert info.splits == {"train": 237, "validation": 3}
