@@ -15,6 +15,7 @@ from mvader_jax.models.decoder import AdaptersConfig, Decoder, DecoderConfig, as
 from mvader_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from mvader_jax.models.image_prefix import ImagePrefix, ImagePrefixConfig
 from mvader_jax.models.remat import Remat
+from mvader_jax.parallel.sharding import constrain
 
 Components = Mapping[str, Any]
 Dtype = Any
@@ -66,7 +67,11 @@ def s_magma_rows(
             return embeddings
         images = batch.pixels.reshape(-1, *batch.pixels.shape[2:])
         tokens = image_embeddings(config, components, images, dtype=dtype, dropout_key=dropout_key)
-        tokens = tokens.reshape(embeddings.shape[0], -1, embeddings.shape[-1])
+        # Pinned like the convolutions: with its width left sharded, XLA's partitioner (jax 0.10) takes the
+        # rows of another device on a mesh with data, fsdp and tensor axes.
+        tokens = constrain(
+            tokens.reshape(embeddings.shape[0], -1, embeddings.shape[-1]), "batch", "sequence", "activation"
+        )
         placed = jnp.take_along_axis(tokens, jnp.maximum(batch.image_index, 0)[:, :, None], axis=1)
         return jnp.where((batch.image_index >= 0)[:, :, None], placed, embeddings)
 
