@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,12 @@ def read_requests(
     requests: list[Request] = []
     problems: list[Problem] = []
     seen: dict[str, int] = {}
+    digest = functools.cache(_digest)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            request = _request(number, line, file.parent, defaults)
+            request = _request(number, line, file.parent, defaults, digest)
             if request.id in seen:
                 raise UserError(f"the id {request.id!r} is that of line {seen[request.id]} already")
             seen[request.id] = number
@@ -120,7 +122,9 @@ def read_requests(
     return requests, problems
 
 
-def _request(number: int, line: bytes, root: Path, defaults: Settings) -> Request:
+def _request(
+    number: int, line: bytes, root: Path, defaults: Settings, digest: Callable[[str], str]
+) -> Request:
     try:
         data = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError:
@@ -148,14 +152,14 @@ def _request(number: int, line: bytes, root: Path, defaults: Settings) -> Reques
     # A strength of 0 is the null prompt.
     ignored = against is None or values["negative_strength"] == 0
     negative = None if ignored else Prompt.from_json(against, root, **meaning)
-    for one in (prompt, negative):
-        for element in one.elements if one else ():
-            if isinstance(element, Image) and not os.path.isfile(os.fspath(element.path or "")):
-                raise UserError(f"{element.describe()} does not exist")
+    shown = [element for one in (prompt, negative) if one for element in one.elements]
+    images = [digest(os.fspath(element.path or "")) for element in shown if isinstance(element, Image)]
     settings = {
         "prompt": data["prompt"],
         "negative": against or [],
         **{key: value for key, value in values.items() if key != "num_images"},
+        # What the files hold: a picture of the same name is not the same prompt for long.
+        **({"images": images} if images else {}),
     }
     return Request(
         number,
@@ -170,6 +174,17 @@ def _request(number: int, line: bytes, root: Path, defaults: Settings) -> Reques
         values["sampler"],
         settings,
     )
+
+
+def _digest(path: str) -> str:
+    """A short hash of a file's bytes."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"the image {path!r} does not exist") from None
+    except OSError as error:
+        raise UserError(f"cannot read the image {path!r}: {error.strerror or error}") from None
 
 
 def _no_constant(name: str) -> Any:

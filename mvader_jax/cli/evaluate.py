@@ -23,6 +23,7 @@ def evaluate(
     balance: Annotated[bool, typer.Option("--balance", help="weights are an element's total share")] = False,
     seed: Annotated[int, typer.Option(help="of the noise")] = 0,
     batch: Annotated[int, typer.Option(help="pictures drawn at a time")] = 50,
+    mesh: Annotated[str, typer.Option(help="devices to draw on, as in data=4,fsdp=2 [default: one]")] = "",
     out: Annotated[Path | None, typer.Option(help="also write the numbers as JSON")] = None,
 ) -> None:
     """Judge a bundle trained on scenes: held-out scenes, told and shown, read back from its pictures."""
@@ -32,6 +33,7 @@ def evaluate(
     from mvader_jax.errors import UserError
     from mvader_jax.evaluate import Settings, as_markdown, save
     from mvader_jax.evaluate import evaluate as run
+    from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.pipeline import Pipeline
 
     try:
@@ -39,7 +41,7 @@ def evaluate(
     except ValueError:
         raise UserError(f"cannot read the thetas {thetas!r}; expected numbers such as 1,.5,0") from None
     settings = Settings(count, steps, guidance_scale, sampler, max(1, min(batch, count)), seed)
-    pipe = Pipeline.load(bundle)
+    pipe = Pipeline.load(bundle, mesh=open_mesh(mesh))
     with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bar:
         tasks: dict[str, rich.progress.TaskID] = {}
 

@@ -89,6 +89,7 @@ def sample(
         raise UserError(f"--{next(iter(task_options))} belongs to --task img2img or --task interpolation")
 
     from mvader_jax.output import check_writable, write_pictures
+    from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.pipeline import Pipeline
     from mvader_jax.tasks import run_task
 
@@ -96,7 +97,7 @@ def sample(
     check_writable(out)
     count = 4 if num_images is None else num_images
     with status(f"loading {bundle}", quiet) as say:
-        pipe = Pipeline.load(bundle, dtype=dtype, mesh=_mesh(mesh))
+        pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh))
         say(f"drawing {count} picture{'s' * (count > 1)} in {steps} steps (the first time compiles)")
         options: dict[str, Any] = {"negative": against or None, "num_images": count, **shared}
         run = pipe if task is None else functools.partial(run_task, task, pipe)
@@ -133,12 +134,13 @@ def _sample_file(
     from mvader_jax.batch.requests import Settings, read_requests
     from mvader_jax.batch.run import sample_all
     from mvader_jax.output import check_writable
+    from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.pipeline import Pipeline
 
     requests, problems = read_requests(prompts, Settings(**defaults))
     check_writable(out)
     with status(f"loading {bundle}", quiet):
-        pipe = Pipeline.load(bundle, dtype=dtype, mesh=_mesh(mesh))
+        pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh))
     with _bar(quiet or not _chief()) as progress:
         report = sample_all(pipe, requests, problems, out, size=batch, bundle=bundle, progress=progress)
     total = sum(request.num_images for request in requests)
@@ -181,16 +183,6 @@ def read_parts(parts: list[str]) -> tuple[Element, ...]:
         dataclasses.replace(one, image=load_image(one.image)) if isinstance(one, Image) else one
         for one in elements
     )
-
-
-def _mesh(text: str) -> Any:
-    if not text:
-        return None
-    from mvader_jax.parallel.mesh import initialize_distributed, make_mesh, parse_mesh
-
-    config = parse_mesh(text)
-    initialize_distributed()
-    return make_mesh(config)
 
 
 def _chief() -> bool:

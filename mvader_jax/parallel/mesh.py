@@ -87,6 +87,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def open_mesh(text: str) -> Mesh | None:
+    """The mesh of a command's `--mesh`, over every process of the job; None where the text is empty.
+
+    Raises UserError as `parse_mesh` and `make_mesh` do.
+    """
+    if not text:
+        return None
+    config = parse_mesh(text)
+    initialize_distributed()
+    return make_mesh(config)
+
+
 def initialize_distributed() -> None:
     """Joins the processes of a job where the environment names one; otherwise does nothing.
 

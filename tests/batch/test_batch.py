@@ -103,6 +103,17 @@ def test_draws_every_picture_once_and_only_what_is_missing(pipe: Pipeline, folde
     assert not list(out.glob(".*"))
 
 
+def test_an_image_whose_contents_changed_is_drawn_from_again(pipe: Pipeline, folder: Path) -> None:
+    path, out = write(folder, LINES), folder / "out"
+    run(pipe, path, out)
+    before = pictures(out)
+    save_png(folder / "0.png", render(scene_at(0, 7)))
+    assert run(pipe, path, out).drawn == 2
+    after = pictures(out)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"b-000.png", "c-000.png"} and len(manifest(out)) == len(after)
+
+
 @pytest.fixture(scope="module")
 def by_seven(pipe: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """The pictures of LINES, drawn seven at a time."""
