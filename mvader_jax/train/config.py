@@ -45,6 +45,8 @@ class Stage:
     #: diffusion: embedding dropout, and what the dropped rows see.
     dropout: float = 0.1
     null: Literal["empty", "zeros"] = "empty"
+    #: diffusion: what of the autoencoder's posterior is noised; Stable Diffusion was trained on samples.
+    posterior: Literal["sample", "mean"] = "sample"
     #: captioning: the image stands before the caption (False trains the bare language model).
     images: bool = True
     #: contrastive: the queries are pictures, not texts (CLIP: Radford et al. 2021).

@@ -124,6 +124,20 @@ def test_training_reads_them_and_needs_neither_vae_nor_encoder(scenes, workdir):
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
 
 
+@pytest.mark.parametrize("posterior", ["sample", "mean"])
+def test_the_posterior_is_sampled_unless_its_mean_is_asked_for(scenes, workdir, posterior):
+    settings = config(precomputed=(str(scenes),))
+    stage = dataclasses.replace(settings.stages["diffusion"], posterior=posterior)
+    run_ = build_run(settings, stage, workdir, mesh())
+    components = {k: micro.bundle().components[k] for k in run_.start.bundle.components}
+    batch = next(stage_loader(run_.start.bundle, run_.stage, groups=1))
+    wider = {**batch, "latent_logvar": np.zeros_like(batch["latent_logvar"])}
+    one, other = (
+        float(run_.evaluate(components, {}, rows, jax.random.key(0))["loss"][0]) for rows in (batch, wider)
+    )
+    assert (one == other) is (posterior == "mean")
+
+
 def test_a_stopped_encoding_goes_on_with_another_mesh_and_ends_the_same(scenes, workdir, tmp_path):
     def stop(done, total):
         assert total == 120

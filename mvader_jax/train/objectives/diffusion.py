@@ -68,7 +68,9 @@ def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None 
                 )
                 moments = jnp.where(batch["use_interleaved"][:, None, None, None], drawn, moments)
             mean, logvar = moments
-        latents = scale * (mean + jnp.exp(0.5 * logvar) * jax.random.normal(posterior_key, mean.shape))
+        latents = scale * mean
+        if stage.posterior == "sample":
+            latents += scale * jnp.exp(0.5 * logvar) * jax.random.normal(posterior_key, mean.shape)
 
         prompts = [batch["image_prompt"], batch["text_prompt"]]
         interleaved = layout.interleaved_rows > 0
