@@ -54,7 +54,6 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
     """Compiles the program and puts its plan together. Raises UserError for what cannot be planned."""
     prepare_environment()
     from mvader_jax.parallel.mesh import make_mesh, parse_mesh
-    from mvader_jax.parallel.sharding import ShardingError
     from mvader_jax.plan.compile import compile_program
     from mvader_jax.plan.program import bytes_a_chip, sample_program, train_program
     from mvader_jax.plan.topology import devices
@@ -70,33 +69,30 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
     settings: dict[str, Any] = {"effort": request.effort}
     needs = does = None
     iterations: int | None = None
-    try:
-        if request.job == "sample":
-            images = request.batch or mesh.size
-            program = sample_program(config.model, mesh, images)
-            settings = {"images": images, "steps": 50, "sampler": "plms", **settings}
-            title = f"{config.name}: sampling"
-        else:
-            stage = config.stage(request.objective)
-            if request.accumulate is not None:
-                stage = dataclasses.replace(stage, accumulate=request.accumulate)
-            program = train_program(config, stage, mesh, request.precomputed)
-            iterations = stage.steps
-            say("counting what the mathematics needs")
-            needs, does = counts(request, config, stage)
-            settings = {
-                "batch": stage.batch_size,
-                "microbatches": stage.accumulate,
-                "remat": stage.remat,
-                "precomputed": ", ".join(request.precomputed) or "nothing",
-                "iterations": stage.steps,
-                **settings,
-            }
-            title = f"{config.name}: training step of {request.objective}"
-        parts = {name: bytes_a_chip(tree) for name, tree in program.parts.items()}
-        compiled = compile_program(program, topology, request.effort, say, request.cache)
-    except ShardingError as error:
-        raise UserError(str(error)) from None
+    if request.job == "sample":
+        images = request.batch or mesh.size
+        program = sample_program(config.model, mesh, images)
+        settings = {"images": images, "steps": 50, "sampler": "plms", **settings}
+        title = f"{config.name}: sampling"
+    else:
+        stage = config.stage(request.objective)
+        if request.accumulate is not None:
+            stage = dataclasses.replace(stage, accumulate=request.accumulate)
+        program = train_program(config, stage, mesh, request.precomputed)
+        iterations = stage.steps
+        say("counting what the mathematics needs")
+        needs, does = counts(request, config, stage)
+        settings = {
+            "batch": stage.batch_size,
+            "microbatches": stage.accumulate,
+            "remat": stage.remat,
+            "precomputed": ", ".join(request.precomputed) or "nothing",
+            "iterations": stage.steps,
+            **settings,
+        }
+        title = f"{config.name}: training step of {request.objective}"
+    parts = {name: bytes_a_chip(tree) for name, tree in program.parts.items()}
+    compiled = compile_program(program, topology, request.effort, say, request.cache)
     return make_plan(
         title,
         topology,
