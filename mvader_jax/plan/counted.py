@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
-from mvader_jax.plan.hlo import valid_taps
+from mvader_jax.plan.hlo_flops import valid_taps
 from mvader_jax.train.config import Stage, TrainConfig
 
 

@@ -27,7 +27,7 @@ def measure(
     from mvader_jax.models.unet_blocks import ResnetBlock, Transformer2D
     from mvader_jax.parallel.mesh import MeshConfig, make_mesh
     from mvader_jax.parallel.sharding import abstract_init, batch_sharding, replicated
-    from mvader_jax.plan import hlo
+    from mvader_jax.plan import hlo_cost
     from mvader_jax.plan.compile import memory_of
 
     mesh = make_mesh(MeshConfig(data=-1), devices(parse_topology(topology)))
@@ -63,7 +63,7 @@ def measure(
         for effort in efforts:
             started = time.monotonic()
             compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": effort})
-            cost = hlo.cost(compiled.as_text())
+            cost = hlo_cost.cost(compiled.as_text())
             found.append(
                 {
                     "effort": effort,

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from mvader_jax.plan.groups import parse_groups, parse_pairs
-from mvader_jax.plan.hlo import SATURATED, Array, cost, kernel_flops, parse, valid_taps
+from mvader_jax.plan.hlo import Array, parse
+from mvader_jax.plan.hlo_cost import SATURATED, cost
+from mvader_jax.plan.hlo_flops import kernel_flops, valid_taps
 
 #: A loop of six layers, each gathered from eight chips, as a TPU's compiler prints it.
 LOOP = (Path(__file__).parent / "loop.hlo").read_text(encoding="utf-8")
