@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
+from mvader_jax.cli import main as cli
 from mvader_jax.cli.main import main
 
 
@@ -43,3 +45,18 @@ def test_mistakes(
     assert message in error and "Traceback" not in error
     assert error.startswith("mvader: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(monkeypatch, capsys):
+    class Command:
+        registered_commands = (None,)
+
+        def __call__(self, **_) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "app", Command())
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    assert stopped.value.code == 130 and "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before

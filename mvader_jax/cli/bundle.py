@@ -34,7 +34,7 @@ def bundle(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Put components of bundles together into one, or describe one."""
-    from mvader_jax.cli.convert import interruptible, progress_bar
+    from mvader_jax.cli.convert import progress_bar
     from mvader_jax.convert.compose import compose
     from mvader_jax.convert.compose import describe as records_of
 
@@ -52,7 +52,7 @@ def bundle(
     if describe and parts:
         raise UserError("--describe takes no components; it prints what the bundle at OUT holds")
     if not describe:
-        with interruptible(), progress_bar("copying", quiet) as progress:
+        with progress_bar("copying", quiet) as progress:
             notes = compose(
                 out,
                 parts,

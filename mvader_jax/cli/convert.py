@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -52,22 +51,21 @@ def convert(
     from mvader_jax.convert.sources import Options, open_source
 
     options = Options(config=config, ema=ema, variant=variant, trust_pickle=trust_pickle)
-    with interruptible():
-        opened = open_source(source, kind, options)
-        print(f"{source} is {opened.kind}")
-        with progress_bar("converting", quiet) as progress:
-            report = run(
-                opened,
-                source,
-                out,
-                options=options,
-                dtype=dtype,
-                base=base,
-                tokenizer=tokenizer,
-                allow_nan=allow_nan,
-                overwrite=overwrite,
-                progress=progress,
-            )
+    opened = open_source(source, kind, options)
+    print(f"{source} is {opened.kind}")
+    with progress_bar("converting", quiet) as progress:
+        report = run(
+            opened,
+            source,
+            out,
+            options=options,
+            dtype=dtype,
+            base=base,
+            tokenizer=tokenizer,
+            allow_nan=allow_nan,
+            overwrite=overwrite,
+            progress=progress,
+        )
     for name, record in report.components.items():
         print(f"  {name}: {record['parameters']:,} parameters, {', '.join(record['dtypes'])}")
     for reason, names in report.skipped.items():
@@ -77,20 +75,6 @@ def convert(
     for note in report.notes:
         print(note)
     print(f"wrote {out}")
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Lets SIGTERM end the command as Ctrl-C does, so that what is half written is removed."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -19,10 +19,10 @@ def export(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Write a bundle's weights as PyTorch programs read them."""
-    from mvader_jax.cli.convert import interruptible, progress_bar
+    from mvader_jax.cli.convert import progress_bar
     from mvader_jax.convert.export import export as run
 
-    with interruptible(), progress_bar("exporting", quiet) as progress:
+    with progress_bar("exporting", quiet) as progress:
         done = run(bundle, out, to, dtype=dtype, overwrite=overwrite, progress=progress)
     print(f"wrote {', '.join(done.components)} to {out}")
     for note in done.notes:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -32,7 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not app.registered_commands:
         register(app)
     try:
-        code = app(args=arguments, standalone_mode=False)
+        with interruptible():
+            code = app(args=arguments, standalone_mode=False)
     except _CommandLineError as error:
         _fail(error.format_message(), error.exit_code)
     except UserError as error:
@@ -41,6 +46,26 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("interrupted", 130)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, so that what is half written is removed.
+
+    Commands that save before they stop (train, sample with a file) set a handler of their own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, code: int) -> None:
