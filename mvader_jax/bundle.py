@@ -30,6 +30,7 @@ from mvader_jax.components import abstract_components
 from mvader_jax.condition import PromptBatch
 from mvader_jax.config import ModelConfig, from_dict, to_dict
 from mvader_jax.errors import UserError
+from mvader_jax.layout import lay_out
 from mvader_jax.models.unet import factors_shape
 from mvader_jax.parallel.mesh import everywhere, first_process, gather_json
 from mvader_jax.parallel.sharding import param_shardings
@@ -60,7 +61,7 @@ class Bundle:
             )
 
     def to_batch(self, prompts: Sequence[Any], **options: Any) -> PromptBatch:
-        """Prompts laid out for this bundle's embedder; options and errors as `Tokenizer.to_batch`."""
+        """Prompts laid out for this bundle's embedder; options and errors as `layout.lay_out`."""
         if self.tokenizer is None:
             raise UserError("this bundle has no tokenizer, so it cannot read a prompt")
         encoder, decoder = self.model.image_encoder, self.model.decoder
@@ -75,7 +76,7 @@ class Bundle:
             options = {"decoder_heads": (decoder.num_layers, decoder.num_heads), **options}
         if decoder is not None:
             options = {"max_positions": decoder.max_positions, **options}
-        return self.tokenizer.to_batch(prompts, **options)
+        return lay_out(self.tokenizer, prompts, **options)
 
 
 def find_bundle(name: str | Path) -> Path:

@@ -163,7 +163,7 @@ class Prompt:
         are the decoder's, and the UNet's cross-attentions in the order they run. Numbers of at least 0;
         kept as nested tuples; None means 1. Whether the shape is the model's is checked by the tokenizer.
     Raises UserError for an empty prompt, an element of another kind or bad factors. (The null condition
-    of classifier-free guidance is not a prompt: `Tokenizer.to_batch` takes None for it.)
+    of classifier-free guidance is not a prompt: `layout.lay_out` takes None for it.)
     """
 
     elements: tuple[Element, ...]

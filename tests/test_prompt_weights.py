@@ -11,6 +11,7 @@ import pytest
 
 from mvader_jax.condition import PADDING, SUPPRESSED, PromptBatch
 from mvader_jax.errors import UserError
+from mvader_jax.layout import lay_out
 from mvader_jax.prompt import Image, Prompt, Text
 from mvader_jax.tokenizer import Tokenizer, train_tokenizer
 
@@ -25,7 +26,7 @@ def tokenizer() -> Tokenizer:
 
 
 def batch(tokenizer: Tokenizer, *prompts: Any, side: int = 2, **options: Any) -> PromptBatch:
-    return tokenizer.to_batch(prompts, image_size=8, image_tokens=side * side, **options)
+    return lay_out(tokenizer, prompts, image_size=8, image_tokens=side * side, **options)
 
 
 def thetas(tokenizer: Tokenizer, prompt: Any, **options: Any) -> np.ndarray:

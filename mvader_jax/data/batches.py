@@ -16,6 +16,7 @@ from mvader_jax.data.prompts import caption_rows, captioning_rows, image_rows
 from mvader_jax.data.reader import Damage, DamagedRecord, Reader, Record
 from mvader_jax.data.rows import IMAGE, INTERLEAVED, interleaved_before, kinds, row_layout
 from mvader_jax.errors import UserError
+from mvader_jax.layout import lay_out
 from mvader_jax.prompt import Image, Text
 from mvader_jax.tokenizer import Tokenizer
 
@@ -171,7 +172,8 @@ def diffusion_batch(
         if layout.interleaved_rows:
             end = layout.interleaved_start + layout.interleaved_rows
             middle = number[:, layout.interleaved_start : end].reshape(-1)
-            batch["interleaved_prompt"] = tokenizer.to_batch(
+            batch["interleaved_prompt"] = lay_out(
+                tokenizer,
                 [records[i].get("prompt") for i in middle],
                 image_size=shape.encoder_size,
                 image_tokens=shape.image_tokens,

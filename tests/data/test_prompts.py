@@ -5,6 +5,7 @@ import pytest
 
 from mvader_jax.condition import PADDING
 from mvader_jax.data.prompts import IGNORED, caption_rows, captioning_rows, image_rows
+from mvader_jax.layout import lay_out
 from mvader_jax.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 CAPTIONS = ["a small red circle", "a", "two large hollow crosses on a white background"]
@@ -29,12 +30,12 @@ def test_captions_are_laid_out_as_prompts_are(tokenizer, kind):
         )
     layout = Tokenizer(tokenizer.backend, config)
     rows = caption_rows(layout, CAPTIONS, 60)
-    same(rows, layout.to_batch(CAPTIONS, length=60, num_images=0))
+    same(rows, lay_out(layout, CAPTIONS, length=60, num_images=0))
 
 
 def test_images_are_laid_out_as_prompts_are(tokenizer):
     pictures = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3)).astype(np.uint8)
-    expected = tokenizer.to_batch(list(pictures), image_size=20, image_tokens=9, length=9)
+    expected = lay_out(tokenizer, list(pictures), image_size=20, image_tokens=9, length=9)
     same(image_rows(expected.pixels[:, 0], 9), expected)
 
 
@@ -44,7 +45,7 @@ def test_long_captions_are_cut_and_empty_ones_are_the_null_condition(tokenizer):
     assert (rows.log_weights[0] == 0).all()
     assert rows.token_ids[1, 0] == tokenizer.config.eos_id
     assert rows.log_weights[1].tolist() == [0, *[np.float32(PADDING)] * 4]
-    same(caption_rows(tokenizer, [""], 5), tokenizer.to_batch([None], length=5))
+    same(caption_rows(tokenizer, [""], 5), lay_out(tokenizer, [None], length=5))
 
 
 def test_a_cut_clip_caption_keeps_its_ends(tokenizer):

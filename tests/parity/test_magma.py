@@ -13,6 +13,7 @@ from test_decoder import modified_resnet, stacked
 from torch_trees import close, jitter, tree_of
 from transformers import GPTJConfig, GPTJModel
 
+from mvader_jax.layout import lay_out
 from mvader_jax.models.decoder import AdaptersConfig, DecoderConfig
 from mvader_jax.models.image_encoder import ImageEncoderConfig
 from mvader_jax.models.image_prefix import ImagePrefixConfig
@@ -103,7 +104,7 @@ def test_interleaved_prompts(twin: dict[str, Any], kinds: list[str]) -> None:
     prompt = Prompt(tuple(element(kind, rng) for kind in kinds))
     tokenizer = micro.bundle().tokenizer
     assert tokenizer is not None
-    batch = tokenizer.to_batch([prompt], image_size=64, image_tokens=TOKENS, max_positions=96)
+    batch = lay_out(tokenizer, [prompt], image_size=64, image_tokens=TOKENS, max_positions=96)
     parts, images = [], iter(batch.pixels[0])
     for part in prompt.elements:
         if isinstance(part, Text):
