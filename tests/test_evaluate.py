@@ -1,9 +1,11 @@
 """The judge of embedded bundles: its prompts say what they should, its shares count what they should."""
 
+import jax
 import micro
 import numpy as np
 import pytest
 
+from mvader_jax.bundle import save_bundle
 from mvader_jax.data.scenes import Scene, SceneObject, render
 from mvader_jax.errors import UserError
 from mvader_jax.evaluate import (
@@ -12,10 +14,12 @@ from mvader_jax.evaluate import (
     attribute_scores,
     change_prompts,
     change_scores,
+    draw,
     evaluate,
     held_out,
     text_prompts,
 )
+from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.pipeline import Pipeline
 from mvader_jax.prompt import Image, Text
 
@@ -88,6 +92,17 @@ def test_every_part_runs_with_one_program_a_length(pipe: Pipeline) -> None:
     assert "| cross_attention | 0 |" in as_markdown(result)
     # Random weights draw no scenes.
     assert np.mean(list(result["text"].values())) < 0.9
+
+
+def test_a_mesh_draws_the_same(pipe: Pipeline, tmp_path) -> None:
+    save_bundle(tmp_path / "bundle", micro.bundle())
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    over_mesh = Pipeline.load(tmp_path / "bundle", mesh=mesh)
+    parts = ["reconstruction", "text"]
+    assert evaluate(over_mesh, SETTINGS, parts) == evaluate(pipe, SETTINGS, parts)
+    prompts = text_prompts(held_out(2))
+    one, other = (draw(each, prompts, SETTINGS).astype(int) for each in (pipe, over_mesh))
+    assert np.mean(np.abs(one - other) <= 1) >= 0.999
 
 
 def test_mistakes(pipe: Pipeline) -> None:
