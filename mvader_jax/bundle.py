@@ -136,7 +136,8 @@ def load_bundle(
         )
         shardings = None if mesh is None else param_shardings(target, axes[component], mesh)
         tree = checkpoint.restore_tree(path / component, abstract=target, shardings=shardings, dtype=dtype)
-        trees[component] = tree if mesh is not None else jax.tree.map(jnp.asarray, tree)
+        # device_put, not jnp.asarray: that compiles a program for every shape.
+        trees[component] = tree if mesh is not None else jax.device_put(tree)
     tokenizer = None
     if model.tokenizer is not None and (path / "tokenizer").is_dir():
         tokenizer = Tokenizer.load(path / "tokenizer", model.tokenizer)

@@ -136,12 +136,13 @@ def encode(
     shard_size: Annotated[int, typer.Option(help="records a file")] = 4096,
 ) -> None:
     """Compute the VAE's posterior and the image encoder's features of every picture, once, in bfloat16."""
-    from mvader_jax.parallel.mesh import initialize_distributed, make_mesh, parse_mesh
+    from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.pipeline import compilation_cache
     from mvader_jax.train.config import load_config
     from mvader_jax.train.encode import encode as run
 
-    initialize_distributed()
+    chosen_mesh = open_mesh(mesh or "data=-1")
+    assert chosen_mesh is not None
     compilation_cache()
     loaded = load_config(config, overrides or ())
     chosen = loaded.stage(objective).data
@@ -153,7 +154,7 @@ def encode(
             objective,
             chosen,
             out,
-            make_mesh(parse_mesh(mesh)),
+            chosen_mesh,
             workdir=workdir or Path("runs") / loaded.name,
             parts=part or (),
             batch_size=batch_size,

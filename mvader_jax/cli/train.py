@@ -20,20 +20,21 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> int:
     """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved."""
-    from mvader_jax.parallel.mesh import initialize_distributed, make_mesh, parse_mesh
+    from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.pipeline import compilation_cache
     from mvader_jax.sample_grid import SampleGrid
     from mvader_jax.train.config import load_config
     from mvader_jax.train.loop import train as run
 
-    initialize_distributed()
+    chosen_mesh = open_mesh(mesh or "data=-1")
+    assert chosen_mesh is not None
     compilation_cache()
     loaded = load_config(config, overrides or ())
     return run(
         loaded,
         objective,
         workdir or Path("runs") / loaded.name,
-        make_mesh(parse_mesh(mesh)),
+        chosen_mesh,
         quiet=quiet,
         profile=profile,
         on_sample=SampleGrid(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -90,12 +91,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 def open_mesh(text: str) -> Mesh | None:
     """The mesh of a command's `--mesh`, over every process of the job; None where the text is empty.
 
-    Raises UserError as `parse_mesh` and `make_mesh` do.
+    A CPU is cut into as many devices as a mesh of known size names: two of a core each draw and train faster
+    than one of two. Raises UserError as `parse_mesh` and `make_mesh` do.
     """
     if not text:
         return None
     config = parse_mesh(text)
     initialize_distributed()
+    size = math.prod(getattr(config, axis) for axis in MESH_AXES)
+    told = "xla_force_host" in os.environ.get("XLA_FLAGS", "") or jax.config.values["jax_num_cpu_devices"] > 0
+    if size > 1 and not told and not jax.distributed.is_initialized():
+        with contextlib.suppress(RuntimeError):  # the devices are made already: make_mesh says if they fit
+            jax.config.update("jax_num_cpu_devices", size)
     return make_mesh(config)
 
 

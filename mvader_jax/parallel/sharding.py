@@ -6,11 +6,13 @@ PartitionSpec for a parameter.
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mvader_jax.errors import UserError
@@ -38,6 +40,9 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 #: A tensor larger than this must be shardable on the mesh; a smaller one is replicated instead.
 REPLICATE_BELOW_BYTES = 1 << 20
 
+#: While only shapes are asked for: tracing every random initializer is most of what that would take.
+_shapes_alone: contextvars.ContextVar[bool] = contextvars.ContextVar("shapes_alone", default=False)
+
 
 class ShardingError(UserError):
     """An unknown axis, two axes on one mesh axis, or a large tensor that does not divide."""
@@ -60,7 +65,11 @@ def partitioned(init: Callable[..., jax.Array], *names: str) -> Callable[..., An
         used += mesh_axes(name)
     if len(used) != len(set(used)):
         raise ShardingError(f"axes {names} meet on one mesh axis: {used}")
-    return nn.with_logical_partitioning(init, names)
+
+    def make(key: jax.Array, shape: tuple[int, ...], *rest: Any) -> jax.Array:
+        return jnp.zeros(shape, *rest) if _shapes_alone.get() else init(key, shape, *rest)
+
+    return nn.with_logical_partitioning(make, names)
 
 
 def partition_spec(
@@ -118,7 +127,11 @@ def abstract_init(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, An
 
     Returns (tree of ShapeDtypeStruct, tree of tuples of axis names), both unboxed.
     """
-    boxed = jax.eval_shape(lambda key: module.init(key, *args, **kwargs)["params"], jax.random.key(0))
+    token = _shapes_alone.set(True)
+    try:
+        boxed = jax.eval_shape(lambda key: module.init(key, *args, **kwargs)["params"], jax.random.key(0))
+    finally:
+        _shapes_alone.reset(token)
     names = jax.tree.map(
         lambda leaf: leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * leaf.ndim,
         boxed,

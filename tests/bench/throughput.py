@@ -2,7 +2,8 @@
 
 Both draw the same pictures with the same weights (the largest difference is printed) by the same loop: PLMS,
 classifier-free guidance, decoding to uint8, in float32, in one process with the same number of threads. They
-take turns; the median of the rounds counts. Ours embeds the prompt as well, theirs is given it. The last ratio
+take turns; the median of the rounds counts. Ours has a device a core (`mvader sample --prompts ... --mesh
+data=2`) and one thread each, theirs as many threads. Ours embeds the prompt as well, theirs is given it. The last ratio
 is of processor time, which other work on the machine does not change.
 """
 
@@ -21,6 +22,7 @@ from twin import Twin  # noqa: E402
 from mvader_jax.bundle import Bundle, load_bundle  # noqa: E402
 from mvader_jax.components import COMPONENTS, init_component  # noqa: E402
 from mvader_jax.diffusion.noise import initial_noise  # noqa: E402
+from mvader_jax.parallel.mesh import open_mesh  # noqa: E402
 from mvader_jax.pipeline import Pipeline, compilation_cache  # noqa: E402
 
 PROMPT = "a large solid red circle on the left"
@@ -53,10 +55,15 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--mesh", default=f"data={THREADS}", help="of ours, where the batch divides; empty: one device"
+    )
     options = parser.parse_args()
     compilation_cache()
+    mesh = open_mesh(options.mesh)
     bundle = random_tiny() if options.bundle == "random" else load_bundle(options.bundle, dtype="float32")
     pipe, twin = Pipeline(bundle), Twin(bundle, THREADS)
+    over = pipe if mesh is None else Pipeline.load(options.bundle, mesh=mesh)
     prompts, nulls = bundle.to_batch([PROMPT]), bundle.to_batch([None])
     rows = [pipe.embed_batch(batch) for batch in (prompts, nulls)]
     condition, null = (
@@ -72,8 +79,13 @@ def main() -> None:
         seeds, indices = np.zeros(batch, np.uint32), np.arange(batch, dtype=np.int32)
         noise = np.asarray(initial_noise(seeds, indices, (side, side, channels)))
 
-        def ours(seeds: np.ndarray = seeds, indices: np.ndarray = indices) -> np.ndarray:
-            drawn = pipe.generate(prompts, nulls, seeds=seeds, indices=indices, steps=options.steps)
+        # A single picture cannot be divided over devices.
+        chosen = pipe if batch % over.shards else over
+
+        def ours(
+            seeds: np.ndarray = seeds, indices: np.ndarray = indices, chosen: Pipeline = chosen
+        ) -> np.ndarray:
+            drawn = chosen.generate(prompts, nulls, seeds=seeds, indices=indices, steps=options.steps)
             return np.asarray(drawn)
 
         def theirs(noise: np.ndarray = noise) -> np.ndarray:

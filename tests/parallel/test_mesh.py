@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import types
 from typing import Any
 
@@ -133,3 +136,17 @@ def test_large_arrays_are_never_left_whole() -> None:
         partitioned(jax.nn.initializers.zeros, "widht")
     with pytest.raises(ShardingError, match="meet on one mesh axis"):
         partitioned(jax.nn.initializers.zeros, "embed", "context")
+
+
+def test_a_cpu_is_cut_into_the_devices_a_mesh_names() -> None:
+    program = (
+        "from mvader_jax.parallel.mesh import open_mesh\n"
+        "assert open_mesh('') is None\n"
+        "print(open_mesh('data=2').size)\n"
+        "import jax; assert jax.device_count() == 2"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "2\n", done.stderr
