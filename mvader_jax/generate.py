@@ -20,6 +20,7 @@ from mvader_jax.embed import embed_rows
 from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
+from mvader_jax.parallel.sharding import shapes_alone
 
 Components = Mapping[str, Any]
 
@@ -48,6 +49,7 @@ class Against:
     strength: Array
 
 
+@shapes_alone()
 def generate(
     components: Components,
     prompts: PromptBatch,

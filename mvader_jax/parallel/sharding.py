@@ -6,8 +6,9 @@ PartitionSpec for a parameter.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -40,7 +41,6 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 #: A tensor larger than this must be shardable on the mesh; a smaller one is replicated instead.
 REPLICATE_BELOW_BYTES = 1 << 20
 
-#: While only shapes are asked for: tracing every random initializer is most of what that would take.
 _shapes_alone: contextvars.ContextVar[bool] = contextvars.ContextVar("shapes_alone", default=False)
 
 
@@ -56,6 +56,20 @@ def mesh_axes(name: str) -> tuple[str, ...]:
         raise ShardingError(
             f"unknown logical axis {name!r}; known: {', '.join(sorted(LOGICAL_AXES))}"
         ) from None
+
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Parameters are asked for their shapes only: their random initializers are not traced.
+
+    Also while a module is applied to parameters: flax then compares their shapes with the initializers',
+    which is a quarter of what tracing takes.
+    """
+    token = _shapes_alone.set(True)
+    try:
+        yield
+    finally:
+        _shapes_alone.reset(token)
 
 
 def partitioned(init: Callable[..., jax.Array], *names: str) -> Callable[..., Any]:
@@ -127,11 +141,8 @@ def abstract_init(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, An
 
     Returns (tree of ShapeDtypeStruct, tree of tuples of axis names), both unboxed.
     """
-    token = _shapes_alone.set(True)
-    try:
+    with shapes_alone():
         boxed = jax.eval_shape(lambda key: module.init(key, *args, **kwargs)["params"], jax.random.key(0))
-    finally:
-        _shapes_alone.reset(token)
     names = jax.tree.map(
         lambda leaf: leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * leaf.ndim,
         boxed,
