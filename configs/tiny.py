@@ -111,13 +111,13 @@ def get_config() -> TrainConfig:
                 init=("vae", "contrastive"),
                 data=SCENES,
                 groups={
-                    "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 2e-3),
-                    "unet": Group("unet/.*", 1e-3),
+                    "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 4e-3),
+                    "unet": Group("unet/.*", 1.5e-3),
                 },
                 # The noise of this posterior, 4 to 11 % of a latent's variance, cannot be predicted: two thirds
                 # of the loss, and of the noise in the gradient, were its. Means carry the same pictures.
                 posterior="mean",
-                steps=10_000,
+                steps=24_000,
                 batch_size=32,
                 dropout=0.1,
                 optimizer=OptimizerConfig(

@@ -22,7 +22,19 @@ def test_it_is_small() -> None:
 def test_the_weights_are_those_of_the_recorded_config() -> None:
     bundle = load_bundle("tiny")
     records = read_config(TINY)["components"]
-    assert set(bundle.components) == set(records) >= {"decoder", "adapters", "image_encoder", "vae"}
+    assert (
+        set(bundle.components)
+        == set(records)
+        >= {
+            "decoder",
+            "biases",
+            "adapters",
+            "image_encoder",
+            "image_prefix",
+            "unet",
+            "vae",
+        }
+    )
     shapes, _ = abstract_components(bundle.model, list(bundle.components))
     for name, component in bundle.components.items():
         same = jax.tree.map(lambda leaf, shape: leaf.shape == shape.shape, component, shapes[name])
@@ -36,7 +48,7 @@ def test_the_weights_are_those_of_the_recorded_config() -> None:
 
 def test_its_parts_are_those_that_the_config_trains() -> None:
     embedded, config = load_bundle("tiny").model, load_config("configs/tiny.py").model
-    for name in ("decoder", "adapters", "image_encoder", "image_prefix"):
+    for name in ("decoder", "adapters", "image_encoder", "image_prefix", "unet"):
         assert getattr(embedded, name) == getattr(config, name), name
 
 
