@@ -80,11 +80,21 @@ def get_config() -> TrainConfig:
                 objective="diffusion",
                 init=("vae", "captioning"),
                 data=EMOJI,
-                groups={"unet": Group("unet/.*", 1e-3)},
+                # As configs/tiny.py, which says why.
+                groups={
+                    "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 0.02),
+                    "unet": Group("unet/.*", 1e-3),
+                },
+                posterior="mean",
+                timestep_bias=15.0,
                 steps=2_500,
                 batch_size=32,
                 optimizer=OptimizerConfig(
-                    warmup_steps=200, decay="cosine", final_fraction=0.05, ema_decay=0.999
+                    warmup_steps=200,
+                    decay="cosine",
+                    final_fraction=0.05,
+                    ema_decay=0.999,
+                    muon=("cross_attention",),
                 ),
                 save_every=250,
             ),

@@ -15,14 +15,30 @@ def diffusion_loss(
     latents: jax.Array,
     key: jax.Array,
     schedule: Schedule,
+    timestep_bias: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """L = E || eps - F(x_t, c, t) ||^2 with t uniform over the schedule, as a mean over elements.
 
     predict: (x_t [B, h, w, C], t int32 [B]) -> eps [B, h, w, C]. latents: scaled, [B, h, w, C].
+    timestep_bias: above 1, t is drawn as `timestep_odds` says.
     Returns (loss of each row float32 [B], t [B]).
     """
     time_key, noise_key = jax.random.split(key)
-    t = jax.random.randint(time_key, latents.shape[:1], 0, schedule.config.num_train_steps)
+    rows = latents.shape[:1]
+    if timestep_bias > 1:
+        t = jax.random.categorical(time_key, jnp.log(timestep_odds(schedule, timestep_bias)), shape=rows)
+    else:
+        t = jax.random.randint(time_key, rows, 0, schedule.config.num_train_steps)
     noise = jax.random.normal(noise_key, latents.shape, jnp.float32)
     error = predict(schedule.add_noise(latents, noise, t), t).astype(jnp.float32) - noise
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim))), t
+
+
+def timestep_odds(schedule: Schedule, bias: float) -> jax.Array:
+    """How often each timestep is drawn, against a clean one: min(1 + 1/SNR(t), bias). float32 [num_train_steps].
+
+    Of the picture's own error eq. 1 counts SNR(t): next to nothing where the noise hides the picture and the
+    prompt alone tells what it holds. Odds of 1 + 1/SNR make of it the error of the velocity (Salimans & Ho
+    2022); the bias keeps the noisiest timesteps from being all there is.
+    """
+    return jnp.minimum(1.0 / schedule.alphas_cumprod.astype(jnp.float32), bias)  # 1 + (1 - alpha) / alpha

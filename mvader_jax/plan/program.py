@@ -81,7 +81,7 @@ def train_program(
     trainable = _cast(trainable, jnp.float32)
     frozen = _cast(frozen, jnp.dtype(stage.frozen_dtype))
     peaks = {name: group.learning_rate for name, group in stage.groups.items()}
-    optimizer = make_optimizer(stage.optimizer, peaks, stage.steps, labels(trainable, groups))
+    optimizer = make_optimizer(stage.optimizer, peaks, stage.steps, trainable, labels(trainable, groups))
     start = Start(Bundle(config.model, shapes), {}, ())
     shardings = state_shardings(start, trainable, frozen, patterns, optimizer, mesh)
     state = TrainState(

@@ -47,6 +47,9 @@ class Stage:
     null: Literal["empty", "zeros"] = "empty"
     #: diffusion: what of the autoencoder's posterior is noised; Stable Diffusion was trained on samples.
     posterior: Literal["sample", "mean"] = "sample"
+    #: diffusion: 1 draws timesteps as eq. 1 does, uniformly; more, noisy ones up to this many times as often as
+    #: clean ones (diffusion/objective.py).
+    timestep_bias: float = 1.0
     #: captioning: the image stands before the caption (False trains the bare language model).
     images: bool = True
     #: contrastive: the queries are pictures, not texts (CLIP: Radford et al. 2021).

@@ -1,4 +1,4 @@
-"""AdamW with a learning rate a group, warm-up and decay, clipping, and an exponential moving average."""
+"""AdamW or Muon with a learning rate a group, warm-up and decay, clipping, and an exponential moving average."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from mvader_jax.errors import UserError
 
@@ -21,6 +22,9 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 1e-2
+    #: groups of matrices [in, out] that Muon moves (Jordan 2024): every direction of the input alike, however
+    #: little of the input's variance lies in it. Its rates are the spectral norm of an update, about .02.
+    muon: tuple[str, ...] = ()
     #: global norm over all groups; 0 turns clipping off.
     clip_norm: float = 1.0
     warmup_steps: int = 0
@@ -51,27 +55,42 @@ def learning_rate(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
 
 
 def make_optimizer(
-    config: OptimizerConfig, rates: Mapping[str, float], steps: int, labels: Any
+    config: OptimizerConfig, rates: Mapping[str, float], steps: int, trainable: Any, labels: Any
 ) -> optax.GradientTransformation:
     """The optimizer of a stage.
 
-    rates: peak learning rate of each group; labels: the group of each trainable leaf.
-    Raises UserError for a negative rate.
+    rates: peak learning rate of each group; trainable: arrays or shapes; labels: the group of each of its leaves.
+    Raises UserError for a negative rate, an unknown group, and a group for Muon that is not all matrices.
     """
     for group, rate in rates.items():
         if not rate >= 0:
             raise UserError(f"learning rate of group {group!r} is {rate}; it must be zero or more")
-    scales = {
-        group: optax.scale_by_learning_rate(learning_rate(config, rate, steps))
-        for group, rate in rates.items()
-    }
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+    for group in config.muon:
+        if group not in rates:
+            raise UserError(f"optimizer.muon names {group!r}; the stage's groups are {', '.join(rates)}")
+    for (path, leaf), group in zip(
+        jax.tree_util.tree_leaves_with_path(trainable), jax.tree.leaves(labels), strict=True
+    ):
+        if group in config.muon and leaf.ndim != 2:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"Muon moves matrices; {name} of group {group!r} has {leaf.ndim} dimensions")
+    schedules = {group: learning_rate(config, rate, steps) for group, rate in rates.items()}
+    adam = (
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         # Decay pulls matrices and kernels, never norms and biases (stacked layers add one dimension).
         optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
-        optax.multi_transform(scales, labels),
     )
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    if not config.muon:
+        scales = {group: optax.scale_by_learning_rate(rate) for group, rate in schedules.items()}
+        return optax.chain(clip, *adam, optax.multi_transform(scales, labels))
+    movers = {
+        group: optax.contrib.muon(rate, weight_decay=config.weight_decay)
+        if group in config.muon
+        else optax.chain(*adam, optax.scale_by_learning_rate(rate))
+        for group, rate in schedules.items()
+    }
+    return optax.chain(clip, optax.multi_transform(movers, labels))
 
 
 def ema_update(config: OptimizerConfig, ema: Any, params: Any, step: jax.Array) -> Any:

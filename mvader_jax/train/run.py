@@ -64,7 +64,7 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
     frozen = jax.tree.map(functools.partial(_as_frozen, dtype=jnp.dtype(stage.frozen_dtype)), frozen)
 
     peaks = {name: group.learning_rate for name, group in stage.groups.items()}
-    optimizer = make_optimizer(stage.optimizer, peaks, stage.steps, labels(trainable, groups))
+    optimizer = make_optimizer(stage.optimizer, peaks, stage.steps, trainable, labels(trainable, groups))
     shardings = state_shardings(start, trainable, frozen, patterns, optimizer, mesh)
     if stage.max_loss_ratio:
         shardings = dataclasses.replace(shardings, loss_mean=replicated(mesh))
@@ -141,10 +141,12 @@ def state_shardings(
     whole = replicated(mesh)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        # A part that moves some groups alone holds nothing at the leaves of the others.
+        lambda leaf, sharding: leaf if isinstance(leaf, optax.MaskedNode) else sharding,
         jax.eval_shape(optimizer.init, trainable),
         of_trainable,
         transform_non_params=lambda _: whole,
+        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
     )
     return TrainState(
         step=whole,

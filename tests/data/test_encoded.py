@@ -138,6 +138,21 @@ def test_the_posterior_is_sampled_unless_its_mean_is_asked_for(scenes, workdir, 
     assert (one == other) is (posterior == "mean")
 
 
+def test_a_bias_draws_noisier_timesteps(scenes, workdir):
+    settings = config(precomputed=(str(scenes),))
+    rows = []
+    for bias in (1.0, 50.0):
+        stage = dataclasses.replace(settings.stages["diffusion"], timestep_bias=bias)
+        run_ = build_run(settings, stage, workdir, mesh())
+        components = {k: micro.bundle().components[k] for k in run_.start.bundle.components}
+        batch = next(stage_loader(run_.start.bundle, run_.stage, groups=1))
+        metrics = run_.evaluate(components, {}, batch, jax.random.key(0))
+        rows.append([float(metrics[f"loss_quarter{n}"][1]) for n in (1, 2, 3, 4)])
+    uniform, biased = rows
+    assert sum(uniform) == sum(biased) == settings.stages["diffusion"].batch_size
+    assert biased[3] > uniform[3]
+
+
 def test_a_stopped_encoding_goes_on_with_another_mesh_and_ends_the_same(scenes, workdir, tmp_path):
     def stop(done, total):
         assert total == 120

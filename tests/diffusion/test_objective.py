@@ -10,7 +10,7 @@ import pytest
 from mvader_jax.condition import PADDING, Condition, pad
 from mvader_jax.diffusion.guidance import guided
 from mvader_jax.diffusion.noise import initial_noise
-from mvader_jax.diffusion.objective import diffusion_loss
+from mvader_jax.diffusion.objective import diffusion_loss, timestep_odds
 from mvader_jax.diffusion.schedule import Schedule, ScheduleConfig
 
 
@@ -68,3 +68,29 @@ def test_loss_of_the_true_noise_is_zero_and_of_zero_is_one() -> None:
     assert int(t.min()) >= 0 and int(t.max()) < 1000 and len(set(t.tolist())) > 50
     losses, _ = diffusion_loss(lambda x, t: jnp.zeros_like(x), latents, jax.random.key(2), schedule)
     assert float(losses.mean()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_uncapped_odds_make_the_loss_that_of_the_velocity() -> None:
+    schedule = Schedule.create(ScheduleConfig())
+    odds = timestep_odds(schedule, 1e9)
+    alpha = schedule.alphas_cumprod.astype(jnp.float32)
+    latents, noise, wrong = jax.random.normal(jax.random.key(0), (3, 1000))
+    noisy = jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
+
+    def velocity(eps: jax.Array) -> jax.Array:
+        return (eps - jnp.sqrt(1 - alpha) * noisy) / jnp.sqrt(alpha)
+
+    ratio = jnp.square(velocity(noise) - velocity(wrong)) / jnp.square(noise - wrong)
+    np.testing.assert_allclose(odds, ratio, rtol=5e-2)
+
+
+@pytest.mark.parametrize("bias", [1.0, 5.0, 50.0])
+def test_timesteps_are_drawn_by_their_odds(bias: float) -> None:
+    schedule = Schedule.create(ScheduleConfig())
+    latents = jnp.zeros((40_000, 1, 1, 1))
+    _, t = diffusion_loss(lambda x, t: x, latents, jax.random.key(0), schedule, bias)
+    assert t.dtype == jnp.int32
+    odds = np.asarray(timestep_odds(schedule, bias), np.float64)
+    assert odds[0] == pytest.approx(1.0, rel=1e-3) and odds[-1] == pytest.approx(bias)
+    shares = np.histogram(t, bins=10, range=(0, 1000))[0] / 40_000
+    np.testing.assert_allclose(shares, (odds / odds.sum()).reshape(10, 100).sum(1), atol=0.01)

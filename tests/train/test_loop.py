@@ -95,9 +95,18 @@ def test_a_stage_trains_its_own_groups_only(stage: str, workdir: Path, tmp_path:
     assert not changed - {"captioning": {"adapters", "image_prefix"}, "contrastive": {"biases"}}[stage]
 
 
-def test_stopped_and_started_again_is_bitwise_the_undisturbed_run(workdir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon", [(), ("head",)])
+def test_stopped_and_started_again_is_bitwise_the_undisturbed_run(
+    workdir: Path, tmp_path: Path, muon: tuple[str, ...]
+) -> None:
     ends = []
-    config = micro.language_config(str(workdir / "language" / "bundle"))
+    config = micro.language_config(
+        str(workdir / "language" / "bundle"), optimizer=OptimizerConfig(warmup_steps=2, muon=muon)
+    )
+    if muon:
+        groups = {"head": Group("decoder/lm_head/kernel", 0.02), **config.stages["language"].groups}
+        stage = dataclasses.replace(config.stages["language"], groups=groups)
+        config = dataclasses.replace(config, stages={"language": stage})
     for name in ("whole", "stopped"):
         root = tmp_path / name
         if name == "stopped":
@@ -209,20 +218,25 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
     assert second.elements == (Text("in blue"), Text("a cat", 0.3)) and label.startswith("in blue")
 
 
-def test_a_mesh_changes_neither_loss_nor_parameters(workdir: Path, compilations: list[str]) -> None:
+@pytest.mark.parametrize("muon", [(), ("cross_attention",)])
+def test_a_mesh_changes_neither_loss_nor_parameters(
+    workdir: Path, compilations: list[str], muon: tuple[str, ...]
+) -> None:
     outcomes = []
     # The same groups of rows everywhere: what is drawn for a row must not depend on the mesh.
     for mesh in (
         make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)),
         make_mesh(MeshConfig(fsdp=4), jax.devices()[:4]),
     ):
-        config = micro.nano_config(row_groups=8)
+        config = micro.nano_config(row_groups=8, optimizer=OptimizerConfig(warmup_steps=2, muon=muon))
         run = build_run(config, config.stage("diffusion"), workdir, mesh)
         kernel = run.state.trainable["unet"]["mid_block"]["resnets_0"]["conv1"]["kernel"]
         fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
         assert kernel.addressable_shards[0].data.shape == (3, 3, 16 // fsdp, 16 // tensor)
-        moment = run.state.opt_state[1].mu["unet"]["mid_block"]["resnets_0"]["conv1"]["kernel"]
-        assert moment.sharding == kernel.sharding
+        moments = jax.tree_util.tree_leaves_with_path(run.state.opt_state)
+        names = ("mu", "mid_block", "conv1", "kernel")
+        found = [x for path, x in moments if all(name in jax.tree_util.keystr(path) for name in names)]
+        assert len(found) == 2 and {x.sharding for x in found} == {kernel.sharding}
         loader, state, losses = data_loader(run, "train"), run.state, []
         compiled: list[int] = []
         with jax.set_mesh(mesh):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mvader_jax.data.config import DataConfig
+from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.parallel.sharding import batch_sharding, replicated
 from mvader_jax.train.config import Group, Stage
@@ -36,7 +37,7 @@ def loss_fn(components: Any, batch: Any, key: jax.Array, row_groups: int) -> Any
 def begin(config: Stage) -> tuple[Any, TrainState, dict[str, np.ndarray]]:
     trainable = {"model": {"a": {"kernel": jnp.array([1.0, -2.0])}, "b": {"bias": jnp.array(0.5)}}}
     rates = {name: group.learning_rate for name, group in GROUPS.items()}
-    optimizer = make_optimizer(config.optimizer, rates, config.steps, labels(trainable, OWNERS))
+    optimizer = make_optimizer(config.optimizer, rates, config.steps, trainable, labels(trainable, OWNERS))
     state = TrainState(
         jnp.int32(0),
         jax.random.key(0),
@@ -73,6 +74,34 @@ def test_the_update_is_adams_and_each_group_has_its_rate_and_norm() -> None:
         new.trainable["model"]["b"]["bias"], 0.5 - 0.01 * np.sign(error.mean()), rtol=1e-5
     )
     assert int(new.step) == 1
+
+
+def test_muon_moves_every_direction_alike_and_leaves_the_other_groups_to_adam() -> None:
+    rng = np.random.default_rng(0)
+    trainable = {"a": {"kernel": jnp.zeros((5, 3))}, "b": {"kernel": jnp.zeros((5, 3))}}
+    groups = {"a": {"kernel": "a"}, "b": {"kernel": "b"}}
+    config = OptimizerConfig(muon=("a",), clip_norm=0.0, weight_decay=0.0)
+    optimizer = make_optimizer(config, {"a": 0.02, "b": 0.01}, 10, trainable, groups)
+    left, _ = np.linalg.qr(rng.normal(size=(5, 3)))
+    right, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    # Directions of gradients 100 times apart.
+    gradient = (left * [1.0, 0.1, 0.01] @ right).astype(np.float32)
+    gradients = {"a": {"kernel": gradient}, "b": {"kernel": gradient}}
+    moved, _ = optimizer.update(gradients, optimizer.init(trainable), trainable)
+    strengths = -np.diag(left.T @ np.asarray(moved["a"]["kernel"]) @ right.T) / 0.02
+    assert np.all((strengths > 0.5) & (strengths < 1.5))
+    np.testing.assert_allclose(moved["b"]["kernel"], -0.01 * np.sign(gradient), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("muon", "message"),
+    [("c", "optimizer.muon names 'c'; the stage's groups are a, b"), ("b", "group 'b' has 1 dimensions")],
+)
+def test_muon_is_refused_where_it_cannot_be(muon: str, message: str) -> None:
+    trainable = {"a": {"kernel": jnp.zeros((5, 3))}, "b": {"bias": jnp.zeros(3)}}
+    groups = {"a": {"kernel": "a"}, "b": {"bias": "b"}}
+    with pytest.raises(UserError, match=message):
+        make_optimizer(OptimizerConfig(muon=(muon,)), {"a": 0.1, "b": 0.1}, 10, trainable, groups)
 
 
 @pytest.mark.parametrize("shape", [MeshConfig(), MeshConfig(data=2), MeshConfig(data=2, fsdp=2)])

@@ -91,7 +91,7 @@ def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None 
         def predict(noisy: jax.Array, timesteps: jax.Array) -> jax.Array:
             return unet.apply({"params": components["unet"]}, noisy, timesteps, condition)
 
-        losses, timesteps = diffusion_loss(predict, latents, noise_key, schedule)
+        losses, timesteps = diffusion_loss(predict, latents, noise_key, schedule, stage.timestep_bias)
         metrics = {
             "loss_image": mean_metric(losses, use_image & ~dropped),
             "loss_text": mean_metric(losses, use_text & ~dropped),
