@@ -122,7 +122,7 @@ def get_config() -> TrainConfig:
                 # A latent of 8 x 8 shows through the noise up to t = 700. What only the prompt tells is learnt
                 # beyond, where eq. 1 counts an error next to nothing.
                 timestep_bias=15.0,
-                steps=STEPS,
+                steps=20_000,
                 batch_size=32,
                 dropout=0.1,
                 optimizer=OptimizerConfig(
