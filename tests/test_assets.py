@@ -7,7 +7,7 @@ from mvader_jax.bundle import ASSETS, load_bundle, read_config
 from mvader_jax.components import abstract_components
 from mvader_jax.data.scene_reader import compare, read_scene
 from mvader_jax.data.scenes import render
-from mvader_jax.evaluate import held_out
+from mvader_jax.evaluate import Settings, attribute_scores, draw, held_out, text_prompts
 from mvader_jax.pipeline import Pipeline
 from mvader_jax.prompt import Image
 from mvader_jax.train.config import load_config
@@ -67,3 +67,12 @@ def test_pictures_have_hidden_states_of_their_own() -> None:
     first, second = (np.asarray(pipe.embed(Image(render(s))).hidden) for s in held_out(2))
     assert first.shape == (1, 16, 160)
     assert np.std(first - second) > 0.3 * np.std(first)
+
+
+def test_it_draws_what_it_is_told() -> None:
+    scenes = held_out(32)
+    settings = Settings(count=32, batch=32, steps=20, sampler="ddim")
+    drawn = draw(Pipeline(load_bundle("tiny")), text_prompts(scenes), settings)
+    scores = attribute_scores(scenes, drawn)
+    assert min(scores[name] for name in ("background", "count", "color", "size", "position")) >= 0.9, scores
+    assert scores["shape"] >= 0.8 and scores["fill"] >= 0.7, scores

@@ -151,6 +151,10 @@ def test_a_bias_draws_noisier_timesteps(scenes, workdir):
     uniform, biased = rows
     assert sum(uniform) == sum(biased) == settings.stages["diffusion"].batch_size
     assert biased[3] > uniform[3]
+    for bias in (0.5, float("nan")):
+        stage = dataclasses.replace(settings.stages["diffusion"], timestep_bias=bias)
+        with pytest.raises(UserError, match=r"timestep_bias is .*; it must be 1"):
+            build_run(settings, stage, workdir, mesh())
 
 
 def test_a_stopped_encoding_goes_on_with_another_mesh_and_ends_the_same(scenes, workdir, tmp_path):
