@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from mvader_jax.condition import Condition
@@ -20,6 +22,7 @@ from mvader_jax.models.image_prefix import ImagePrefix
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
 from mvader_jax.parallel.sharding import abstract_init, init_params
+from mvader_jax.programs import kept_file, read_kept, write_kept
 
 Tree = Any
 
@@ -58,10 +61,25 @@ def _shaping(model: ModelConfig, name: str) -> ModelConfig:
 
 @functools.lru_cache(maxsize=64)
 def _abstract_component(model: ModelConfig, name: str) -> tuple[Tree, Tree]:
-    """(shapes, logical axes) of one component; tracing a UNet takes a second."""
+    """(shapes, logical axes) of one component; tracing a UNet takes a second, unless an earlier run did it."""
+    file = kept_file(f"shapes-{name}", model)
+    data = None if file is None else read_kept(file)
+    if data is not None:
+        flat = json.loads(data)
+        shapes = {path: jax.ShapeDtypeStruct(shape, dtype) for path, (shape, dtype, _) in flat.items()}
+        axes = {path: tuple(names) for path, (_, _, names) in flat.items()}
+        return unflatten_dict(shapes, sep="/"), unflatten_dict(axes, sep="/")
     module, arguments, method, part = _recipe(model, name)
     shape, axis = abstract_init(module, *arguments, method=method)
-    return part(shape), part(axis)
+    shape, axis = part(shape), part(axis)
+    if file is not None:
+        axes = flatten_dict(axis, sep="/")
+        flat = {
+            path: [leaf.shape, str(leaf.dtype), axes[path]]
+            for path, leaf in flatten_dict(shape, sep="/").items()
+        }
+        write_kept(file, json.dumps(flat).encode())
+    return shape, axis
 
 
 def init_component(

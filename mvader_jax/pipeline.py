@@ -19,13 +19,14 @@ from jax.sharding import Mesh, NamedSharding
 from mvader_jax.bundle import Bundle, load_bundle
 from mvader_jax.condition import Condition, PromptBatch
 from mvader_jax.config import ModelConfig
-from mvader_jax.diffusion.samplers import SAMPLERS, start_at
+from mvader_jax.diffusion.samplers import OWN, SAMPLERS, start_at
 from mvader_jax.embed import embed
 from mvader_jax.errors import UserError
 from mvader_jax.generate import Against, Init, decode_latents, encode_images, generate, image_features
 from mvader_jax.images import load_image, to_vae_pixels
 from mvader_jax.models.unet import UNet
 from mvader_jax.parallel.sharding import batch_sharding, replicated
+from mvader_jax.programs import Program
 from mvader_jax.prompt import Prompt
 
 
@@ -42,11 +43,8 @@ class Pipeline:
         # Small results that every process reads whole; pictures stay where they were drawn.
         whole: dict[str, Any] = {} if mesh is None else {"out_shardings": replicated(mesh)}
         by_row: dict[str, Any] = {} if mesh is None else {"out_shardings": batch_sharding(mesh, 4)}
-        self._generate: Any = jax.jit(
-            functools.partial(generate, **static),
-            static_argnames=("steps", "sampler", "latent_size", "start", "eta"),
-            **by_row,
-        )
+        walk = functools.partial(generate, **static)
+        self._generate = Program(walk, "generate", (bundle.model, dtype), **by_row)
         self._embed = jax.jit(functools.partial(embed, bundle.model, dtype=jnp.dtype(dtype)), **whole)
         self._features = jax.jit(functools.partial(image_features, **static), **whole)
         self._decode = jax.jit(functools.partial(decode_latents, **static))
@@ -80,7 +78,7 @@ class Pipeline:
     @property
     def compiled(self) -> int:
         """How many programs that draw pictures this pipeline has compiled: one a shape and setting."""
-        return int(self._generate._cache_size())
+        return self._generate.compiled
 
     @property
     def shards(self) -> int:
@@ -233,6 +231,7 @@ class Pipeline:
             pixels = self._generate(
                 self.bundle.components,
                 *self.placed((prompts, negatives, *by_row, against)),
+                keep=SAMPLERS[sampler] is OWN.get(sampler),
                 steps=steps,
                 sampler=sampler,
                 latent_size=(height // self._factor, width // self._factor),

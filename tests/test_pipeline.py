@@ -36,11 +36,11 @@ def test_draws_and_compiles_once(pipe: Pipeline, picture: np.ndarray) -> None:
     first = draw(pipe, ["a red circle", picture])
     assert first.shape == (2, 64, 64, 3) and first.dtype == np.uint8
     assert not np.array_equal(first[0], first[1])
-    before = pipe._generate._cache_size()
+    before = pipe.compiled
     again = draw(pipe, ["a red circle", picture])
     np.testing.assert_array_equal(first, again)
     other = draw(pipe, [mv.Text("a blue cross"), mv.Image(picture, weight=0.3)], seed=5, guidance_scale=2.0)
-    assert pipe._generate._cache_size() == before
+    assert pipe.compiled == before
     assert not np.array_equal(first, other)
 
 

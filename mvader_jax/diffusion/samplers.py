@@ -120,3 +120,5 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm-solver++2m": Sampler(solvers.dpm_solver_2m, linspace_timesteps),
     "euler": Sampler(solvers.euler, leading_timesteps),
 }
+#: As they stand in this file: what is kept of their programs between runs holds for these.
+OWN = dict(SAMPLERS)
