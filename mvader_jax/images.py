@@ -155,8 +155,12 @@ def clip_preprocess(source: ImageSource, size: int) -> np.ndarray:
     short = min(width, height)
     # torchvision truncates the long side where it could round.
     new = (int(size * width / short), int(size * height / short))
-    pixels = _resize_and_crop(image, new, (size, size)).astype(np.float32) / 255.0
-    return (pixels - np.asarray(CLIP_MEAN, np.float32)) / np.asarray(CLIP_STD, np.float32)
+    # As rows of size * 3 numbers: NumPy is ten times slower where the last axis is 3 long.
+    pixels = _resize_and_crop(image, new, (size, size)).reshape(size, -1).astype(np.float32)
+    pixels /= np.float32(255.0)
+    pixels -= np.tile(np.asarray(CLIP_MEAN, np.float32), size)
+    pixels /= np.tile(np.asarray(CLIP_STD, np.float32), size)
+    return pixels.reshape(size, size, 3)
 
 
 def to_vae_pixels(source: ImageSource, height: int, width: int) -> np.ndarray:

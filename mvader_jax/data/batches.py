@@ -65,8 +65,9 @@ def pixel_batch(reader: Feed, shape: Shape, config: DataConfig) -> BatchFn:
     """{"pixels": uint8 [B, H, W, 3]}: a quarter of the bytes to the device, which makes floats of them."""
 
     def make(step: int) -> tuple[Batch, list[Damage]]:
-        records, damage = _read(reader, shape, step, config)
-        return _pixels(records), damage
+        canvas = _Canvas(shape.rows)
+        _, damage = _read(reader, shape, step, config, canvas=canvas)
+        return canvas.batch(), damage
 
     return make
 
@@ -137,7 +138,7 @@ def diffusion_batch(
             )
         return record
 
-    def read(step: int, kind: np.ndarray) -> tuple[list[Record], list[Damage]]:
+    def read(step: int, kind: np.ndarray, canvas: _Canvas) -> tuple[list[Record], list[Damage]]:
         source, batch, size = reader.at(step)
         mixed = interleaved_before(layout, step * shape.groups + shape.process_index * groups)
         records: list[Record] = []
@@ -152,19 +153,20 @@ def diffusion_batch(
                 seen = row % layout.samples < layout.image_rows
                 needs = ("latents", "features") if seen else ("latents",)
                 record, passed = _read_one(source, place - mixed, config, size=size, needs=needs)
-            records.append(record)
+            records.append(canvas.take(row, record))
             damage += passed
         return records, damage
 
     def make(step: int) -> tuple[Batch, list[Damage]]:
         kind = kinds(layout, step * shape.groups + shape.process_index * groups, groups)
-        records, damage = read(step, kind.reshape(-1))
+        canvas = _Canvas(shape.rows)
+        records, damage = read(step, kind.reshape(-1), canvas)
         number = np.arange(len(records)).reshape(kind.shape)
         with_image = [records[i] for i in number[:, : layout.image_rows].reshape(-1)]
         # Where two kinds overlap, the row that is not used may have no caption.
         captions = [records[i].get("caption", "") for i in number[:, layout.text_start :].reshape(-1)]
         batch: Batch = {
-            **(_pixels(records) if moments is None else _moments(records, moments)),
+            **(canvas.batch() if moments is None else _moments(records, moments)),
             "image_prompt": image_rows(_encoder_input(with_image, shape, features), shape.image_tokens),
             "text_prompt": caption_rows(tokenizer, captions, config.caption_length, shape.encoder_size),
             "use_image": kind.reshape(-1) == IMAGE,
@@ -191,14 +193,19 @@ def diffusion_batch(
 
 
 def _read(
-    reader: Feed, shape: Shape, step: int, config: DataConfig, needs: Sequence[str] = ()
+    reader: Feed,
+    shape: Shape,
+    step: int,
+    config: DataConfig,
+    needs: Sequence[str] = (),
+    canvas: _Canvas | None = None,
 ) -> tuple[list[Record], list[Damage]]:
     source, batch, size = reader.at(step)
     records: list[Record] = []
     damage: list[Damage] = []
-    for position in shape.positions(batch):
+    for row, position in enumerate(shape.positions(batch)):
         record, passed = _read_one(source, position, config, size=size, needs=needs)
-        records.append(record)
+        records.append(record if canvas is None else canvas.take(row, record))
         damage += passed
     return records, damage
 
@@ -226,8 +233,26 @@ def _read_one(
     return reader.read(position, finish)
 
 
-def _pixels(records: Sequence[Record]) -> Batch:
-    return {"pixels": np.stack([record["image"] for record in records])}
+class _Canvas:
+    """The pictures of a batch, moved into its array one by one: the decoder's memory serves the next one."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._pixels: np.ndarray | None = None
+
+    def take(self, row: int, record: Record) -> Record:
+        """The record, its picture a view of row `row`."""
+        if "image" not in record:
+            return record
+        if self._pixels is None:
+            self._pixels = np.empty((self._rows, *record["image"].shape), np.uint8)
+        self._pixels[row] = record["image"]
+        return {**record, "image": self._pixels[row]}
+
+    def batch(self) -> Batch:
+        """{"pixels": uint8 [B, H, W, 3]}, once every row was taken."""
+        assert self._pixels is not None
+        return {"pixels": self._pixels}
 
 
 def _moments(records: Sequence[Record], shape: tuple[int, ...]) -> Batch:

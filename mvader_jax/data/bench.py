@@ -114,7 +114,7 @@ def _records(root: pathlib.Path, size: int, seconds: float) -> list[Rate]:
     bare = _measure("bare decoder, whole pictures", _each(_decode, data), seconds)
     config = DataConfig(source="records", paths=(os.fspath(root),), image_size=size, p_image=0.0)
     tokenizer = _tokenizer(config)
-    rates = [bare]
+    rates = [bare, _measure("Pillow's decoder", _each(_pillow, data), seconds)]
     for what, share in (("loader: decoded, cropped, tokenised", 0.0), ("loader, with image rows (0.2)", 0.2)):
         rates.append(_load(what, dataclasses.replace(config, p_image=share), tokenizer, seconds))
     return rates

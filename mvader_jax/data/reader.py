@@ -9,12 +9,14 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import grain
 import numpy as np
+from grain.experimental import index_shuffle
 
 from mvader_jax.errors import UserError
 
@@ -65,6 +67,29 @@ class _Lazy:
         return getattr(self._made, name)
 
 
+class _Epochs(Sequence[int]):
+    """The numbers from `start` to below `stop`, again and again, in another order each time.
+
+    The order is that of grain's `shuffle` and `repeat`, without what they count at every look.
+    """
+
+    def __init__(self, start: int, stop: int, seed: int, shuffle: bool) -> None:
+        self._start, self._length = start, stop - start
+        # Seeds of neighbouring numbers must not give the same permutations an epoch apart.
+        mixed = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
+        self._seed = mixed if shuffle else None
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, position: Any) -> Any:
+        epoch, place = divmod(position, self._length)
+        if self._seed is not None:
+            seed = (self._seed + epoch) % 2**32
+            place = index_shuffle(place, max_index=self._length - 1, seed=seed, rounds=4)
+        return self._start + place
+
+
 class Reader:
     """Several sources in one shuffled endless order, one epoch after the other.
 
@@ -84,12 +109,12 @@ class Reader:
         self._starts = [0, *itertools.accumulate(len(source) for source in sources)]
         if weights and len(sources) > 1:
             parts = [
-                self._order(start, stop, seed + number, shuffle)
+                grain.MapDataset.source(_Epochs(start, stop, seed + number, shuffle))
                 for number, (start, stop) in enumerate(zip(self._starts, self._starts[1:], strict=False))
             ]
             self.order = grain.MapDataset.mix(parts, list(weights))
         else:
-            self.order = self._order(0, self._starts[-1], seed, shuffle)
+            self.order = _Epochs(0, self._starts[-1], seed, shuffle)
 
     def __len__(self) -> int:
         """Records in all sources together."""
@@ -98,13 +123,6 @@ class Reader:
     def at(self, step: int) -> tuple[Reader, int, tuple[int, int] | None]:
         """(what a step reads from, which of its batches, sides of its pictures): `Buckets` choose here."""
         return self, step, None
-
-    @staticmethod
-    def _order(start: int, stop: int, seed: int, shuffle: bool) -> grain.MapDataset[int]:
-        numbers = grain.MapDataset.range(start, stop)
-        # Seeds of neighbouring numbers must not give the same permutations an epoch apart.
-        mixed = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
-        return (numbers.shuffle(seed=mixed) if shuffle else numbers).repeat()
 
     def rng(self, position: int, purpose: Literal["record", "decode"] = "record") -> np.random.Generator:
         """The random choices that belong to a position of the run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 
+import grain
 import numpy as np
 import pytest
 
@@ -89,6 +90,15 @@ def test_every_epoch_sees_every_record_once_in_a_new_order(tokenizer):
     epochs = [run[i : i + 90] for i in range(0, 360, 90)]
     assert all(sorted(epoch) == list(range(90)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_order_is_that_of_grains_shuffle():
+    # Runs saved by earlier versions, which asked grain, go on in the same order.
+    seed = int(np.random.SeedSequence([7, 0]).generate_state(1)[0])
+    theirs = grain.MapDataset.range(61).shuffle(seed=seed).repeat()
+    ours = Reader([Numbered(40), Numbered(21)], (), 7, True).order
+    positions = [*range(200), 10**6, 123_456_789]
+    assert [ours[p] for p in positions] == [theirs[p] for p in positions]
 
 
 def test_global_batch_does_not_depend_on_the_number_of_processes(tokenizer):
