@@ -19,6 +19,8 @@ from mvader_jax.prompt import SITES, Element, Image, Prompt, Text
 
 #: theta of the image in the element-change curves.
 THETAS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.0)
+#: What the text of these prompts says; {color} is the new colour's name.
+PHRASE = change_phrase("color", "{color}")
 PARTS = ("reader", "reconstruction", "text", "variation", "change")
 Order = Literal["text first", "image first"]
 Progress = Callable[[str, int, int], None]
@@ -89,14 +91,19 @@ def text_prompts(scenes: Sequence[Scene]) -> list[Prompt]:
 
 
 def change_prompts(
-    scenes: Sequence[Scene], theta: float, site: Any, order: Order = "text first", balance: bool = False
+    scenes: Sequence[Scene],
+    theta: float,
+    site: Any,
+    order: Order = "text first",
+    balance: bool = False,
+    phrase: str = PHRASE,
 ) -> tuple[list[Prompt], list[str]]:
     """([text naming a new colour, image of weight theta], the colours); one-object scenes."""
     prompts, colors = [], []
     for i, scene in enumerate(scenes):
         others = [color for color in COLORS if color != scene.objects[0].color]
         color = others[i % len(others)]
-        elements: list[Element] = [Text(change_phrase("color", color)), Image(render(scene), weight=theta)]
+        elements: list[Element] = [Text(phrase.replace("{color}", color)), Image(render(scene), weight=theta)]
         prompts.append(Prompt(tuple(elements if order == "text first" else elements[::-1]), site, balance))
         colors.append(color)
     return prompts, colors
@@ -132,15 +139,18 @@ def evaluate(
     sites: Sequence[str] = ("decoder", "cross_attention", "both"),
     order: Order = "text first",
     balance: bool = False,
+    phrase: str = PHRASE,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """The tables by part. Raises UserError for an unknown part or site, or a bundle that is not of scenes."""
+    """The tables by part. Raises UserError for an unknown part or site, or a phrase that names no colour."""
     for name in [name for name in parts if name not in PARTS]:
         raise UserError(f"unknown part {name!r}; accepted: {', '.join(PARTS)}")
     for name in [name for name in sites if name not in SITES]:
         raise UserError(f"unknown site {name!r}; accepted: {', '.join(SITES)}")
     if settings.count < 1:
         raise UserError(f"count is {settings.count}; at least 1 scene is needed")
+    if "{color}" not in phrase:
+        raise UserError(f"the phrase {phrase!r} names no colour; expected {{color}} in it, as in {PHRASE!r}")
     scenes = held_out(settings.count)
     truth = np.stack([render(scene) for scene in scenes])
     result: dict[str, Any] = {"settings": dataclasses.asdict(settings)}
@@ -170,13 +180,14 @@ def evaluate(
     if "change" in parts:
         single = held_out(settings.count, two_objects=0.0)
         rows = []
-        # Where theta is 1 the site makes no difference: the prompt is the plain one.
-        plain = [(1.0, "any")] if 1.0 in thetas else []
-        for theta, site in plain + [(t, s) for s in sites for t in thetas if t != 1.0]:
-            prompts, colors = change_prompts(single, theta, "both" if site == "any" else site, order, balance)
+        # Where theta is 1 the site makes no difference, unless balanced: the prompt is the plain one.
+        plain = [(1.0, "any")] if 1.0 in thetas and not balance else []
+        for theta, site in plain + [(t, s) for s in sites for t in thetas if t != 1.0 or balance]:
+            where = "both" if site == "any" else site
+            prompts, colors = change_prompts(single, theta, where, order, balance, phrase)
             pictures = drawn(f"change, theta {theta:g}, {site}", prompts)
             rows.append({"site": site, "theta": theta, **change_scores(single, colors, pictures)})
-        result["change"] = {"order": order, "balance": balance, "rows": rows}
+        result["change"] = {"order": order, "balance": balance, "phrase": phrase, "rows": rows}
     return result
 
 

@@ -55,6 +55,13 @@ def test_change_prompts_name_another_color(order) -> None:
         assert text.text == f"in {color}" and image.weight == 0.3 and prompt.site == "cross_attention"
 
 
+def test_change_prompts_say_the_phrase_that_is_asked_for() -> None:
+    scenes = held_out(3, two_objects=0.0)
+    prompts, colors = change_prompts(scenes, 1.0, "both", balance=True, phrase="a {color} shape")
+    for prompt, color in zip(prompts, colors, strict=True):
+        assert prompt.balance and prompt.elements[0].text == f"a {color} shape"
+
+
 def test_change_scores_are_shares_of_pictures() -> None:
     thing = SceneObject("circle", "red", "large", "solid", "left")
     scene = Scene("black", (thing,))
@@ -110,3 +117,5 @@ def test_mistakes(pipe: Pipeline) -> None:
         evaluate(pipe, SETTINGS, ["texts"])
     with pytest.raises(UserError, match="unknown site"):
         evaluate(pipe, SETTINGS, ["change"], sites=("everywhere",))
+    with pytest.raises(UserError, match="names no colour"):
+        evaluate(pipe, SETTINGS, ["change"], phrase="in red")
