@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mvader_jax.data.captions import Language, caption, change_phrase
+from mvader_jax.data.captions import Language, caption
 from mvader_jax.data.scene_reader import SCORES, compare, read_scene
 from mvader_jax.data.scenes import COLORS, Scene, render, scene_at
 from mvader_jax.errors import UserError
@@ -19,8 +19,8 @@ from mvader_jax.prompt import SITES, Element, Image, Prompt, Text
 
 #: theta of the image in the element-change curves.
 THETAS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.0)
-#: What the text of these prompts says; {color} is the new colour's name.
-PHRASE = change_phrase("color", "{color}")
+#: What the text beside the image says; {color} is the new colour's name. Worded as captions are.
+PHRASE = "a {color} shape"
 PARTS = ("reader", "reconstruction", "text", "variation", "change")
 Order = Literal["text first", "image first"]
 Progress = Callable[[str, int, int], None]

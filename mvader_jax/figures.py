@@ -198,8 +198,9 @@ def _cross() -> Image:
 
 
 def _weighted(image: Image) -> Image:
-    """A default image beside a text, weighted down as the paper does (section 3.4)."""
-    return dataclasses.replace(image, weight=0.1)
+    """A default image beside a text, weighted down as the paper does (section 3.4); the embedded model
+    keeps most of both at this weight."""
+    return dataclasses.replace(image, weight=0.2)
 
 
 FIGURES: dict[str, Figure] = {
@@ -207,19 +208,19 @@ FIGURES: dict[str, Figure] = {
         "Figure 3: multimodal guidance",
         "texts and images, one prompt",
         multimodal,
-        lambda: [Text("in blue"), _weighted(_circle()), Text("a white background")],
+        lambda: [Text("a blue shape"), _weighted(_circle()), Text("a white background")],
     ),
     "4": Figure(
         "Figure 4: style modification, image-to-image beside the multimodal prompt",
         "a text and an image",
         style_change,
-        lambda: [Text("in blue"), _weighted(_circle())],
+        lambda: [Text("a blue shape"), _weighted(_circle())],
     ),
     "5": Figure(
         "Figure 5: one element changed by text",
         f"a text with {PLACEHOLDER} in it, and an image",
         element_change,
-        lambda: [Text(f"in {PLACEHOLDER}"), _weighted(_circle())],
+        lambda: [Text(f"a {PLACEHOLDER} shape"), _weighted(_circle())],
     ),
     "6": Figure(
         "Figure 6: composition of images",
@@ -238,7 +239,7 @@ FIGURES: dict[str, Figure] = {
         "Weights of two elements",
         "two texts or images",
         weights,
-        lambda: [Text("in blue"), _circle()],
+        lambda: [Text("a blue shape"), _circle()],
     ),
 }
 

@@ -52,14 +52,14 @@ def test_change_prompts_name_another_color(order) -> None:
         assert color != scene.objects[0].color
         assert tuple(type(element) for element in prompt.elements) == kinds
         text, image = sorted(prompt.elements, key=lambda e: isinstance(e, Image))
-        assert text.text == f"in {color}" and image.weight == 0.3 and prompt.site == "cross_attention"
+        assert text.text == f"a {color} shape" and image.weight == 0.3 and prompt.site == "cross_attention"
 
 
 def test_change_prompts_say_the_phrase_that_is_asked_for() -> None:
     scenes = held_out(3, two_objects=0.0)
-    prompts, colors = change_prompts(scenes, 1.0, "both", balance=True, phrase="a {color} shape")
+    prompts, colors = change_prompts(scenes, 1.0, "both", balance=True, phrase="in {color}")
     for prompt, color in zip(prompts, colors, strict=True):
-        assert prompt.balance and prompt.elements[0].text == f"a {color} shape"
+        assert prompt.balance and prompt.elements[0].text == f"in {color}"
 
 
 def test_change_scores_are_shares_of_pictures() -> None:

@@ -21,7 +21,7 @@ def evaluate(
     sites: Annotated[str, typer.Option(help="where they act")] = "decoder,cross_attention,both",
     image_first: Annotated[bool, typer.Option("--image-first", help="the image before the text")] = False,
     balance: Annotated[bool, typer.Option("--balance", help="weights are an element's total share")] = False,
-    phrase: Annotated[str, typer.Option(help="the text beside the image in the curves")] = "in {color}",
+    phrase: Annotated[str, typer.Option(help="the text beside the image in the curves")] = "a {color} shape",
     seed: Annotated[int, typer.Option(help="of the noise")] = 0,
     batch: Annotated[int, typer.Option(help="pictures drawn at a time")] = 50,
     mesh: Annotated[str, typer.Option(help="devices to draw on, as in data=4,fsdp=2 [default: one]")] = "",
