@@ -130,6 +130,18 @@ def change_scores(
     return dict(zip(names, np.mean(np.asarray(rows, np.float64), axis=0).tolist(), strict=True))
 
 
+def check(settings: Settings, parts: Sequence[str], sites: Sequence[str], phrase: str) -> None:
+    """Raises UserError for an unknown part or site, no scenes, or a phrase that names no colour."""
+    for name in [name for name in parts if name not in PARTS]:
+        raise UserError(f"unknown part {name!r}; accepted: {', '.join(PARTS)}")
+    for name in [name for name in sites if name not in SITES]:
+        raise UserError(f"unknown site {name!r}; accepted: {', '.join(SITES)}")
+    if settings.count < 1:
+        raise UserError(f"count is {settings.count}; at least 1 scene is needed")
+    if "{color}" not in phrase:
+        raise UserError(f"the phrase {phrase!r} names no colour; expected {{color}} in it, as in {PHRASE!r}")
+
+
 def evaluate(
     pipe: Pipeline,
     settings: Settings,
@@ -142,15 +154,8 @@ def evaluate(
     phrase: str = PHRASE,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """The tables by part. Raises UserError for an unknown part or site, or a phrase that names no colour."""
-    for name in [name for name in parts if name not in PARTS]:
-        raise UserError(f"unknown part {name!r}; accepted: {', '.join(PARTS)}")
-    for name in [name for name in sites if name not in SITES]:
-        raise UserError(f"unknown site {name!r}; accepted: {', '.join(SITES)}")
-    if settings.count < 1:
-        raise UserError(f"count is {settings.count}; at least 1 scene is needed")
-    if "{color}" not in phrase:
-        raise UserError(f"the phrase {phrase!r} names no colour; expected {{color}} in it, as in {PHRASE!r}")
+    """The tables by part. Raises UserError as `check`."""
+    check(settings, parts, sites, phrase)
     scenes = held_out(settings.count)
     truth = np.stack([render(scene) for scene in scenes])
     result: dict[str, Any] = {"settings": dataclasses.asdict(settings)}

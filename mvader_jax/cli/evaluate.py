@@ -32,7 +32,7 @@ def evaluate(
     import rich.progress
 
     from mvader_jax.errors import UserError
-    from mvader_jax.evaluate import Settings, as_markdown, save
+    from mvader_jax.evaluate import Settings, as_markdown, check, save
     from mvader_jax.evaluate import evaluate as run
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.pipeline import Pipeline
@@ -42,6 +42,9 @@ def evaluate(
     except ValueError:
         raise UserError(f"cannot read the thetas {thetas!r}; expected numbers such as 1,.5,0") from None
     settings = Settings(count, steps, guidance_scale, sampler, max(1, min(batch, count)), seed)
+    named = [part.strip() for part in parts.split(",")]
+    places = [site.strip() for site in sites.split(",")]
+    check(settings, named, places, phrase)
     pipe = Pipeline.load(bundle, mesh=open_mesh(mesh))
     with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bar:
         tasks: dict[str, rich.progress.TaskID] = {}
@@ -54,9 +57,9 @@ def evaluate(
         result = run(
             pipe,
             settings,
-            [part.strip() for part in parts.split(",")],
+            named,
             thetas=values,
-            sites=[site.strip() for site in sites.split(",")],
+            sites=places,
             order="image first" if image_first else "text first",
             balance=balance,
             phrase=phrase,
