@@ -101,6 +101,12 @@ def test_every_part_runs_with_one_program_a_length(pipe: Pipeline) -> None:
     assert np.mean(list(result["text"].values())) < 0.9
 
 
+def test_balanced_weights_of_one_depend_on_the_site(pipe: Pipeline) -> None:
+    result = evaluate(pipe, SETTINGS, ["change"], thetas=(1.0,), sites=("decoder", "both"), balance=True)
+    rows = [(row["site"], row["theta"]) for row in result["change"]["rows"]]
+    assert rows == [("decoder", 1.0), ("both", 1.0)]
+
+
 def test_a_mesh_draws_the_same(pipe: Pipeline, tmp_path) -> None:
     save_bundle(tmp_path / "bundle", micro.bundle())
     mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
