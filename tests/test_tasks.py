@@ -112,7 +112,7 @@ def test_figures_are_laid_out(tmp_path: Path, name: str, calls: int) -> None:
     save_png(tmp_path / "f.png", sheet, {"figure": name})
     assert read_png_metadata(tmp_path / "f.png")["figure"] == name
     if name == "5":
-        assert [prompt[0].text for prompt, _ in pipe.asked] == [f"in {c}" for c in options.values]
+        assert [prompt[0].text for prompt, _ in pipe.asked] == [f"a {c} shape" for c in options.values]
     if name == "9":
         assert pipe.asked[0][0] == pipe.asked[1][0][::-1]
     if name == "weights":
