@@ -8,9 +8,6 @@ import jax.numpy as jnp
 from mvader_jax.condition import PADDING, SUPPRESSED
 from mvader_jax.models import attention_kernels
 
-#: Score of a key that causality hides; finite, and below any padding so that no row is ever NaN.
-_HIDDEN = -2e9
-
 
 def attend(
     q: jax.Array,
@@ -49,7 +46,7 @@ def plain(
     if causal:
         length = q.shape[1]
         visible = jnp.tril(jnp.ones((length, k.shape[1]), bool))
-        scores = jnp.where(visible, scores, _HIDDEN)
+        scores = jnp.where(visible, scores, attention_kernels.HIDDEN)
     shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqs,bshk->bqhk", shares, v)
 

@@ -18,20 +18,27 @@ from jax.sharding import PartitionSpec
 
 from mvader_jax.parallel.sharding import mesh_axes
 
-#: plain: XLA, scores in memory. splash: Pallas' kernel for TPUs (jax.experimental.pallas.ops.tpu).
+#: plain: XLA, all scores in memory. blocks: XLA, the scores of some queries of one head at a time.
+#: splash: Pallas' kernel for TPUs (jax.experimental.pallas.ops.tpu).
 #: cudnn: NVIDIA's fused attention (jax.nn.dot_product_attention).
-Kernel = Literal["plain", "splash", "cudnn"]
+Kernel = Literal["plain", "blocks", "splash", "cudnn"]
 
 #: Scores of a head below which keeping them in memory costs less than a kernel's padding and start: less
 #: than 1024 queries by 128 keys (the decoder's prompts, the UNet's two lowest levels).
 FEWEST_SCORES = 1024 * 128
 #: Where a key does not exist because its block was filled up; as `condition.PADDING`.
 _NOWHERE = -1e9
+#: Score of a key that causality hides: finite, and below any padding so that no row is ever NaN.
+HIDDEN = -2e9
 #: Of the two dimensions that carry a bias.
 _BIAS_DIMS = 2
 #: The longest side of a splash block; 1024 at heads of up to 256 dimensions fills a TPU's scoped memory.
 _BLOCK = 1024
 _LANES = 128
+#: Scores that "blocks" computes at once: 4 MB, which a CPU's cache holds.
+_SCORES = 1024 * 1024
+#: Scores of a head up to which "blocks" has nothing to gain.
+_FEW_SCORES = 512 * 512
 
 
 def choose(
@@ -39,10 +46,12 @@ def choose(
 ) -> Kernel:
     """The kernel for an attention of q [B, Sq, H, K] to k [B, Sk, H, K] on a platform ("tpu", "gpu", "cpu").
 
-    The kernels compute in 16 bits, so float32 always takes the plain path; so do the small attentions,
-    for which the scores fit, and heads that cuDNN does not take (more than 128 dimensions).
+    The libraries' kernels compute in 16 bits, so float32 takes the plain path, or on a CPU its blocks; so do
+    small attentions, for which the scores fit, and heads that cuDNN does not take (more than 128 dimensions).
     """
     dtype = jnp.dtype(dtype)
+    if platform == "cpu":
+        return "blocks" if q_shape[1] * k_shape[1] > _FEW_SCORES else "plain"
     if dtype not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return "plain"
     if q_shape[1] * k_shape[1] < FEWEST_SCORES:
@@ -70,7 +79,7 @@ def run(
     causal: bool,
     interpret: bool = False,
 ) -> jax.Array:
-    """Attention by "splash" or "cudnn", every device on its own rows and heads.
+    """Attention by any kernel but "plain", every device on its own rows and heads.
 
     q: [B, Sq, H, K]; k, v: [B, Sk, H, K]; bias: float32 [B, H or 1, 1, Sk], added to the scores of a key.
     interpret: run the TPU's kernel on another platform, slowly (for tests). Returns [B, Sq, H, K].
@@ -110,6 +119,8 @@ def _run(
 ) -> jax.Array:
     dtype = q.dtype
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(dtype)
+    if kernel == "blocks":
+        return blocks(q, k, v, bias, causal=causal)
     if kernel == "cudnn":
         return cudnn(q, k, v, bias, causal=causal)
     return splash(q, k, v, bias, causal=causal, interpret=interpret)
@@ -177,6 +188,43 @@ def cudnn(
     q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, wide - x.shape[-1]))) for x in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=causal, implementation=implementation)
     return out[..., :width]
+
+
+def blocks(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, *, causal: bool) -> jax.Array:
+    """Softmax over the keys for one head and some queries at a time, q scaled already. Shapes as `run`.
+
+    In float32 whatever the dtype, as a CPU computes anyway: gradients of k and v are sums over the blocks.
+    """
+    dtype = q.dtype
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    (batch, length, heads, width), keys = q.shape, k.shape[1]
+    rows = min(length, max(1, _SCORES // keys))
+    parts = -(-length // rows)
+
+    def by_head(x: jax.Array, *shape: int) -> jax.Array:
+        return jnp.swapaxes(x, 1, 2).reshape(batch * heads, *shape)
+
+    queries = by_head(_fill(q, parts * rows), parts, rows, width)
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (batch, heads, 1, keys)).reshape(batch * heads, keys)
+
+    def head(inputs: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
+        queries, k, v, bias = inputs
+
+        def block(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+            q, first = inputs
+            scores = q @ k.T
+            scores = scores if bias is None else scores + bias
+            if causal:
+                scores = jnp.where(first + jnp.arange(rows)[:, None] >= jnp.arange(keys), scores, HIDDEN)
+            shares = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+            # Divided after the product, which is smaller than the scores.
+            return (shares @ v) / shares.sum(axis=-1, keepdims=True)
+
+        return jax.lax.map(block, (queries, jnp.arange(parts) * rows))
+
+    out = jax.lax.map(head, (queries, by_head(k, keys, width), by_head(v, keys, width), bias))
+    return jnp.swapaxes(out.reshape(batch, heads, parts * rows, width), 1, 2)[:, :length].astype(dtype)
 
 
 def _cudnn_head_dim(width: int, biased: bool) -> int:

@@ -40,7 +40,10 @@ BF16 = jnp.bfloat16
         ("cuda", jnp.float16, 1024, 1024, 80, "cudnn"),
         ("gpu", BF16, 4096, 4096, 128, "plain"),
         ("gpu", jnp.float32, 4096, 4096, 40, "plain"),
-        ("cpu", BF16, 4096, 4096, 40, "plain"),
+        ("cpu", BF16, 4096, 4096, 40, "blocks"),
+        ("cpu", jnp.float32, 1024, 1024, 80, "blocks"),
+        ("cpu", jnp.float32, 256, 256, 160, "plain"),
+        ("cpu", jnp.float32, 1024, 144, 80, "plain"),
         ("rocm", BF16, 4096, 4096, 40, "plain"),
     ],
 )
@@ -159,6 +162,45 @@ def test_a_mesh_splits_rows_and_heads() -> None:
     with jax.set_mesh(mesh):
         found = gradients(kernel, *placed)
     assert_within_bf16(found, reference(*inputs))
+
+
+@pytest.mark.parametrize(
+    "scores", [40 * 77, 33 * 160, 1], ids=["parts that divide", "a part to fill up", "rows"]
+)
+@pytest.mark.parametrize(("queries", "keys", "heads", "width", "causal"), SHAPES)
+def test_blocks_are_the_reference_and_so_are_their_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+    queries: int,
+    keys: int,
+    heads: int,
+    width: int,
+    causal: bool,
+    scores: int,
+) -> None:
+    monkeypatch.setattr(attention_kernels, "_SCORES", scores)
+    *qkv, logs = example(queries, keys, heads, width)
+    inputs = [x.astype(jnp.float32) for x in qkv] + [logs]
+    kernel = functools.partial(run, "blocks", causal=causal)
+    expected = gradients(functools.partial(plain, causal=causal), *inputs)
+    for a, b in zip(jax.tree.leaves(gradients(kernel, *inputs)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert_within_bf16(gradients(kernel, *qkv, logs), reference(*qkv, logs, causal=causal))
+
+
+def test_blocks_take_head_factors_and_a_mesh_and_keep_few_scores() -> None:
+    q, k, v, logs = (x.astype(jnp.float32) for x in example(1024, 640, 2, 40, rows=4))
+    factors = jnp.asarray([0.5, 2.0])
+    mesh = make_mesh(MeshConfig(data=2, tensor=2), jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))) for x in (q, k, v, logs)]
+        program = (
+            jax.jit(lambda *x: attend(*x[:3], log_weights=x[3], factors=factors)).lower(*placed).compile()
+        )
+    np.testing.assert_allclose(
+        program(*placed), plain(q, k, v, key_bias(logs, factors)), rtol=1e-4, atol=1e-5
+    )
+    # Two rows of one head are a device's: 10 MB of scores, were they all in memory.
+    assert program.memory_analysis().temp_size_in_bytes < 8e6
 
 
 def test_rows_that_do_not_divide_are_computed_whole() -> None:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -311,3 +312,25 @@ def test_inputs_that_do_not_fit(shape: tuple[int, ...], width: int, sites: int, 
     condition = Condition(jnp.zeros((1, 3, width)), jnp.zeros((1, 3)), jnp.ones((sites, 2)))
     with pytest.raises(UserError, match=words):
         UNet(SMALL).init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(1), condition)
+
+
+@pytest.mark.parametrize(("side", "width", "channels", "size"), [(5, 3, 64, 3), (4, 4, 64, 3), (9, 7, 6, 1)])
+def test_a_convolution_as_a_product_is_the_convolution(
+    monkeypatch: pytest.MonkeyPatch, side: int, width: int, channels: int, size: int
+) -> None:
+    module = unet_blocks.Conv(10, size)
+    x = jax.random.normal(jax.random.key(0), (2, side, width, channels))
+    params = nn.meta.unbox(module.init(jax.random.key(1), x))
+
+    def both(params: Any, x: jax.Array) -> Any:
+        # A new function each time: jit would give back the program of the other way.
+        return jax.jit(jax.value_and_grad(lambda p, x: jnp.sum(jnp.sin(module.apply(p, x))), (0, 1)))(
+            params, x
+        )
+
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(lambda x: module.apply(params, x))(x))
+    product = both(params, x)
+    monkeypatch.setattr(unet_blocks, "current_platform", lambda: "tpu")
+    assert "conv_general_dilated" in str(jax.make_jaxpr(lambda x: module.apply(params, x))(x))
+    for a, b in zip(jax.tree.leaves(product), jax.tree.leaves(both(params, x)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
