@@ -2,7 +2,8 @@
 
 Runs `mvader sample --prompts`, watches its resident memory, kills it with SIGKILL when a third and two thirds
 of the pictures are there, starts it again, and checks the directory: no picture missing, none double, none
-truncated. Exits 1 where that is not so.
+truncated. Exits 1 where that is not so. Memory is told for each kind of prompt, texts and texts with an image: they
+are drawn one after the other, and the second kind needs another program and the image encoder.
 """
 
 from __future__ import annotations
@@ -40,6 +41,13 @@ def write_prompts(path: Path, count: int) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def drawn(out: Path) -> dict[str, int]:
+    """How many pictures of each kind of prompt are there; they are drawn in this order."""
+    numbers = [int(path.name[1:6]) for path in out.glob("*.png")] if out.is_dir() else []
+    images = sum(number % 5 == 0 for number in numbers)
+    return {"texts": len(numbers) - images, "images": images}
+
+
 def resident(pid: int) -> float:
     """MB."""
     try:
@@ -67,29 +75,29 @@ def main() -> int:
         "--batch", str(options.batch),
     ]  # fmt: skip
     kills = [options.count // 3, 2 * options.count // 3]
-    growth, started = [], time.monotonic()
+    growth: list[str] = []
+    started = time.monotonic()
     for run in range(3):
-        there = len(list(out.glob("*.png"))) if out.is_dir() else 0
+        before = drawn(out)
         process = subprocess.Popen(
             command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stderr=subprocess.DEVNULL
         )
-        settled, most = 0.0, 0.0
+        sizes: dict[str, list[float]] = {}
         while process.poll() is None:
             time.sleep(0.5)
-            count = len(list(out.glob("*.png"))) if out.is_dir() else 0
-            if count - there >= 500:
-                size = resident(process.pid)
-                settled = settled or size
-                most = max(most, size)
-            if run < 2 and count >= kills[run]:
+            there = drawn(out)
+            kind = "images" if there["images"] else "texts"
+            if there[kind] - before[kind] >= 500 and (size := resident(process.pid)):
+                sizes.setdefault(kind, []).append(size)
+            if run < 2 and sum(there.values()) >= kills[run]:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
-        if settled:
-            growth.append(most - settled)
+        told = [f"{kind} {seen[0]:.0f} MB, then at most {max(seen):.0f}" for kind, seen in sizes.items()]
+        growth += [f"{max(seen) - seen[0]:.0f}" for seen in sizes.values()]
         left = len(list(out.glob(".*.tmp")))
         print(
-            f"run {run + 1}: {len(list(out.glob('*.png')))} pictures, exit code {process.returncode}, resident "
-            f"{settled:.0f} MB after 500, at most {most:.0f} MB after that; {left} temporary files left",
+            f"run {run + 1}: {sum(drawn(out).values())} pictures, exit code {process.returncode}; resident after "
+            f"500: {'; '.join(told)}; {left} temporary files left",
             flush=True,
         )
     rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
@@ -113,7 +121,7 @@ def main() -> int:
     )
     print(
         f"{len(files)} of {len(expected)} pictures, {len(rows)} rows, {doubles} double, {broken} truncated; growth of "
-        f"resident memory after the first 500: {', '.join(f'{g:.0f}' for g in growth)} MB; "
+        f"resident memory after the first 500: {', '.join(growth)} MB; "
         f"{time.monotonic() - started:.0f} s: {'good' if good else 'BAD'}"
     )
     return 0 if good else 1
