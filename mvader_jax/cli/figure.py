@@ -24,7 +24,9 @@ def figure(
     sampler: Annotated[str, typer.Option(help="plms is the paper's")] = "plms",
     site: Annotated[str, typer.Option(help="where weights act: decoder, cross_attention or both")] = "both",
     bundle: Annotated[str, typer.Option(help="name of an embedded bundle, or a directory")] = "tiny",
-    out: Annotated[Path, typer.Option(help="the PNG to write [default: outputs/figure-WHICH.png]")] = Path(),
+    out: Annotated[
+        Path | None, typer.Option(help="the PNG to write  [default: outputs/figure-WHICH.png]")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress shown")] = False,
 ) -> None:
     """Lay out a figure of the paper as a labelled grid, drawn by this model."""
@@ -41,7 +43,7 @@ def figure(
     check_numbers(None, seed=seed, steps=steps, guidance_scale=guidance_scale, site=site)
     parts = [*(inputs or []), *(more or [])]
     elements = read_parts(parts)
-    target = Path("outputs") / f"figure-{which}.png" if out == Path() else out
+    target = Path("outputs") / f"figure-{which}.png" if out is None else out
     if target.suffix.lower() != ".png":
         raise UserError(f"{str(target)!r} is no name of a PNG; a figure is written as NAME.png")
     check_writable(target.parent)
