@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from typing import Any
 
 #: Peak of one device in dense bfloat16 FLOP/s, by what its `device_kind` begins with; longest match wins.
-#: Google Cloud's TPU pages (v4, v5e, v5p, v6e) and NVIDIA's data sheets, without sparsity.
+#: Google Cloud's TPU pages and NVIDIA's data sheets, without sparsity. An installed package has no
+#: tpu/chips.toml, so the TPUs' stand here too; a test holds the two together.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
     "TPU v5": 459e12,
     "TPU v6": 918e12,
+    "TPU7x": 2307e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,

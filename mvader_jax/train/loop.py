@@ -172,8 +172,11 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for d in (old, new)
     )
     for name in sorted(now.keys() | before.keys()):
-        # Settings that a newer version added have no earlier value.
-        if name in before and name in now and before[name] != now[name]:
+        if name not in before:
+            found.append(f"{name} is new: {now[name]}")
+        elif name not in now:
+            found.append(f"{name}, which was {before[name]}, is gone")
+        elif before[name] != now[name]:
             found.append(f"{name} changed from {before[name]} to {now[name]}")
     for name, digest in new["start"].items():
         earlier = old.get("start", {}).get(name)

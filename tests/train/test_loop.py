@@ -27,7 +27,7 @@ from mvader_jax.parallel.mesh import MeshConfig, make_global, make_mesh
 from mvader_jax.prompt import Text
 from mvader_jax.sample_grid import SampleGrid, chosen_prompts
 from mvader_jax.train.config import Group, TrainConfig, load_config
-from mvader_jax.train.loop import PREEMPTED, Diverged, train
+from mvader_jax.train.loop import PREEMPTED, Diverged, changes, train
 from mvader_jax.train.objectives.diffusion import join_rows, replace_rows
 from mvader_jax.train.optimizer import OptimizerConfig
 from mvader_jax.train.run import build_run, data_loader
@@ -172,6 +172,17 @@ def test_what_changed_since_the_checkpoint_is_said(
     assert "going on from step 2 of 3" in said
     assert "since that step was saved stage.batch_size changed from 8 to 4" in said
     assert "the decoder that the stage starts from was replaced by another" in said
+
+
+def test_settings_that_came_and_went_are_changes_too() -> None:
+    config = {"model": {"width": 8}, "stages": {"vae": {"steps": 3, "groups": {"all": {"rate": 0.1}}}}}
+    old = {"config": config, "stage": "vae", "start": {}}
+    later = {"model": {"width": 8}, "stages": {"vae": {"steps": 3, "posterior": "mean", "groups": {}}}}
+    assert changes(old, old) == []
+    assert changes(old, {**old, "config": later}) == [
+        "stage.groups.all.rate, which was 0.1, is gone",
+        "stage.posterior is new: mean",
+    ]
 
 
 def test_a_diffusion_run_is_watched(workdir: Path, tmp_path: Path) -> None:
