@@ -96,7 +96,7 @@ def _measure(
 
 
 def plan(items: Iterable[tuple[Item, Shape]], size: int) -> list[Batch]:
-    """Batches of `size` pictures, shape by shape, in the order of the file within a shape.
+    """Batches of `size` pictures, the longest prompts first, in the order of the file within a shape.
 
     What is left over of a shape joins the next larger one that holds it, so that a few odd prompts cost
     neither a program of their own nor a batch that is mostly filling.
@@ -114,4 +114,5 @@ def plan(items: Iterable[tuple[Item, Shape]], size: int) -> list[Batch]:
             waiting[larger] = mine[len(mine) - over :] + waiting[larger]
             mine = mine[: len(mine) - over]
         batches += [Batch(shape, tuple(mine[i : i + size])) for i in range(0, len(mine), size)]
-    return batches
+    # What does not fit into memory says so at once, and not after a day.
+    return sorted(batches, key=lambda batch: (batch.shape.length, batch.shape.images), reverse=True)

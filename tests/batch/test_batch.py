@@ -231,10 +231,10 @@ def test_what_is_left_of_a_bucket_joins_a_larger_one() -> None:
     batches = plan(queue, 4)
     assert sum(len(batch.items) for batch in batches) == 21
     assert [(b.shape.steps, b.shape.length, len(b.items)) for b in batches] == [
+        (50, 32, 4),
+        (50, 32, 3),
+        (50, 16, 4),
         (20, 8, 2),
         (50, 8, 4),
         (50, 8, 4),
-        (50, 16, 4),
-        (50, 32, 4),
-        (50, 32, 3),
     ]

@@ -3,7 +3,7 @@
 Runs `mvader sample --prompts`, watches its resident memory, kills it with SIGKILL when a third and two thirds
 of the pictures are there, starts it again, and checks the directory: no picture missing, none double, none
 truncated. Exits 1 where that is not so. Memory is told for each kind of prompt, texts and texts with an image: they
-are drawn one after the other, and the second kind needs another program and the image encoder.
+are drawn one after the other, and the second kind needs another program.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write_prompts(path: Path, count: int) -> None:
 
 
 def drawn(out: Path) -> dict[str, int]:
-    """How many pictures of each kind of prompt are there; they are drawn in this order."""
+    """How many pictures of each kind of prompt are there; those with an image are longer and come first."""
     numbers = [int(path.name[1:6]) for path in out.glob("*.png")] if out.is_dir() else []
     images = sum(number % 5 == 0 for number in numbers)
     return {"texts": len(numbers) - images, "images": images}
@@ -86,7 +86,7 @@ def main() -> int:
         while process.poll() is None:
             time.sleep(0.5)
             there = drawn(out)
-            kind = "images" if there["images"] else "texts"
+            kind = "texts" if there["texts"] else "images"
             if there[kind] - before[kind] >= 500 and (size := resident(process.pid)):
                 sizes.setdefault(kind, []).append(size)
             if run < 2 and sum(there.values()) >= kills[run]:
