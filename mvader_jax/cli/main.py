@@ -17,6 +17,13 @@ from mvader_jax.errors import UserError
 #: The base of typer's own complaints about a command line: BadParameter < UsageError < this.
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
 
+#: Which extra of pyproject.toml brings a package that only some commands need.
+_EXTRAS = {
+    **dict.fromkeys(("array_record", "pyarrow", "simplejpeg", "tensorflow_datasets", "webdataset"), "data"),
+    **dict.fromkeys(("safetensors", "torch"), "convert"),
+    "libtpu": "tpu",
+}
+
 app = typer.Typer(
     name="mvader",
     help="M-VADER: images from any sequence of texts and images.",
@@ -42,6 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error.format_message(), error.exit_code)
     except UserError as error:
         _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRAS:
+            raise
+        extra = _EXTRAS[package]
+        _fail(f"this needs {package}, of the {extra} extra: pip install 'mvader-jax[{extra}]'", 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     else:
