@@ -21,7 +21,6 @@ _CommandLineError: Any = typer.BadParameter.__mro__[2]
 _EXTRAS = {
     **dict.fromkeys(("array_record", "pyarrow", "simplejpeg", "tensorflow_datasets", "webdataset"), "data"),
     **dict.fromkeys(("safetensors", "torch"), "convert"),
-    "libtpu": "tpu",
 }
 
 app = typer.Typer(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import math
 import os
 import re
@@ -132,6 +133,8 @@ def devices(topology: Topology) -> list[Any]:
 
     Raises UserError where libtpu is not installed or does not know the shape.
     """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("plans are compiled by libtpu, which is missing: pip install 'mvader-jax[tpu]'")
     prepare_environment()
     from jax.experimental import topologies
 
@@ -140,10 +143,6 @@ def devices(topology: Topology) -> list[Any]:
         options["chip_config_name"] = topology.chip.chip_config
     try:
         found = list(topologies.get_topology_desc(topology.name, platform="tpu", **options).devices)
-    except ModuleNotFoundError:
-        raise UserError(
-            "plans are compiled by libtpu, which is missing: pip install 'mvader-jax[tpu]'"
-        ) from None
     except Exception as error:  # jaxlib raises its own XlaRuntimeError, ValueError or RuntimeError
         reason = str(error).splitlines()[0]
         if "libtpu" in reason and "not" in reason:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 from mvader_jax.errors import UserError
@@ -43,6 +45,12 @@ def test_libtpu_is_asked_before_a_shape_is_believed() -> None:
 def test_a_device_a_chip_or_a_core(name: str, slices: int, expected: int) -> None:
     topology = parse_topology(name, slices)
     assert len(devices(topology)) == expected == topology.chips * topology.chip.cores
+
+
+def test_a_missing_libtpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"libtpu, which is missing: pip install 'mvader-jax\[tpu\]'"):
+        devices(parse_topology("v5e:4x4"))
 
 
 def test_slices_are_told_apart() -> None:
