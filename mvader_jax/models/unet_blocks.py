@@ -60,7 +60,7 @@ class Conv(nn.Module):
 def _better_as_product(x: jax.Array, size: int) -> bool:
     """Whether one product of all patches beats XLA's convolution: on CPUs, where the patches are few.
 
-    Measured at 4 to 4096 positions of 64 to 2560 channels (docs/sampling.md, "Speed").
+    Measured at 4 to 4096 positions of 64 to 2560 channels (docs/sampling.md, "Speed on a CPU").
     """
     few = size == 1 or x.shape[1] * x.shape[2] <= x.shape[3] // 4
     return few and current_platform() == "cpu"
