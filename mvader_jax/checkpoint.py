@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 
 #: Size of the pieces an array is written in: a process that restores its shard reads little more than that.
 _CHUNK_BYTES = 32 << 20
-#: Bytes that may be under way between the files and the devices while restoring, at least.
-_IN_FLIGHT_GB = 4
+#: Bytes that may be under way between the files and the devices while restoring; the largest shard, if that is more.
+_IN_FLIGHT_BYTES = 256 << 20
 
 
 def save_tree(path: str | Path, tree: Tree) -> None:
@@ -38,9 +38,13 @@ def tree_metadata(path: str | Path) -> Tree:
 
     Raises UserError where there is no whole checkpoint at `path`.
     """
+    return _shapes(_metadata(path))
+
+
+def _metadata(path: str | Path) -> Tree:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            tree = _shapes(checkpointer.metadata(Path(path).absolute()))
+            tree = _tree(checkpointer.metadata(Path(path).absolute()))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not a whole checkpoint: {_first_line(error)}") from None
     if not tree:
@@ -48,11 +52,14 @@ def tree_metadata(path: str | Path) -> Tree:
     return tree
 
 
-def _shapes(metadata: Any) -> Tree:
-    """Orbax's metadata of a tree, as ShapeDtypeStructs."""
+def _tree(metadata: Any) -> Tree:
+    """The leaves of what orbax returns as a checkpoint's metadata."""
     tree = getattr(metadata, "item_metadata", metadata)
-    tree = getattr(tree, "tree", tree)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
+    return getattr(tree, "tree", tree)
+
+
+def _shapes(metadata: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), metadata)
 
 
 def restore_tree(
@@ -67,19 +74,20 @@ def restore_tree(
     if abstract is not None and shardings is None:
         # Metadata opens every array, half of what reading a small model takes: only a misfit needs it.
         with contextlib.suppress(OSError, ValueError, KeyError):
-            tree = _read(path, abstract, None, dtype)
+            tree = _read(path, abstract, None, dtype, _whole(abstract))
             if _shapes_of(tree) == _shapes_of(abstract):
                 return tree
-    stored = tree_metadata(path)
+    metadata = _metadata(path)
+    stored = _shapes(metadata)
     if abstract is not None:
         _check(path, stored, abstract)
     try:
-        return _read(path, stored, shardings, dtype)
+        return _read(path, stored, shardings, dtype, _in_flight(metadata, shardings))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}") from None
 
 
-def _read(path: str | Path, stored: Tree, shardings: Tree | None, dtype: Any) -> Tree:
+def _read(path: str | Path, stored: Tree, shardings: Tree | None, dtype: Any, in_flight: int) -> Tree:
     def target(leaf: jax.ShapeDtypeStruct) -> Any:
         return jnp.dtype(dtype) if dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating) else None
 
@@ -93,7 +101,7 @@ def _read(path: str | Path, stored: Tree, shardings: Tree | None, dtype: Any) ->
             stored,
             shardings,
         )
-    with ocp.Checkpointer(_reading_handler(stored)) as checkpointer:
+    with ocp.Checkpointer(_reading_handler(in_flight)) as checkpointer:
         return checkpointer.restore(
             Path(path).absolute(), args=ocp.args.PyTreeRestore(item=stored, restore_args=arguments)
         )
@@ -205,9 +213,10 @@ class Checkpoints:
         try:
             data = ocp.JsonCheckpointHandler().restore(directory / "data")
             metadata = ocp.JsonCheckpointHandler().restore(directory / "metadata")
-            stored = _shapes(ocp.StandardCheckpointHandler().metadata(directory / "state"))
-            _check(directory, stored, target, "the parameters that the config trains")
-            state = _reading_handler(stored).restore(
+            stored = _tree(ocp.StandardCheckpointHandler().metadata(directory / "state"))
+            _check(directory, _shapes(stored), target, "the parameters that the config trains")
+            places = jax.tree.map(lambda leaf: leaf.sharding, target)
+            state = _reading_handler(_in_flight(stored, places)).restore(
                 directory / "state",
                 args=ocp.args.PyTreeRestore(
                     item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
@@ -288,9 +297,36 @@ def _in_chunks(tree: Tree) -> Tree:
     return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
 
 
-def _reading_handler(stored: Tree) -> ocp.PyTreeCheckpointHandler:
-    largest = max((leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored)), default=0)
-    return ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(_IN_FLIGHT_GB, largest // 10**9 + 1))
+def _reading_handler(in_flight: int) -> ocp.PyTreeCheckpointHandler:
+    # Orbax refuses a read that takes all the room there is.
+    return ocp.PyTreeCheckpointHandler(restore_concurrent_gb=(in_flight + 1) / 10**9)
+
+
+def _in_flight(metadata: Tree, shardings: Tree | None) -> int:
+    """Bytes to allow under way: as many as the chunks that hold this process's largest shard have."""
+    if shardings is None:
+        return _whole(_shapes(metadata))
+
+    def read(leaf: Any, sharding: jax.sharding.Sharding) -> int:
+        shape = tuple(leaf.shape)
+        chunk = getattr(leaf.storage, "chunk_shape", None) or shape
+        most = 0
+        for index in sharding.addressable_devices_indices_map(shape).values():
+            size = jnp.dtype(leaf.dtype).itemsize
+            for part, length, step in zip(index or (), shape, chunk, strict=True):
+                start, stop, _ = part.indices(length)
+                size *= (-(-stop // step) - start // step) * step
+            most = max(most, size)
+        return most
+
+    leaves, places = _named(metadata), _named(shardings)
+    return max([_IN_FLIGHT_BYTES, *(read(leaf, places[name]) for name, leaf in leaves.items())])
+
+
+def _whole(shapes: Tree) -> int:
+    """The same where whole arrays are read; their last chunks may stick out, by less than the array."""
+    sizes = [leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(shapes)]
+    return 2 * max([_IN_FLIGHT_BYTES, *sizes])
 
 
 def _is_key(leaf: Any) -> bool:

@@ -26,8 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import micro
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import micro
 from jobs import HERE, ROOT, environment
 
 from mvader_jax.bundle import load_bundle, save_bundle
