@@ -5,12 +5,12 @@ Positions that fall on padding or between dilated elements are no work.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Sequence
 
 from mvader_jax.plan.hlo import Array, Computation, Instruction, array_of
+from mvader_jax.train.flops import valid_taps
 
 
 def dot_flops(here: Computation, i: Instruction) -> float:
@@ -53,26 +53,6 @@ def _window(attributes: str) -> dict[str, list[int]]:
             # Of a padding "low_high" the low side fixes where the window stands.
             result[key] = [int(v.split("_")[0]) for v in value.split("x")]
     return result
-
-
-@functools.lru_cache(maxsize=4096)
-def valid_taps(size: int, kernel: int, out: int, stride: int, pad: int, dilated: int, spread: int) -> int:
-    """Pairs (output position, kernel position) of one dimension that meet an input element.
-
-    size: of the input; dilated: its dilation (lhs); spread: the kernel's (rhs); pad: before the input.
-    """
-    end = (size - 1) * dilated + 1
-    count = 0
-    for k in range(kernel):
-        offset = k * spread - pad
-        if dilated == 1:
-            first = max(0, -(offset // stride))
-            last = min(out - 1, (end - 1 - offset) // stride)
-            count += max(0, last - first + 1)
-        else:
-            positions = (o * stride + offset for o in range(out))
-            count += sum(1 for p in positions if 0 <= p < end and p % dilated == 0)
-    return count
 
 
 def kernel_flops(what: str, operands: Sequence[Array]) -> float:

@@ -144,7 +144,7 @@ def estimate(
 
 def sample_bytes(model: ModelConfig, stage: Stage) -> float:
     """Bytes of activations a sample of the UNet's step (estimated): what enters its blocks, or with remat
-    "none" some twenty arrays a block, and one block's own at its widest."""
+    "none" some twenty arrays a block, and what is alive at its widest, fitted to the plans in tpu/plans."""
     if model.unet is None or stage.objective != "diffusion":
         return 50e6
     c = model.unet
@@ -154,7 +154,7 @@ def sample_bytes(model: ModelConfig, stage: Stage) -> float:
         size = (c.sample_size >> level) ** 2 * channels * width
         blocks = (2 * c.layers_per_block + 1) * (2 if c.attention[level] else 1)
         total += blocks * size * {"none": 20, "products": 8, "blocks": 1}[stage.remat]
-        widest = max(widest, 30 * size)
+        widest = max(widest, 130 * size)
     return total + widest
 
 

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from mvader_jax.plan.groups import parse_groups, parse_pairs
 from mvader_jax.plan.hlo import Array, parse
 from mvader_jax.plan.hlo_cost import SATURATED, cost
-from mvader_jax.plan.hlo_flops import kernel_flops, valid_taps
+from mvader_jax.plan.hlo_flops import kernel_flops
 
 #: A loop of six layers, each gathered from eight chips, as a TPU's compiler prints it.
 LOOP = (Path(__file__).parent / "loop.hlo").read_text(encoding="utf-8")
@@ -78,20 +77,6 @@ def test_a_permutation_s_pairs_are_groups() -> None:
     groups = parse_pairs("source_target_pairs={{0,1},{1,2},{3,3}}")
     assert groups is not None
     assert groups.members == ((0, 1), (1, 2)) and groups.axes(MESH) == ("fsdp",)
-
-
-@pytest.mark.parametrize(
-    ("size", "kernel", "stride", "pad", "dilated", "spread"),
-    [(8, 3, 1, 1, 1, 1), (8, 3, 2, 1, 1, 1), (5, 3, 1, 2, 2, 1), (7, 4, 1, 3, 1, 2), (16, 16, 1, 1, 1, 1)],
-)
-def test_taps_on_padding_are_no_work(
-    size: int, kernel: int, stride: int, pad: int, dilated: int, spread: int
-) -> None:
-    end = (size - 1) * dilated + 1
-    out = (end + 2 * pad - ((kernel - 1) * spread + 1)) // stride + 1
-    positions = np.arange(out)[:, None] * stride + np.arange(kernel)[None, :] * spread - pad
-    by_hand = np.sum((positions >= 0) & (positions < end) & (positions % dilated == 0))
-    assert valid_taps(size, kernel, out, stride, pad, dilated, spread) == by_hand
 
 
 def test_a_compiled_step_of_convolutions_has_the_flops_of_its_mathematics() -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.plan.compile import compile_program
-from mvader_jax.plan.counted import jaxpr_flops
 from mvader_jax.plan.program import Program, embedding_program
 from mvader_jax.plan.topology import devices, parse_topology
 from mvader_jax.train.config import load_config
+from mvader_jax.train.flops import count_flops
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -27,7 +27,7 @@ def layer_flops(tokens: int, width: int, inner: int, mlp: int, bottleneck: int) 
 
 def counted(program: Program) -> float:
     with jax.set_mesh(program.mesh):
-        return jaxpr_flops(jax.jit(program.function).trace(*program.arguments).jaxpr)
+        return count_flops(jax.jit(program.function).trace(*program.arguments).jaxpr)
 
 
 def test_the_compiled_decoder_does_the_work_of_its_rows_and_no_more() -> None:

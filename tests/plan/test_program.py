@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 
 from mvader_jax.bundle import Bundle
-from mvader_jax.components import abstract_components
-from mvader_jax.config import ModelConfig
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
-from mvader_jax.plan.counted import jaxpr_flops, step_flops
+from mvader_jax.plan.counted import step_flops
 from mvader_jax.plan.program import (
     abstract_batch,
     abstract_null_prompt,
@@ -101,17 +99,6 @@ def test_sampling_is_the_pipeline_s_own_program() -> None:
         sample_program(micro.MODEL, mesh, 3)
 
 
-def test_counting_multiplies_scans_and_takes_the_dearer_branch() -> None:
-    w = jnp.zeros((7, 8, 8))
-
-    def f(x: jax.Array, flag: jax.Array) -> jax.Array:
-        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)
-        return jax.lax.cond(flag, lambda x: x @ w[0] @ w[0], lambda x: x, x)
-
-    jaxpr = jax.make_jaxpr(f)(jnp.zeros((4, 8)), jnp.bool_(True))
-    assert jaxpr_flops(jaxpr) == (7 + 2) * 2 * 4 * 8 * 8
-
-
 def test_a_step_s_flops_are_its_decoder_s_its_unet_s_and_its_vae_s() -> None:
     """The decoder goes forward only; what remat repeats is less than one more walk through the UNet."""
     config = micro.train_config(batch_size=10)
@@ -120,26 +107,3 @@ def test_a_step_s_flops_are_its_decoder_s_its_unet_s_and_its_vae_s() -> None:
     without_vae = step_flops(config, stage, ("latents", "features"))
     assert needs > without_vae > 0
     assert 1.0 < does / needs < 4 / 3
-
-
-@pytest.mark.slow
-def test_stable_diffusion_s_unet_has_the_flops_counted_by_hand() -> None:
-    """0.803 TFLOP a sample forward, 2.42 forward and backward, at 64 x 64 latents and 77 x 768 context."""
-    from mvader_jax.condition import Condition
-    from mvader_jax.models.unet import UNet, UNetConfig
-
-    unet = UNet(UNetConfig.sd14())
-    inputs = (
-        jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.float32),
-        Condition(
-            jax.ShapeDtypeStruct((1, 77, 768), jnp.float32), jax.ShapeDtypeStruct((1, 77), jnp.float32)
-        ),
-    )
-    params = abstract_components(ModelConfig(unet=unet.config), ["unet"])[0]["unet"]
-
-    def loss(params: Any, *inputs: Any) -> jax.Array:
-        return jnp.sum(unet.apply({"params": params}, *inputs) ** 2)
-
-    assert jaxpr_flops(jax.make_jaxpr(loss)(params, *inputs)) == pytest.approx(0.803e12, rel=0.01)
-    assert jaxpr_flops(jax.make_jaxpr(jax.grad(loss))(params, *inputs)) == pytest.approx(2.42e12, rel=0.01)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mvader_jax.condition import Condition
 from mvader_jax.models.unet import UNet, UNetConfig
 from mvader_jax.parallel.sharding import abstract_init
 from mvader_jax.plan.topology import chips
-from mvader_jax.train.flops import count_flops, peak_flops
+from mvader_jax.train.flops import count_flops, peak_flops, valid_taps
 
 X = jnp.zeros((4, 8))
 W = jnp.zeros((8, 8))
@@ -32,6 +33,15 @@ def test_products_loops_and_derivatives() -> None:
     assert count_flops(branch) == product
 
 
+def test_a_loop_without_a_count_that_multiplies_is_refused() -> None:
+    def loop(x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda x: jnp.sum(x) > 0, lambda x: x @ W, x)
+
+    with pytest.raises(ValueError, match="how often it runs cannot be counted"):
+        count_flops(jax.make_jaxpr(loop)(X))
+    assert count_flops(jax.make_jaxpr(lambda x: jax.lax.while_loop(jnp.any, lambda x: x - 1, x))(X)) == 0
+
+
 def test_convolutions() -> None:
     x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 16))
 
@@ -42,8 +52,24 @@ def test_convolutions() -> None:
     one = 2 * 2 * 8 * 8 * 16 * 9 * 3
     assert count_flops(jax.make_jaxpr(conv)(x, kernel)) == one
     assert count_flops(jax.make_jaxpr(lambda x, k: conv(x, k, 2))(x, kernel)) == one / 4
+    # Of the 3 x 24 taps along a side two fall on the padding.
+    assert count_flops(jax.make_jaxpr(conv)(x, kernel), padding=False) == pytest.approx(one * (22 / 24) ** 2)
     both = jax.make_jaxpr(jax.grad(lambda x, k: conv(x, k, 2).sum(), argnums=(0, 1)))(x, kernel)
     assert count_flops(both) == pytest.approx(3 * one / 4, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "pad", "dilated", "spread"),
+    [(8, 3, 1, 1, 1, 1), (8, 3, 2, 1, 1, 1), (5, 3, 1, 2, 2, 1), (7, 4, 1, 3, 1, 2), (16, 16, 1, 1, 1, 1)],
+)
+def test_taps_on_padding_are_no_work(
+    size: int, kernel: int, stride: int, pad: int, dilated: int, spread: int
+) -> None:
+    end = (size - 1) * dilated + 1
+    out = (end + 2 * pad - ((kernel - 1) * spread + 1)) // stride + 1
+    positions = np.arange(out)[:, None] * stride + np.arange(kernel)[None, :] * spread - pad
+    by_hand = np.sum((positions >= 0) & (positions < end) & (positions % dilated == 0))
+    assert valid_taps(size, kernel, out, stride, pad, dilated, spread) == by_hand
 
 
 def test_peaks() -> None:

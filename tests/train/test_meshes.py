@@ -43,9 +43,8 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_for(stage: str, **changes: Any) -> TrainConfig:
     """The same groups of rows everywhere; an epsilon that keeps Adam from blowing up the rounding of gradients
     that are zero in theory (a bias before a norm) into whole steps."""
-    config = micro.nano_config(
-        row_groups=8, optimizer=OptimizerConfig(warmup_steps=2, eps=1e-4, ema_decay=0.99), **changes
-    )
+    changes = {"row_groups": 8, **changes}
+    config = micro.nano_config(optimizer=OptimizerConfig(warmup_steps=2, eps=1e-4, ema_decay=0.99), **changes)
     captioning = config.stages["captioning"]
     groups = {**captioning.groups, "encoder": Group("image_encoder/(?!.*/(mean|var)$).*", 1e-3)}
     stages = {**config.stages, "captioning": dataclasses.replace(captioning, groups=groups)}
