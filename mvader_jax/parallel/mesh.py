@@ -76,13 +76,22 @@ def parse_mesh(text: str) -> MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh on these devices (default: all). Raises UserError where their number does not fit."""
+    """The mesh on these devices (default: all). Slices of TPUs lie along `replica`.
+
+    Raises UserError where the devices' number does not fit, or their slices do not divide `replica`.
+    """
     chosen = jax.devices() if devices is None else list(devices)
     config = config.resolve(len(chosen))
     shape = tuple(getattr(config, axis) for axis in MESH_AXES)
-    slices = len({getattr(device, "slice_index", 0) for device in chosen})
-    if slices > 1 and config.replica == slices:
-        grid = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), (config.replica, 1, 1, 1), chosen)
+    slices = 1
+    if chosen[0].platform == "tpu":
+        slices = len({getattr(device, "slice_index", 0) for device in chosen})
+    if config.replica % slices:
+        raise UserError(f"the devices are {slices} slices; name replica={slices} (or a multiple) in the mesh")
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (config.replica // slices, *shape[1:]), (slices, 1, 1, 1), chosen, allow_split_physical_axes=True
+        )
     else:
         grid = mesh_utils.create_device_mesh(shape, chosen, allow_split_physical_axes=True)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 
+import numpy as np
 import pytest
 
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.plan.topology import chips, devices, parse_topology, places
 
 
@@ -58,6 +60,18 @@ def test_slices_are_told_apart() -> None:
     found = places(devices(topology))
     assert len(found) == topology.chips == 32
     assert {number for number, _ in found} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "shape", [MeshConfig(replica=2, data=1, fsdp=8, tensor=2), MeshConfig(replica=4, fsdp=8)]
+)
+def test_slices_lie_along_replica(shape: MeshConfig) -> None:
+    found = devices(parse_topology("v5e:4x4", 2))
+    grid = make_mesh(shape, found).devices
+    for half, number in zip(np.split(grid, 2), (0, 1), strict=True):
+        assert {device.slice_index for device in half.ravel()} == {number}
+    with pytest.raises(UserError, match="the devices are 2 slices; name replica=2"):
+        make_mesh(MeshConfig(data=2, fsdp=16), found)
 
 
 def test_only_whole_sides_close_to_rings() -> None:
