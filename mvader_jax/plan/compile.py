@@ -43,7 +43,8 @@ def compile_program(
     lowered = program.lower()
     text = lowered.as_text()
     versions = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
-    recipe = [FORMAT, topology.name, topology.slices, effort, versions, list(program.mesh.shape.items())]
+    options = {"exec_time_optimization_effort": float(effort), **program.compiler_options}
+    recipe = [FORMAT, topology.name, topology.slices, options, versions, list(program.mesh.shape.items())]
     key = hashlib.sha256(f"{json.dumps(recipe)}\n{text}".encode()).hexdigest()[:32]
     path = cache_directory() / f"{key}.json"
     kept = path.with_suffix(".hlo.gz")
@@ -56,7 +57,7 @@ def compile_program(
     say(f"compiling {len(text) >> 20} MiB of StableHLO for {topology.name} at effort {effort:g}")
     compiled_text = ""
     try:
-        compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": float(effort)})
+        compiled = lowered.compile(compiler_options=options)
     except Exception as error:  # jaxlib's XlaRuntimeError
         memory = refused_memory(str(error))
         if memory is None:

@@ -19,6 +19,7 @@ from mvader_jax.config import ModelConfig
 from mvader_jax.data.rows import row_layout
 from mvader_jax.embed import embed_rows
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.mesh import compiler_options
 from mvader_jax.parallel.sharding import batch_sharding, param_shardings, replicated
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.objectives import OBJECTIVES
@@ -39,7 +40,7 @@ class Program:
     """A function and the shapes, dtypes and shardings of its arguments.
 
     images: pictures it makes or learns from, on the whole mesh; parts: {what of the memory it is: its
-    arguments}; donate: arguments whose memory the results take over.
+    arguments}; donate: arguments whose memory the results take over; compiler_options: XLA's, as where it runs.
     """
 
     function: Any
@@ -49,6 +50,7 @@ class Program:
     parts: Mapping[str, Tree]
     donate: tuple[int, ...] = ()
     out_shardings: Any = None
+    compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def lower(self, platform: str = "tpu") -> Any:
         options: dict[str, Any] = {"donate_argnums": self.donate} if self.donate else {}
@@ -117,6 +119,7 @@ def train_program(
         },
         donate=(0,),
         out_shardings=(shardings, replicated(mesh)),
+        compiler_options=compiler_options(mesh),
     )
 
 

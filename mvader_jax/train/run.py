@@ -20,7 +20,7 @@ from mvader_jax.data.loader import Loader, make_loader
 from mvader_jax.errors import UserError
 from mvader_jax.models.image_encoder import calibrate
 from mvader_jax.models.vae import VAE, VAEConfig
-from mvader_jax.parallel.mesh import process_share
+from mvader_jax.parallel.mesh import compiler_options, process_share
 from mvader_jax.parallel.sharding import mesh_axes, param_shardings, replicated
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.flops import count_flops
@@ -76,7 +76,12 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
     rows = row_groups(stage, mesh)
     null = null_prompt(start.bundle, stage)
     step = make_train_step(OBJECTIVES[stage.objective](model, stage, null), optimizer, stage, groups, rows)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+        compiler_options=compiler_options(mesh) or None,
+    )
 
     def flops(state: TrainState, batch: Any) -> float:
         traced = jitted

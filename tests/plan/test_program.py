@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import micro
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mvader_jax.bundle import Bundle
 from mvader_jax.errors import UserError
-from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.parallel.mesh import MeshConfig, compiler_options, make_mesh
+from mvader_jax.parallel.sharding import constrain
 from mvader_jax.plan.counted import step_flops
 from mvader_jax.plan.program import (
     abstract_batch,
@@ -23,6 +25,7 @@ from mvader_jax.plan.program import (
     sample_program,
     train_program,
 )
+from mvader_jax.plan.topology import devices, parse_topology
 from mvader_jax.train.config import load_config
 from mvader_jax.train.run import stage_loader
 from mvader_jax.train.setup import null_prompt, stage_model
@@ -107,3 +110,26 @@ def test_a_step_s_flops_are_its_decoder_s_its_unet_s_and_its_vae_s() -> None:
     without_vae = step_flops(config, stage, ("latents", "features"))
     assert needs > without_vae > 0
     assert 1.0 < does / needs < 4 / 3
+
+
+def test_gathered_weights_do_not_become_loops() -> None:
+    """What a training step is compiled with, on the mesh where XLA left alone adds to a product sixteen times."""
+    mesh = make_mesh(MeshConfig(fsdp=16), devices(parse_topology("v4:2x2x4")))
+    x, w = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for shape, dtype, spec in (
+            ((128, 4096, 320), jnp.bfloat16, PartitionSpec("fsdp")),
+            ((320, 2560), jnp.float32, PartitionSpec("fsdp", "tensor")),
+        )
+    )
+    with jax.set_mesh(mesh):
+        lowered = (
+            jax.jit(lambda x, w: constrain(x @ w.astype(x.dtype), "batch", "sequence", "activation"))
+            .trace(x, w)
+            .lower(lowering_platforms=("tpu",))
+        )
+    quick = {"exec_time_optimization_effort": -1.0}
+    assert " while(" in lowered.compile(compiler_options=quick).as_text()
+    text = lowered.compile(compiler_options={**quick, **compiler_options(mesh)}).as_text()
+    assert " while(" not in text and "all-gather" in text
+    assert compiler_options(make_mesh(MeshConfig(fsdp=8))) == {}
