@@ -88,8 +88,8 @@ def test_four_processes_stop_together_and_two_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_no_process_holds_the_decoder_whole_while_loading(tmp_path: Path) -> None:
-    """A decoder of 2 GB over two processes: each comes to hold half. On the way it needs its largest shard twice
-    (0.3 GB here, as read and as decoded) and what the allocator keeps, and never a whole copy."""
+    """A decoder of 2 GB over two processes: each comes to hold half. On the way it needs its largest shard
+    (0.3 GB here) twice, as read and as decoded, and never a whole copy."""
     from mvader_jax.bundle import write_config
     from mvader_jax.checkpoint import save_tree
     from mvader_jax.components import abstract_components
@@ -111,4 +111,4 @@ def test_no_process_holds_the_decoder_whole_while_loading(tmp_path: Path) -> Non
         print(taken)
         assert taken["whole"] > 1.9e9
         assert taken["held"] < 0.51 * taken["whole"]
-        assert taken["peak"] < 0.95 * taken["whole"]
+        assert taken["peak"] < 0.85 * taken["whole"]
