@@ -46,7 +46,8 @@ def evaluate(
     places = [site.strip() for site in sites.split(",")]
     check(settings, named, places, phrase)
     pipe = Pipeline.load(bundle, mesh=open_mesh(mesh))
-    with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bar:
+    # Batches may lie minutes apart.
+    with rich.progress.Progress(console=rich.console.Console(stderr=True), speed_estimate_period=600) as bar:
         tasks: dict[str, rich.progress.TaskID] = {}
 
         def progress(what: str, done: int, total: int) -> None:

@@ -231,7 +231,9 @@ def _bar(quiet: bool) -> Iterator[Progress]:
         rich.progress.TextColumn("{task.fields[speed]}"),
         rich.progress.TimeRemainingColumn(),
     )
-    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    hidden = not console.is_terminal
+    # A batch may take minutes; the time left is told from those of the last ten.
+    with rich.progress.Progress(*columns, console=console, disable=hidden, speed_estimate_period=600) as bar:
         task = bar.add_task("", total=None, speed="compiling")
 
         class Shown(Progress):

@@ -58,6 +58,11 @@ class EncodedInfo:
     def parts(self) -> frozenset[str]:
         return frozenset(part for part in PARTS if getattr(self, part) is not None)
 
+    def describe(self) -> str:
+        """As in "latents 2 x 8 x 8 x 4 and features 16 x 384"."""
+        held = {part: getattr(self, part) for part in PARTS}
+        return " and ".join(f"{part} {' x '.join(map(str, shape))}" for part, shape in held.items() if shape)
+
     def shards(self, split: str) -> list[range]:
         """The record numbers of each file of a split."""
         total = self.splits[split]
@@ -89,12 +94,14 @@ def read_info(path: str | os.PathLike[str]) -> EncodedInfo:
 def encoded_shapes(config: DataConfig) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
     """Shapes of a record's latents and features in the precomputed sets; None for what they do not hold.
 
-    Raises UserError where the sets differ.
+    Raises UserError where the sets differ: each stands for its own records, whole.
     """
-    shapes = {(info.latents, info.features) for info in map(read_info, config.precomputed)}
+    sets = {path: read_info(path) for path in config.precomputed}
+    shapes = {(info.latents, info.features) for info in sets.values()}
     if len(shapes) > 1:
         raise UserError(
-            f"the precomputed sets {', '.join(config.precomputed)} hold arrays of different shapes"
+            "every precomputed set must hold the same arrays of its pictures (both parts are encoded into one set), but "
+            + ", ".join(f"{path} holds {info.describe()}" for path, info in sets.items())
         )
     return shapes.pop() if shapes else (None, None)
 

@@ -15,7 +15,7 @@ from array_record.python import array_record_data_source
 
 from mvader_jax.bundle import load_bundle, save_bundle
 from mvader_jax.data.build import build
-from mvader_jax.data.encoded import INFO, Encoded, read_info
+from mvader_jax.data.encoded import INFO, Encoded, parts_of, read_info
 from mvader_jax.data.filters import FilterConfig
 from mvader_jax.data.loader import make_loader
 from mvader_jax.data.parts import find_shards
@@ -263,6 +263,14 @@ def test_mistakes_are_one_sentence(scenes, workdir, tmp_path):
         Encoded(str(scenes), "train", dataclasses.replace(DATA, image_size=32))
     with pytest.raises(UserError, match="reads no precomputed"):
         make_loader(dataclasses.replace(DATA, precomputed=(str(scenes),)), "vae", None, batch_size=4)
+
+
+def test_parts_encoded_apart_are_not_joined(scenes, workdir, tmp_path):
+    run(tmp_path / "features", workdir, parts=("features",))
+    apart = dataclasses.replace(DATA, precomputed=(str(scenes), str(tmp_path / "features")))
+    held = r"scenes holds latents 2 x 8 x 8 x 4 and features 4 x 256, .*features holds features 4 x 256$"
+    with pytest.raises(UserError, match=held):
+        parts_of(apart)
 
 
 def test_latents_of_another_vae_are_refused(scenes, workdir, tmp_path):
