@@ -132,7 +132,7 @@ def get_config() -> TrainConfig:
                     ema_decay=0.999,
                     muon=("cross_attention",),
                 ),
-                save_every=250,
+                save_every=1_000,
             ),
         },
     )
