@@ -81,8 +81,9 @@ class Watch:
             rich.progress.TimeRemainingColumn(),
         )
         # Log points may lie minutes apart; what is left is told from those of the last ten.
-        options: dict[str, Any] = {"console": self.console, "refresh_per_second": 2}
-        with rich.progress.Progress(*columns, speed_estimate_period=600, **options) as self._bar:
+        with rich.progress.Progress(
+            *columns, console=self.console, refresh_per_second=2, speed_estimate_period=600
+        ) as self._bar:
             self._task = self._bar.add_task(
                 self.stage.objective, total=total, completed=first, status="compiling"
             )
