@@ -28,6 +28,7 @@ from mvader_jax.train.run import batch_shards, state_shardings
 from mvader_jax.train.setup import Start, needed_components, stage_model
 from mvader_jax.train.state import TrainState, labels, partition
 from mvader_jax.train.step import make_train_step
+from mvader_jax.train.whitening import condition_width
 
 Tree = Any
 
@@ -83,7 +84,11 @@ def train_program(
     trainable = _cast(trainable, jnp.float32)
     frozen = _cast(frozen, jnp.dtype(stage.frozen_dtype))
     peaks = {name: group.learning_rate for name, group in stage.groups.items()}
-    optimizer = make_optimizer(stage.optimizer, peaks, stage.steps, trainable, labels(trainable, groups))
+    # Its numbers come from the data; a plan needs its shape.
+    whitening = np.eye(condition_width(config.model, stage)) if stage.optimizer.whiten else None
+    optimizer = make_optimizer(
+        stage.optimizer, peaks, stage.steps, trainable, labels(trainable, groups), whitening
+    )
     start = Start(Bundle(config.model, shapes), {}, ())
     shardings = state_shardings(start, trainable, frozen, patterns, optimizer, mesh)
     state = TrainState(

@@ -25,6 +25,9 @@ class OptimizerConfig:
     #: groups of matrices [in, out] that Muon moves (Jordan 2024): every direction of the input alike, however
     #: little of the input's variance lies in it. Its rates are the spectral norm of an update, about .02.
     muon: tuple[str, ...] = ()
+    #: groups of matrices that read the condition, moved in coordinates where its hidden states vary alike in every
+    #: direction (train/whitening.py). Without weight decay: it would pull hardest where they vary least.
+    whiten: tuple[str, ...] = ()
     #: global norm over all groups; 0 turns clipping off.
     clip_norm: float = 1.0
     warmup_steps: int = 0
@@ -55,25 +58,40 @@ def learning_rate(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
 
 
 def make_optimizer(
-    config: OptimizerConfig, rates: Mapping[str, float], steps: int, trainable: Any, labels: Any
+    config: OptimizerConfig,
+    rates: Mapping[str, float],
+    steps: int,
+    trainable: Any,
+    labels: Any,
+    whitening: Any = None,
 ) -> optax.GradientTransformation:
     """The optimizer of a stage.
 
     rates: peak learning rate of each group; trainable: arrays or shapes; labels: the group of each of its leaves.
-    Raises UserError for a negative rate, an unknown group, and a group for Muon that is not all matrices.
+    whitening: [in, in], symmetric, where groups are whitened.
+    Raises UserError for a negative rate, an unknown group, a group for Muon that is not all matrices, and one to
+    whiten that is not all matrices of the condition's width.
     """
     for group, rate in rates.items():
         if not rate >= 0:
             raise UserError(f"learning rate of group {group!r} is {rate}; it must be zero or more")
-    for group in config.muon:
-        if group not in rates:
-            raise UserError(f"optimizer.muon names {group!r}; the stage's groups are {', '.join(rates)}")
+    for field in ("muon", "whiten"):
+        for group in getattr(config, field):
+            if group not in rates:
+                raise UserError(
+                    f"optimizer.{field} names {group!r}; the stage's groups are {', '.join(rates)}"
+                )
     for (path, leaf), group in zip(
         jax.tree_util.tree_leaves_with_path(trainable), jax.tree.leaves(labels), strict=True
     ):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         if group in config.muon and leaf.ndim != 2:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(f"Muon moves matrices; {name} of group {group!r} has {leaf.ndim} dimensions")
+        if group in config.whiten and (leaf.ndim != 2 or leaf.shape[0] != len(whitening)):
+            raise UserError(
+                f"optimizer.whiten takes matrices that read the condition, [{len(whitening)}, ...]; "
+                f"{name} of group {group!r} is {list(leaf.shape)}"
+            )
     schedules = {group: learning_rate(config, rate, steps) for group, rate in rates.items()}
     adam = (
         optax.scale_by_adam(config.b1, config.b2, config.eps),
@@ -81,16 +99,38 @@ def make_optimizer(
         optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
     )
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    if not config.muon:
+    if not config.muon and not config.whiten:
         scales = {group: optax.scale_by_learning_rate(rate) for group, rate in schedules.items()}
         return optax.chain(clip, *adam, optax.multi_transform(scales, labels))
-    movers = {
-        group: optax.contrib.muon(rate, weight_decay=config.weight_decay)
-        if group in config.muon
-        else optax.chain(*adam, optax.scale_by_learning_rate(rate))
-        for group, rate in schedules.items()
-    }
+    movers = {}
+    for group, rate in schedules.items():
+        white = group in config.whiten
+        if group in config.muon:
+            mover = optax.contrib.muon(rate, weight_decay=0.0 if white else config.weight_decay)
+        else:
+            mover = optax.chain(*(adam[:1] if white else adam), optax.scale_by_learning_rate(rate))
+        movers[group] = _whitened(mover, whitening) if white else mover
     return optax.chain(clip, optax.multi_transform(movers, labels))
+
+
+def _whitened(mover: optax.GradientTransformation, matrix: Any) -> optax.GradientTransformation:
+    """`mover` of V where W = matrix V: what reads h with W reads matrix h, whitened, with V.
+
+    The matrix is part of the state, so that a run goes on with the one it began with.
+    """
+
+    def turned(matrix: jax.Array, tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.matmul(matrix, x, precision="highest"), tree)
+
+    def init(params: Any) -> Any:
+        return jnp.asarray(matrix, jnp.float32), mover.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        kept, inner = state
+        moved, inner = mover.update(turned(kept, updates), inner, params)
+        return turned(kept, moved), (kept, inner)
+
+    return optax.GradientTransformation(init, update)
 
 
 def ema_update(config: OptimizerConfig, ema: Any, params: Any, step: jax.Array) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -30,6 +31,7 @@ from mvader_jax.train.optimizer import learning_rate, make_optimizer
 from mvader_jax.train.setup import Start, gather_start, null_prompt, stage_model
 from mvader_jax.train.state import TrainState, labels, merge, partition
 from mvader_jax.train.step import Step, make_train_step
+from mvader_jax.train.whitening import measure_whitening
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,13 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
     frozen = jax.tree.map(functools.partial(_as_frozen, dtype=jnp.dtype(stage.frozen_dtype)), frozen)
 
     peaks = {name: group.learning_rate for name, group in stage.groups.items()}
-    optimizer = make_optimizer(stage.optimizer, peaks, stage.steps, trainable, labels(trainable, groups))
+    whitening = None
+    if stage.optimizer.whiten:
+        with jax.set_mesh(mesh):
+            whitening = _whitening(start.bundle, model, stage)
+    optimizer = make_optimizer(
+        stage.optimizer, peaks, stage.steps, trainable, labels(trainable, groups), whitening
+    )
     shardings = state_shardings(start, trainable, frozen, patterns, optimizer, mesh)
     if stage.max_loss_ratio:
         shardings = dataclasses.replace(shardings, loss_mean=replicated(mesh))
@@ -247,6 +255,12 @@ def calibrate_encoder(bundle: Bundle, stage: Stage) -> None:
     components["image_encoder"] = jax.jit(functools.partial(calibrate, bundle.model.image_encoder))(
         components["image_encoder"], pixels
     )
+
+
+def _whitening(bundle: Bundle, model: ModelConfig, stage: Stage) -> np.ndarray:
+    """Measured on the same prompts in every process, whatever the mesh and the batch."""
+    few = dataclasses.replace(stage, batch_size=32)
+    return measure_whitening(model, bundle.components, few, iter(stage_loader(bundle, few)))
 
 
 def encode_posterior(config: VAEConfig, params: Any, pixels: jax.Array) -> jax.Array:

@@ -230,7 +230,8 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_a_mesh_changes_neither_loss_nor_parameters(workdir: Path, compilations: list[str]) -> None:
-    """One group under Muon, the other under AdamW; test_meshes.py has every objective and mesh under AdamW."""
+    """One group under Muon and whitened, the other under AdamW; test_meshes.py has every objective and mesh under
+    AdamW."""
     outcomes = []
     # The same groups of rows everywhere: what is drawn for a row must not depend on the mesh.
     for mesh in (
@@ -238,7 +239,8 @@ def test_a_mesh_changes_neither_loss_nor_parameters(workdir: Path, compilations:
         make_mesh(MeshConfig(fsdp=4), jax.devices()[:4]),
     ):
         config = micro.nano_config(
-            row_groups=8, optimizer=OptimizerConfig(warmup_steps=2, muon=("cross_attention",))
+            row_groups=8,
+            optimizer=OptimizerConfig(warmup_steps=2, muon=("cross_attention",), whiten=("cross_attention",)),
         )
         run = build_run(config, config.stage("diffusion"), workdir, mesh)
         kernel = run.state.trainable["unet"]["mid_block"]["resnets_0"]["conv1"]["kernel"]
