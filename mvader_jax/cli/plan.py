@@ -34,7 +34,8 @@ def plan(
     accumulate: Annotated[int | None, typer.Option(help="microbatches a step [default: the stage's]")] = None,
     batch: Annotated[int, typer.Option(help="sample: images a run [default: one a chip]")] = 0,
     precomputed: Annotated[
-        str, typer.Option(help="parts of the batch that come computed: latents, features or both")
+        str,
+        typer.Option(help="parts of the batch that come computed: latents, features, or latents,features"),
     ] = "",
     effort: Annotated[float, typer.Option(help="of XLA, -1 (quick) to 1; 0 is its default")] = -1.0,
     padding: Annotated[
