@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -25,8 +26,8 @@ class OptimizerConfig:
     #: groups of matrices [in, out] that Muon moves (Jordan 2024): every direction of the input alike, however
     #: little of the input's variance lies in it. Its rates are the spectral norm of an update, about .02.
     muon: tuple[str, ...] = ()
-    #: groups of matrices that read the condition, moved in coordinates where its hidden states vary alike in every
-    #: direction (train/whitening.py). Without weight decay: it would pull hardest where they vary least.
+    #: groups of matrices that read the condition, moved, and pulled by weight decay, in coordinates where its
+    #: hidden states vary alike in every direction (train/whitening.py).
     whiten: tuple[str, ...] = ()
     #: global norm over all groups; 0 turns clipping off.
     clip_norm: float = 1.0
@@ -102,33 +103,33 @@ def make_optimizer(
     if not config.muon and not config.whiten:
         scales = {group: optax.scale_by_learning_rate(rate) for group, rate in schedules.items()}
         return optax.chain(clip, *adam, optax.multi_transform(scales, labels))
-    movers = {}
-    for group, rate in schedules.items():
-        white = group in config.whiten
-        if group in config.muon:
-            mover = optax.contrib.muon(rate, weight_decay=0.0 if white else config.weight_decay)
-        else:
-            mover = optax.chain(*(adam[:1] if white else adam), optax.scale_by_learning_rate(rate))
-        movers[group] = _whitened(mover, whitening) if white else mover
+    movers = {
+        group: optax.contrib.muon(rate, weight_decay=config.weight_decay)
+        if group in config.muon
+        else optax.chain(*adam, optax.scale_by_learning_rate(rate))
+        for group, rate in schedules.items()
+    }
+    movers |= {group: _whitened(movers[group], whitening) for group in config.whiten}
     return optax.chain(clip, optax.multi_transform(movers, labels))
 
 
 def _whitened(mover: optax.GradientTransformation, matrix: Any) -> optax.GradientTransformation:
     """`mover` of V where W = matrix V: what reads h with W reads matrix h, whitened, with V.
 
-    The matrix is part of the state, so that a run goes on with the one it began with.
+    The matrix and its inverse are part of the state, so that a run goes on with those it began with.
     """
 
     def turned(matrix: jax.Array, tree: Any) -> Any:
         return jax.tree.map(lambda x: jnp.matmul(matrix, x, precision="highest"), tree)
 
     def init(params: Any) -> Any:
-        return jnp.asarray(matrix, jnp.float32), mover.init(params)
+        both = (jnp.asarray(matrix, jnp.float32), jnp.asarray(np.linalg.inv(matrix), jnp.float32))
+        return both, mover.init(params)
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        kept, inner = state
-        moved, inner = mover.update(turned(kept, updates), inner, params)
-        return turned(kept, moved), (kept, inner)
+    def update(updates: Any, state: Any, params: Any) -> Any:
+        (there, back), inner = state
+        moved, inner = mover.update(turned(there, updates), inner, turned(back, params))
+        return turned(there, moved), ((there, back), inner)
 
     return optax.GradientTransformation(init, update)
 
