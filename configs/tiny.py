@@ -115,7 +115,7 @@ def get_config() -> TrainConfig:
                 groups={
                     # Under Adam they learnt a colour in 10,000 steps, and no shape: what sets the hidden states
                     # of prompts apart is a small part of their variance. Muon treats it like the rest.
-                    "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 0.01),
+                    "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 0.005),
                     "unet": Group("unet/.*", 1.5e-3),
                 },
                 # The noise of this posterior, 4 to 11 % of a latent's variance, cannot be predicted: two thirds
