@@ -122,8 +122,7 @@ def get_config() -> TrainConfig:
                 # of the loss, and of the noise in the gradient, were its. Means carry the same pictures.
                 posterior="mean",
                 # A latent of 8 x 8 shows through the noise up to t = 700. What only the prompt tells is learnt
-                # beyond, where eq. 1 counts an error next to nothing; and guidance 8 breaks where the clean
-                # timesteps below 250 are not learnt, a tenth of the batch.
+                # beyond, where eq. 1 counts an error next to nothing. At 4, a tenth of the batch is below 250.
                 timestep_bias=4.0,
                 steps=16_000,
                 batch_size=32,
