@@ -21,20 +21,13 @@ INPUTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """The parts of a prompt as `mvader sample` takes them, input pictures by name; whether it is balanced."""
-
-    parts: tuple[str, ...]
-    balance: bool = False
-
-
+#: The parts of each prompt as `mvader sample` takes them, input pictures by name.
 TASKS = {
-    "text": Task(("a large solid green triangle at the top on a white background",)),
-    "variation": Task(("cross.png",)),
-    "style": Task(("a hollow shape", "circle.png@0.1"), balance=True),
-    "element": Task(("a green shape", "cross.png"), balance=True),
-    "composition": Task(("circle.png", "square.png")),
+    "text": ("a large solid green triangle at the top on a white background",),
+    "variation": ("cross.png",),
+    "style": ("a hollow shape", "circle.png@0.2"),
+    "element": ("a green shape", "circle.png@0.1"),
+    "composition": ("circle.png", "square.png"),
 }
 
 
@@ -63,11 +56,8 @@ def demo(pipe: Pipeline, out: Path, *, num_images: int = 4, seed: int = 0, steps
     cannot be written.
     """
     inputs = write_inputs(out / "inputs")
-    parts = {name: [_located(part, inputs) for part in task.parts] for name, task in TASKS.items()}
-    prompts = [
-        Prompt(tuple(parse_part(part) for part in parts[name]), balance=task.balance)
-        for name, task in TASKS.items()
-    ]
+    parts = {name: [_located(part, inputs) for part in task] for name, task in TASKS.items()}
+    prompts = [Prompt(tuple(parse_part(part) for part in words)) for words in parts.values()]
     rows = np.repeat(np.arange(len(prompts), dtype=np.int32), num_images)
     pictures = np.asarray(
         pipe.generate(
@@ -83,10 +73,8 @@ def demo(pipe: Pipeline, out: Path, *, num_images: int = 4, seed: int = 0, steps
     for (task, words), prompt, made in zip(parts.items(), prompts, pictures, strict=True):
         path = out / f"{task}.png"
         quoted = [f'"{word}"' if " " in word else word for word in words]
-        command = " ".join(["mvader sample", *(["--balance"] if prompt.balance else []), *quoted])
-        about = {"prompt": words, "balance": prompt.balance, "seed": seed, "steps": steps}
-        save_png(path, sheet(prompt, list(made)), about)
-        drawn.append(Drawn(task, command, path))
+        save_png(path, sheet(prompt, list(made)), {"prompt": words, "seed": seed, "steps": steps})
+        drawn.append(Drawn(task, " ".join(["mvader sample", *quoted]), path))
     return drawn
 
 
@@ -94,9 +82,7 @@ def sheet(prompt: Prompt, made: list[np.ndarray], scale: int = 2) -> PIL.Image.I
     """One row: the prompt's elements (a text as a caption on white), then the pictures; enlarged."""
     cells, labels = [], []
     for element in prompt.elements:
-        notes = [f"theta {element.weight:g}"] if element.weight != 1.0 else []
-        notes += ["balanced"] if prompt.balance else []
-        weight = f" ({', '.join(notes)})" if notes else ""
+        weight = f" (theta {element.weight:g})" if element.weight != 1.0 else ""
         if isinstance(element, Text):
             cells.append(np.full_like(made[0], 255))
             labels.append(f"“{element.text}”{weight}")
