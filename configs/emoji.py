@@ -13,17 +13,17 @@ this repository. There are no pairs to learn similarity from: the semantic biase
 
 import dataclasses
 
-from mvader_jax.config import ModelConfig
 from mvader_jax.data.config import DataConfig
 from mvader_jax.diffusion.schedule import ScheduleConfig
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.decoder import AdaptersConfig, DecoderConfig
 from mvader_jax.models.image_encoder import ImageEncoderConfig
 from mvader_jax.models.image_prefix import ImagePrefixConfig
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
-from mvader_jax.tokenizer import TokenizerConfig
+from mvader_jax.prompt.tokenizer import TokenizerConfig
 from mvader_jax.train.config import Group, Stage, TrainConfig
-from mvader_jax.train.optimizer import OptimizerConfig
+from mvader_jax.train.optim.optimizer import OptimizerConfig
 
 EMOJI = DataConfig(source="records", paths=("data/emoji",), image_size=64, caption_length=16)
 

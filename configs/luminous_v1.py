@@ -9,8 +9,8 @@ The decoder's dimensions are inferred (`DecoderConfig.luminous_13b`), the width 
 
 import dataclasses
 
-from mvader_jax.config import ModelConfig
-from mvader_jax.train import paper
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.paper import recipes as paper
 from mvader_jax.train.config import TrainConfig
 
 

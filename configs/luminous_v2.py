@@ -9,8 +9,8 @@ V2 (table 1): the UNet trains; biases and adapters are frozen. The stages before
     mvader train configs/luminous_v2.py --mesh data=4,fsdp=64
 """
 
-from mvader_jax.config import ModelConfig
-from mvader_jax.train import paper
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.paper import recipes as paper
 from mvader_jax.train.config import TrainConfig
 
 

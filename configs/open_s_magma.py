@@ -15,7 +15,7 @@ the model alone, with no stage to train. For MAGMA's second version:
 model.adapters.width=512 model.adapters.attention=true.
 """
 
-from mvader_jax.config import ModelConfig
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.train.config import TrainConfig
 
 

@@ -13,8 +13,8 @@ them, is here too: `mvader train configs/open_v1.py --objective contrastive`.
 
 import dataclasses
 
-from mvader_jax.config import ModelConfig
-from mvader_jax.train import paper
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.paper import recipes as paper
 from mvader_jax.train.config import TrainConfig
 
 

@@ -10,8 +10,8 @@ The stages before are here for who wants to train them too, with `--objective`: 
 says beforehand what a pod makes of it.
 """
 
-from mvader_jax.config import ModelConfig
-from mvader_jax.train import paper
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.paper import recipes as paper
 from mvader_jax.train.config import TrainConfig
 
 

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mvader_jax.condition import Condition
-    from mvader_jax.pipeline import Pipeline
-    from mvader_jax.prompt import Image, Prompt, Text
+    from mvader_jax.prompt.elements import Image, Prompt, Text
+    from mvader_jax.sampling.pipeline import Pipeline
 
 __version__ = "0.1.0"
 __all__ = ["Condition", "Image", "Pipeline", "Prompt", "Text"]
 
 _HOMES = {
     "Condition": "condition",
-    "Pipeline": "pipeline",
-    "Image": "prompt",
-    "Prompt": "prompt",
-    "Text": "prompt",
+    "Pipeline": "sampling.pipeline",
+    "Image": "prompt.elements",
+    "Prompt": "prompt.elements",
+    "Text": "prompt.elements",
 }
 
 

@@ -9,21 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvader_jax.bundle import Bundle
-from mvader_jax.components import COMPONENTS, abstract_components
-from mvader_jax.config import ModelConfig
-from mvader_jax.data.captions import caption
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.scenes import scene_at
+from mvader_jax.data.scenes.captions import caption
+from mvader_jax.data.scenes.world import scene_at
 from mvader_jax.diffusion.schedule import ScheduleConfig
+from mvader_jax.models.components import COMPONENTS, abstract_components
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.decoder import AdaptersConfig, DecoderConfig
 from mvader_jax.models.image_encoder import ImageEncoderConfig
 from mvader_jax.models.image_prefix import ImagePrefixConfig
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
-from mvader_jax.tokenizer import TokenizerConfig, train_tokenizer
+from mvader_jax.prompt.tokenizer import TokenizerConfig, train_tokenizer
+from mvader_jax.storage.bundle import Bundle
 from mvader_jax.train.config import Group, Stage, TrainConfig
-from mvader_jax.train.optimizer import OptimizerConfig
+from mvader_jax.train.optim.optimizer import OptimizerConfig
 
 MODEL = ModelConfig(
     decoder=DecoderConfig(320, 320, 48, 2, 2, 24, 96, 96, rotary_dim=12),

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 
-from mvader_jax.bundle import ASSETS, load_bundle, read_config
-from mvader_jax.components import abstract_components
-from mvader_jax.data.scene_reader import compare, read_scene
-from mvader_jax.data.scenes import render
-from mvader_jax.evaluate import Settings, attribute_scores, draw, held_out, text_prompts
-from mvader_jax.pipeline import Pipeline
-from mvader_jax.prompt import Image, Prompt
+from mvader_jax.data.scenes.judge import compare, read_scene
+from mvader_jax.data.scenes.world import render
+from mvader_jax.models.components import abstract_components
+from mvader_jax.paper.evaluate import Settings, attribute_scores, draw, held_out, text_prompts
+from mvader_jax.prompt.elements import Image, Prompt
+from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.storage.bundle import ASSETS, load_bundle, read_config
 from mvader_jax.train.config import load_config
 
 TINY = ASSETS / "tiny"

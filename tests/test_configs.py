@@ -12,12 +12,12 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mvader_jax.components import abstract_components
 from mvader_jax.data.rows import row_layout
+from mvader_jax.models.components import abstract_components
 from mvader_jax.models.unet import cross_attention_paths
 from mvader_jax.train.config import Stage, TrainConfig, load_config
-from mvader_jax.train.optimizer import learning_rate
-from mvader_jax.train.setup import needed_components, stage_model
+from mvader_jax.train.optim.optimizer import learning_rate
+from mvader_jax.train.start import needed_components, stage_model
 from mvader_jax.train.state import partition
 
 CONFIGS = Path(__file__).parents[1] / "configs"

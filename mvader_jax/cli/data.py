@@ -40,9 +40,9 @@ def build(
     max_aspect: Annotated[float | None, typer.Option(help="greatest ratio of the sides [20]")] = None,
 ) -> None:
     """Write a TFDS data set over ArrayRecord. Every sample that is left out is counted with its reason."""
-    from mvader_jax.data.build import build as run
-    from mvader_jax.data.catalogue import find_parts, known
-    from mvader_jax.data.filters import FilterConfig
+    from mvader_jax.data.building.catalogue import find_parts, known
+    from mvader_jax.data.building.filters import FilterConfig
+    from mvader_jax.data.building.run import build as run
 
     chosen: dict[str, Any] = {
         "min_aesthetic": min_aesthetic,
@@ -84,7 +84,7 @@ def scenes(
     """Write scenes of the synthetic world as picture files with captions beside them."""
     from typing import cast
 
-    from mvader_jax.data.scene_parts import write_files
+    from mvader_jax.data.scenes.parts import write_files
     from mvader_jax.errors import UserError
 
     if count < 1:
@@ -105,7 +105,7 @@ def describe(
     seed: Annotated[int, typer.Option(help="which pictures")] = 0,
 ) -> None:
     """Print what a data set holds, and draw a sheet of its pictures with their captions."""
-    from mvader_jax.data.describe import contact_sheet, describe
+    from mvader_jax.data.building.describe import contact_sheet, describe
 
     print("\n".join(describe(out)))
     target = sheet or Path("contact_sheet.png")
@@ -137,9 +137,9 @@ def encode(
 ) -> None:
     """Compute the VAE's posterior and the image encoder's features of every picture, once, in bfloat16."""
     from mvader_jax.parallel.mesh import open_mesh
-    from mvader_jax.pipeline import compilation_cache
+    from mvader_jax.precompute.encode import encode as run
+    from mvader_jax.sampling.pipeline import compilation_cache
     from mvader_jax.train.config import load_config
-    from mvader_jax.train.encode import encode as run
 
     chosen_mesh = open_mesh(mesh or "data=-1")
     assert chosen_mesh is not None

@@ -17,15 +17,15 @@ def demo(
 ) -> None:
     """Draw the four tasks of the paper with the embedded model, and say how to draw each alone."""
     from mvader_jax.errors import UserError
-    from mvader_jax.output import make_writable
+    from mvader_jax.sampling.output import make_writable
 
     if num_images < 1:
         raise UserError(f"num_images is {num_images}; at least 1 is needed")
     make_writable(out)
     import rich.console
 
-    from mvader_jax.demo import demo as run
-    from mvader_jax.pipeline import Pipeline, check_seed
+    from mvader_jax.paper.demo import demo as run
+    from mvader_jax.sampling.pipeline import Pipeline, check_seed
 
     check_seed(seed)
     console = rich.console.Console(stderr=True)

@@ -32,10 +32,10 @@ def evaluate(
     import rich.progress
 
     from mvader_jax.errors import UserError
-    from mvader_jax.evaluate import Settings, as_markdown, check, save
-    from mvader_jax.evaluate import evaluate as run
+    from mvader_jax.paper.evaluate import Settings, as_markdown, check, save
+    from mvader_jax.paper.evaluate import evaluate as run
     from mvader_jax.parallel.mesh import open_mesh
-    from mvader_jax.pipeline import Pipeline
+    from mvader_jax.sampling.pipeline import Pipeline
 
     try:
         values = [float(theta) for theta in thetas.split(",")]

@@ -32,11 +32,11 @@ def figure(
     """Lay out a figure of the paper as a labelled grid, drawn by this model."""
     from mvader_jax.cli.sample import check_numbers, read_parts, status
     from mvader_jax.errors import UserError
-    from mvader_jax.figures import FIGURES, Options, draw_figure
-    from mvader_jax.images import save_png
-    from mvader_jax.output import check_writable, make_writable
-    from mvader_jax.pipeline import Pipeline
-    from mvader_jax.prompt import check_weight
+    from mvader_jax.images.png import save_png
+    from mvader_jax.paper.figures import FIGURES, Options, draw_figure
+    from mvader_jax.prompt.elements import check_weight
+    from mvader_jax.sampling.output import check_writable, make_writable
+    from mvader_jax.sampling.pipeline import Pipeline
 
     if which not in FIGURES:
         raise UserError(f"unknown figure {which!r}; accepted: {', '.join(FIGURES)}")

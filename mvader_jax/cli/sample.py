@@ -14,8 +14,8 @@ import typer
 from mvader_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from mvader_jax.batch.run import Progress
-    from mvader_jax.prompt import Element
+    from mvader_jax.prompt.elements import Element
+    from mvader_jax.sampling.batch.run import Progress
 
 
 def sample(
@@ -88,10 +88,10 @@ def sample(
     if task is None and task_options:
         raise UserError(f"--{next(iter(task_options))} belongs to --task img2img or --task interpolation")
 
-    from mvader_jax.output import check_writable, write_pictures
     from mvader_jax.parallel.mesh import open_mesh
-    from mvader_jax.pipeline import Pipeline
-    from mvader_jax.tasks import run_task
+    from mvader_jax.sampling.output import check_writable, write_pictures
+    from mvader_jax.sampling.pipeline import Pipeline
+    from mvader_jax.sampling.tasks import run_task
 
     elements, against = read_parts(parts), read_parts(negative or [])
     check_writable(out)
@@ -131,11 +131,11 @@ def _sample_file(
 
     if batch < 1:
         raise UserError(f"batch is {batch}; at least 1 is needed")
-    from mvader_jax.batch.requests import Settings, read_requests
-    from mvader_jax.batch.run import sample_all
-    from mvader_jax.output import check_writable
     from mvader_jax.parallel.mesh import open_mesh
-    from mvader_jax.pipeline import Pipeline
+    from mvader_jax.sampling.batch.requests import Settings, read_requests
+    from mvader_jax.sampling.batch.run import sample_all
+    from mvader_jax.sampling.output import check_writable
+    from mvader_jax.sampling.pipeline import Pipeline
 
     requests, problems = read_requests(prompts, Settings(**defaults))
     check_writable(out)
@@ -157,7 +157,7 @@ def check_numbers(num_images: int | None, *, seed: int, steps: int, guidance_sca
     """Everything that needs no bundle, so that a mistake is told at once. Raises UserError."""
     import math
 
-    from mvader_jax.prompt import SITES
+    from mvader_jax.prompt.elements import SITES
 
     if num_images is not None and num_images < 1:
         raise UserError(f"num_images is {num_images}; at least 1 is needed")
@@ -175,8 +175,9 @@ def read_parts(parts: list[str]) -> tuple[Element, ...]:
     """The elements, their images read: a file that is none is refused before a model is loaded."""
     import dataclasses
 
-    from mvader_jax.images import load_image
-    from mvader_jax.prompt import Image, parse_part
+    from mvader_jax.images.read import load_image
+    from mvader_jax.prompt.elements import Image
+    from mvader_jax.prompt.parse import parse_part
 
     elements = [parse_part(part) for part in parts]
     return tuple(
@@ -221,7 +222,7 @@ def _bar(quiet: bool) -> Iterator[Progress]:
     import rich.console
     import rich.progress
 
-    from mvader_jax.batch.run import Progress, rate
+    from mvader_jax.sampling.batch.run import Progress, rate
 
     console = rich.console.Console(stderr=True, quiet=quiet)
     columns = (

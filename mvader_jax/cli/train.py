@@ -21,10 +21,10 @@ def train(
 ) -> int:
     """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved."""
     from mvader_jax.parallel.mesh import open_mesh
-    from mvader_jax.pipeline import compilation_cache
-    from mvader_jax.sample_grid import SampleGrid
+    from mvader_jax.sampling.pipeline import compilation_cache
     from mvader_jax.train.config import load_config
     from mvader_jax.train.loop import train as run
+    from mvader_jax.train.samples import SampleGrid
 
     chosen_mesh = open_mesh(mesh or "data=-1")
     assert chosen_mesh is not None

@@ -11,16 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from mvader_jax.bundle import find_bundle, read_config, write_config
-from mvader_jax.components import COMPONENTS, abstract_components
-from mvader_jax.config import ModelConfig, from_dict
 from mvader_jax.convert.convert import Progress, counter, is_bundle
 from mvader_jax.convert.engine import shapes
 from mvader_jax.convert.sources import has_vocabulary
 from mvader_jax.convert.staging import workplace
-from mvader_jax.convert.stream import ComponentReader, Leaf, write_component
 from mvader_jax.errors import UserError
-from mvader_jax.tokenizer import Tokenizer
+from mvader_jax.models.components import COMPONENTS, abstract_components
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.prompt.tokenizer import Tokenizer
+from mvader_jax.settings import from_dict
+from mvader_jax.storage.bundle import find_bundle, read_config, write_config
+from mvader_jax.storage.stream import ComponentReader, Leaf, write_component
 
 EMBEDDERS = ("s_magma", "clip_text")
 

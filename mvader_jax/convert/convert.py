@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from mvader_jax.bundle import write_config
-from mvader_jax.config import ModelConfig
 from mvader_jax.convert.engine import Matched, Paired, converted, match
-from mvader_jax.convert.sgpt import check_base
+from mvader_jax.convert.kinds.sgpt import check_base
 from mvader_jax.convert.sources import Options, Source, has_vocabulary
 from mvader_jax.convert.staging import workplace
-from mvader_jax.convert.stream import Leaf, write_component
 from mvader_jax.errors import UserError
-from mvader_jax.tokenizer import Tokenizer
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.prompt.tokenizer import Tokenizer
+from mvader_jax.storage.bundle import write_config
+from mvader_jax.storage.stream import Leaf, write_component
 
 DTYPES = ("keep", "float32", "bfloat16")
 #: Called with (bytes done, bytes in all).

@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from mvader_jax.bundle import find_bundle, read_config
-from mvader_jax.config import ModelConfig, from_dict
-from mvader_jax.convert import clip_text_keys, magma_keys, sd_compvis_keys, sd_diffusers_keys
 from mvader_jax.convert.convert import Progress, counter
 from mvader_jax.convert.engine import SourceMap, external, manifest
-from mvader_jax.convert.safetensors_file import write_safetensors
+from mvader_jax.convert.formats.safetensors import write_safetensors
+from mvader_jax.convert.formats.torch_archive import write_state_dict
+from mvader_jax.convert.kinds import clip_text, magma, sd_compvis, sd_diffusers
 from mvader_jax.convert.staging import workplace
-from mvader_jax.convert.stream import ComponentReader
 from mvader_jax.convert.tensors import DTYPES
-from mvader_jax.convert.torch_archive import write_state_dict
 from mvader_jax.errors import UserError
-from mvader_jax.tokenizer import Tokenizer, write_vocabulary
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.prompt.tokenizer import Tokenizer, write_vocabulary
+from mvader_jax.settings import from_dict
+from mvader_jax.storage.bundle import find_bundle, read_config
+from mvader_jax.storage.stream import ComponentReader
 
 FORMATS = ("diffusers", "compvis", "magma")
 EXPORT_DTYPES = {"keep": None, "float32": DTYPES["F32"], "float16": DTYPES["F16"], "bfloat16": DTYPES["BF16"]}
@@ -153,15 +154,15 @@ def _diffusers(job: _Job, out: Path) -> list[str]:
     eos = model.tokenizer.eos_id if model.tokenizer is not None else 0
     makers: dict[str, tuple[Any, Any, str, str]] = {
         "unet": (
-            sd_diffusers_keys.unet_map,
-            sd_diffusers_keys.unet_settings,
+            sd_diffusers.unet_map,
+            sd_diffusers.unet_settings,
             "UNet2DConditionModel",
             "diffusers",
         ),
-        "vae": (sd_diffusers_keys.vae_map, sd_diffusers_keys.vae_settings, "AutoencoderKL", "diffusers"),
+        "vae": (sd_diffusers.vae_map, sd_diffusers.vae_settings, "AutoencoderKL", "diffusers"),
         "text_encoder": (
-            clip_text_keys.clip_text_map,
-            lambda config: clip_text_keys.clip_text_settings(config, eos, bos or 0),
+            clip_text.clip_text_map,
+            lambda config: clip_text.clip_text_settings(config, eos, bos or 0),
             "CLIPTextModel",
             "transformers",
         ),
@@ -181,9 +182,7 @@ def _diffusers(job: _Job, out: Path) -> list[str]:
         index[name] = [library, kind]
     if model.schedule is not None:
         (out / "scheduler").mkdir()
-        _json(
-            out / "scheduler" / "scheduler_config.json", sd_diffusers_keys.schedule_settings(model.schedule)
-        )
+        _json(out / "scheduler" / "scheduler_config.json", sd_diffusers.schedule_settings(model.schedule))
         index["scheduler"] = ["diffusers", "PNDMScheduler"]
     if "text_encoder" in job.readers and (job.path / "tokenizer").is_dir() and model.tokenizer is not None:
         (out / "tokenizer").mkdir()
@@ -216,12 +215,12 @@ def _compvis(job: _Job, out: Path) -> list[str]:
     if model.unet.norm_eps != 1e-5:
         raise UserError(f"CompVis' UNet has norms of eps 1e-5, but this one {model.unet.norm_eps}")
     trees = job.trees()
-    source_map = sd_compvis_keys.compvis_map(trees, model.unet, model.vae)
+    source_map = sd_compvis.compvis_map(trees, model.unet, model.vae)
     described = job.described(source_map, trees)
     write_state_dict(out / COMPVIS_FILE, described, job.arrays(source_map, trees), "state_dict")
     text = model.text_encoder if "text_encoder" in job.readers else None
     vae = model.vae if "vae" in job.readers else None
-    _json(out / "config.json", sd_compvis_keys.compvis_settings(model.unet, vae, text))
+    _json(out / "config.json", sd_compvis.compvis_settings(model.unet, vae, text))
     return []
 
 
@@ -234,15 +233,15 @@ def _magma(job: _Job, out: Path) -> list[str]:
         )
     if model.adapters is not None and model.adapters.parallel:
         raise UserError("MAGMA's checkpoints have sequential adapters, but this bundle's are parallel")
-    if not magma_keys.is_gptj(decoder):
+    if not magma.is_gptj(decoder):
         raise UserError("MAGMA's language model is GPT-J, but this bundle's decoder has another architecture")
     if "biases" in job.readers and "decoder" not in job.readers:
         notes.append("left out: biases, as there is no language model to lay them over")
     elif "biases" in job.readers:
         notes.append("the semantic biases are written in place of the language model's own")
     trees = job.trees()
-    source_map = magma_keys.magma_map(trees, model.adapters if "adapters" in trees else None)
+    source_map = magma.magma_map(trees, model.adapters if "adapters" in trees else None)
     described = job.described(source_map, trees)
     write_state_dict(out / MAGMA_FILE, described, job.arrays(source_map, trees), "module")
-    _json(out / "config.json", magma_keys.magma_settings(decoder, model.image_encoder))
+    _json(out / "config.json", magma.magma_settings(decoder, model.image_encoder))
     return notes

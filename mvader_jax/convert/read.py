@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from mvader_jax.convert.safetensors_file import open_safetensors
+from mvader_jax.convert.formats.safetensors import open_safetensors
+from mvader_jax.convert.formats.torch_archive import is_torchscript, open_torchscript
 from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, refuse_pointer
-from mvader_jax.convert.torch_archive import is_torchscript, open_torchscript
 from mvader_jax.errors import UserError
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")

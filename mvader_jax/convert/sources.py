@@ -8,24 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mvader_jax.components import abstract_components
-from mvader_jax.config import ModelConfig
-from mvader_jax.convert import (
-    clip_resnet_keys,
-    clip_text_keys,
-    gpt_neox_keys,
-    gptj_keys,
-    magma_keys,
-    sd_compvis_keys,
-    sd_diffusers_keys,
-)
 from mvader_jax.convert.engine import Abstract, SourceMap
+from mvader_jax.convert.kinds import clip_resnet as clip_resnet_keys
+from mvader_jax.convert.kinds import clip_text as clip_text_keys
+from mvader_jax.convert.kinds import gpt_neox as gpt_neox_keys
+from mvader_jax.convert.kinds import gptj as gptj_keys
+from mvader_jax.convert.kinds import magma as magma_keys
+from mvader_jax.convert.kinds import sd_compvis as sd_compvis_keys
+from mvader_jax.convert.kinds import sd_diffusers as sd_diffusers_keys
 from mvader_jax.convert.read import open_file, open_folder
 from mvader_jax.convert.settings import Settings, spelled
 from mvader_jax.convert.tensors import Weights
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
-from mvader_jax.tokenizer import TokenizerConfig
+from mvader_jax.models.components import abstract_components
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.prompt.tokenizer import TokenizerConfig
 
 KINDS = ("stable-diffusion", "gptj", "gpt-neox", "magma", "sgpt-biases", "clip-resnet", "clip-text")
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mvader_jax.bundle import staged
 from mvader_jax.errors import UserError
+from mvader_jax.storage.bundle import staged
 
 _MARK = ".being-written"
 

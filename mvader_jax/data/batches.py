@@ -11,14 +11,14 @@ import numpy as np
 from mvader_jax.data.buckets import Buckets
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.decode import Size, decode, encoder_pixels
-from mvader_jax.data.encoded import BF16, encoded_shapes
+from mvader_jax.data.order import Damage, DamagedRecord, Reader, Record
 from mvader_jax.data.prompts import caption_rows, captioning_rows, image_rows
-from mvader_jax.data.reader import Damage, DamagedRecord, Reader, Record
 from mvader_jax.data.rows import IMAGE, INTERLEAVED, interleaved_before, kinds, row_layout
+from mvader_jax.data.sources.encoded import BF16, encoded_shapes
 from mvader_jax.errors import UserError
-from mvader_jax.layout import lay_out
-from mvader_jax.prompt import Image, Text
-from mvader_jax.tokenizer import Tokenizer
+from mvader_jax.prompt.elements import Image, Text
+from mvader_jax.prompt.layout import lay_out
+from mvader_jax.prompt.tokenizer import Tokenizer
 
 Objective = Literal["vae", "captioning", "contrastive", "diffusion"]
 Batch = dict[str, Any]

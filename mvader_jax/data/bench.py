@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from mvader_jax.data.build import build
-from mvader_jax.data.catalogue import known
+from mvader_jax.data.building.catalogue import known
+from mvader_jax.data.building.parts import IMAGE_SUFFIXES, TarPart, find_shards
+from mvader_jax.data.building.run import build
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.encoded import INFO, read_info
 from mvader_jax.data.loader import captions_of, make_loader
-from mvader_jax.data.parts import IMAGE_SUFFIXES, TarPart, find_shards
-from mvader_jax.data.stored import Stored
+from mvader_jax.data.sources.encoded import INFO, read_info
+from mvader_jax.data.sources.stored import Stored
 from mvader_jax.errors import UserError
-from mvader_jax.tokenizer import Tokenizer, train_tokenizer
+from mvader_jax.prompt.tokenizer import Tokenizer, train_tokenizer
 
 #: Records a batch; large enough that the tokenizer works as in training.
 BATCH = 64

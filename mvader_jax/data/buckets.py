@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mvader_jax.data.decode import Size
-from mvader_jax.data.reader import Damage, Reader, Record, Source
+from mvader_jax.data.order import Damage, Reader, Record, Source
 from mvader_jax.errors import UserError
 
 

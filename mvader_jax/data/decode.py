@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mvader_jax import images
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.reader import Record
-from mvader_jax.prompt import Element, Image, Prompt
+from mvader_jax.data.order import Record
+from mvader_jax.images.preprocess import clip_preprocess
+from mvader_jax.images.read import MAX_PIXELS, load_image
+from mvader_jax.prompt.elements import Element, Image, Prompt
 
 Size = tuple[int, int]
 
@@ -37,14 +38,14 @@ def decode(record: Record, config: DataConfig, rng: np.random.Generator | None, 
 def crop(source: Any, size: Size, rng: np.random.Generator | None = None) -> np.ndarray:
     """uint8 [height, width, 3]: the largest part of the picture of `size`'s shape, resized to it (bicubic).
 
-    source: anything `images.load_image` takes. rng: places the part; None takes the middle.
-    Raises UserError as `images.load_image`.
+    source: anything `load_image` takes. rng: places the part; None takes the middle.
+    Raises UserError as `load_image`.
     """
     if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape == (*size, 3):
         return source
     found = _fast_jpeg(source, size) if isinstance(source, bytes) else None
     if found is None:
-        pixels = np.asarray(images.load_image(source))
+        pixels = np.asarray(load_image(source))
         height, width = pixels.shape[:2]
     else:
         pixels, (height, width) = found
@@ -81,7 +82,7 @@ def _fast_jpeg(data: bytes, size: Size) -> tuple[np.ndarray, tuple[float, float]
         return None
     try:
         height, width, space, _ = decoder.decode_jpeg_header(data)
-        if space not in ("YCbCr", "RGB", "Gray") or height * width > images.MAX_PIXELS:
+        if space not in ("YCbCr", "RGB", "Gray") or height * width > MAX_PIXELS:
             return None
         # Shrinking while decoding is coarse: the last factor of two is left to the resizing.
         scale = 2 * max(size[0] / height, size[1] / width)
@@ -107,7 +108,7 @@ def encoder_pixels(pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
     """float32 [N, size, size, 3] with CLIP's preprocessing."""
     out = np.zeros((len(pictures), size, size, 3), np.float32)
     for row, picture in zip(out, pictures, strict=True):
-        row[:] = images.clip_preprocess(picture, size)
+        row[:] = clip_preprocess(picture, size)
     return out
 
 
@@ -116,7 +117,7 @@ def _with_pictures(prompt: Prompt) -> Prompt:
 
     def read(element: Element) -> Element:
         if isinstance(element, Image) and element.path is not None:
-            return dataclasses.replace(element, image=images.load_image(element.image))
+            return dataclasses.replace(element, image=load_image(element.image))
         return element
 
     return dataclasses.replace(prompt, elements=tuple(read(element) for element in prompt.elements))

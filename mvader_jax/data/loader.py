@@ -22,11 +22,11 @@ from mvader_jax.data.batches import (
 )
 from mvader_jax.data.buckets import Buckets
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.reader import Damage, Reader
-from mvader_jax.data.scenes import Split
-from mvader_jax.data.sources import interleaved_source, open_sources, picture_shapes
+from mvader_jax.data.order import Damage, Reader
+from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.open import interleaved_source, open_sources, picture_shapes
 from mvader_jax.errors import UserError
-from mvader_jax.tokenizer import Tokenizer
+from mvader_jax.prompt.tokenizer import Tokenizer
 
 #: More steps than any run has, far below what grain can count.
 _ENDLESS = 1 << 40

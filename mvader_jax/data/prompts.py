@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mvader_jax.condition import PADDING, PromptBatch
-from mvader_jax.tokenizer import Tokenizer
+from mvader_jax.prompt.tokenizer import Tokenizer
 
 #: Label of a position that the captioning loss leaves out.
 IGNORED = -100

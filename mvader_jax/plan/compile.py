@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from mvader_jax.errors import UserError
-from mvader_jax.plan import hlo_cost
+from mvader_jax.plan.hlo import cost
 from mvader_jax.plan.program import Program
 from mvader_jax.plan.topology import Topology, places
 
@@ -119,7 +119,7 @@ def refused_memory(message: str) -> dict[str, int] | None:
 
 def measure(text: str, program: Program, topology: Topology) -> Result:
     """FLOPs, bytes and collectives of a compiled text, with the time each collective takes at least."""
-    found = hlo_cost.cost(text)
+    found = cost.cost(text)
     where = places(list(program.mesh.devices.flat))
     mesh = dict(program.mesh.shape)
     rows: dict[tuple[str, str], dict[str, Any]] = defaultdict(
@@ -148,7 +148,7 @@ def measure(text: str, program: Program, topology: Topology) -> Result:
 
 
 def collective_seconds(
-    collective: hlo_cost.Collective, topology: Topology, where: list[tuple[int, tuple[int, ...]]]
+    collective: cost.Collective, topology: Topology, where: list[tuple[int, tuple[int, ...]]]
 ) -> float:
     """Time on the links for all of a collective's times (estimated): its part inside a slice on the chip
     interconnect, its part between slices on the data-centre network."""

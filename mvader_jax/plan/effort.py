@@ -27,8 +27,8 @@ def measure(
     from mvader_jax.models.unet_blocks import ResnetBlock, Transformer2D
     from mvader_jax.parallel.mesh import MeshConfig, make_mesh
     from mvader_jax.parallel.sharding import abstract_init, batch_sharding, replicated
-    from mvader_jax.plan import hlo_cost
     from mvader_jax.plan.compile import memory_of
+    from mvader_jax.plan.hlo import cost as hlo_cost
 
     mesh = make_mesh(MeshConfig(data=-1), devices(parse_topology(topology)))
     rows, tokens, width = 4 * mesh.size, 144, 4096

@@ -12,23 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from mvader_jax.bundle import Bundle
-from mvader_jax.components import abstract_components
 from mvader_jax.condition import PADDING, PromptBatch
-from mvader_jax.config import ModelConfig
 from mvader_jax.data.rows import row_layout
-from mvader_jax.embed import embed_rows
 from mvader_jax.errors import UserError
+from mvader_jax.models.components import abstract_components
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embed import embed_rows
 from mvader_jax.parallel.mesh import compiler_options
 from mvader_jax.parallel.sharding import batch_sharding, param_shardings, replicated
+from mvader_jax.storage.bundle import Bundle
+from mvader_jax.train.assemble import batch_shards, state_shardings
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.objectives import OBJECTIVES
-from mvader_jax.train.optimizer import make_optimizer
-from mvader_jax.train.run import batch_shards, state_shardings
-from mvader_jax.train.setup import Start, needed_components, stage_model
+from mvader_jax.train.optim.optimizer import make_optimizer
+from mvader_jax.train.optim.whitening import condition_width
+from mvader_jax.train.start import Start, needed_components, stage_model
 from mvader_jax.train.state import TrainState, labels, partition
 from mvader_jax.train.step import make_train_step
-from mvader_jax.train.whitening import condition_width
 
 Tree = Any
 
@@ -169,7 +169,7 @@ def sample_program(
 
     Raises UserError where they do not divide over the mesh, or the model lacks a part.
     """
-    from mvader_jax.pipeline import generate
+    from mvader_jax.sampling.pipeline import generate
 
     if model.unet is None or model.vae is None:
         raise UserError("sampling needs a unet and a vae in the model's config")

@@ -118,12 +118,12 @@ def candidates(request: Request, say: Say = lambda message: None) -> dict[str, A
     prepare_environment()
     from jax.sharding import AbstractMesh
 
-    from mvader_jax.components import abstract_components
+    from mvader_jax.models.components import abstract_components
     from mvader_jax.parallel.mesh import MeshConfig
     from mvader_jax.parallel.sharding import MESH_AXES, ShardingError, param_shardings
     from mvader_jax.plan import search
     from mvader_jax.train.config import load_config
-    from mvader_jax.train.setup import needed_components
+    from mvader_jax.train.start import needed_components
     from mvader_jax.train.state import partition
 
     topology = parse_topology(request.topology, request.slices)
@@ -162,9 +162,9 @@ def counts(request: Request, config: Any, stage: Any) -> tuple[float, float]:
     """(FLOPs that the mathematics of a step needs, FLOPs with what remat repeats), kept by the config."""
     import hashlib
 
-    from mvader_jax.config import to_dict
     from mvader_jax.plan.compile import cache_directory
     from mvader_jax.plan.counted import step_flops
+    from mvader_jax.settings import to_dict
 
     stage = dataclasses.replace(stage, accumulate=1, init=())
     recipe = json.dumps([2, to_dict(config.model), to_dict(stage), sorted(request.precomputed)], default=str)

@@ -14,8 +14,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mvader_jax.config import ModelConfig
 from mvader_jax.errors import UserError
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.parallel.mesh import MeshConfig
 from mvader_jax.plan.topology import Topology
 from mvader_jax.train.config import Stage

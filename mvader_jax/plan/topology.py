@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mvader_jax.config import nearest
 from mvader_jax.errors import UserError
+from mvader_jax.settings import nearest
 
 #: What libtpu reads to compile without a TPU: no query of a metadata server, one imaginary host.
 ENVIRONMENT = {

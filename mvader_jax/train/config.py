@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from mvader_jax.config import ModelConfig, nearest, override
 from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
-from mvader_jax.train.optimizer import OptimizerConfig
+from mvader_jax.settings import nearest, override
+from mvader_jax.train.optim.optimizer import OptimizerConfig
 
 Objective = Literal["vae", "captioning", "contrastive", "diffusion"]
 

@@ -24,18 +24,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mvader_jax import __version__
-from mvader_jax.bundle import Bundle, carry_over, staged, write_bundle
-from mvader_jax.checkpoint import Checkpoints, Restored
-from mvader_jax.config import ModelConfig, to_dict
 from mvader_jax.data.loader import Loader
 from mvader_jax.errors import UserError
-from mvader_jax.images import save_png
+from mvader_jax.images.png import save_png
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.parallel.mesh import gather_json, make_global
+from mvader_jax.settings import to_dict
+from mvader_jax.storage.bundle import Bundle, carry_over, staged, write_bundle
+from mvader_jax.storage.checkpoint import Checkpoints, Restored
+from mvader_jax.train.assemble import Run, build_run, data_loader, encode_posterior, saved
 from mvader_jax.train.config import TrainConfig
+from mvader_jax.train.log import Watch
 from mvader_jax.train.profiling import Profile
-from mvader_jax.train.run import Run, build_run, data_loader, encode_posterior, saved
 from mvader_jax.train.state import TrainState, merge
-from mvader_jax.train.watch import Watch
 
 #: Draws the model as it is: (run, averaged model) -> (grid uint8 [H, W, 3], what each picture shows), or None
 #: where the stage makes no pictures.

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from mvader_jax.train.config import Stage
 from mvader_jax.train.objectives import LossFn, Metrics
-from mvader_jax.train.optimizer import ema_update
+from mvader_jax.train.optim.optimizer import ema_update
 from mvader_jax.train.state import TrainState, merge
 
 Step = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]

@@ -27,7 +27,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 
 def write_prompts(path: Path, count: int) -> None:
     """Lines of ten pictures each, texts of different lengths, every fifth with an image."""
-    from mvader_jax.data.scenes import render, scene_at
+    from mvader_jax.data.scenes.world import render, scene_at
 
     for number in range(20):
         PIL.Image.fromarray(render(scene_at(0, number))).save(path.parent / f"{number}.png")

@@ -19,11 +19,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np  # noqa: E402
 from twin import Twin  # noqa: E402
 
-from mvader_jax.bundle import Bundle, load_bundle  # noqa: E402
-from mvader_jax.components import COMPONENTS, init_component  # noqa: E402
 from mvader_jax.diffusion.noise import initial_noise  # noqa: E402
+from mvader_jax.models.components import COMPONENTS, init_component  # noqa: E402
 from mvader_jax.parallel.mesh import open_mesh  # noqa: E402
-from mvader_jax.pipeline import Pipeline, compilation_cache  # noqa: E402
+from mvader_jax.sampling.pipeline import Pipeline, compilation_cache  # noqa: E402
+from mvader_jax.storage.bundle import Bundle, load_bundle  # noqa: E402
 
 PROMPT = "a large solid red circle on the left"
 
@@ -34,9 +34,9 @@ def random_tiny() -> Bundle:
 
     import jax
 
-    from mvader_jax.data.captions import caption
-    from mvader_jax.data.scenes import scene_at
-    from mvader_jax.tokenizer import train_tokenizer
+    from mvader_jax.data.scenes.captions import caption
+    from mvader_jax.data.scenes.world import scene_at
+    from mvader_jax.prompt.tokenizer import train_tokenizer
     from mvader_jax.train.config import load_config
 
     model = load_config("configs/tiny.py").model

@@ -10,8 +10,8 @@ import diffusers
 import numpy as np
 import torch
 
-from mvader_jax.bundle import Bundle, save_bundle
 from mvader_jax.convert.export import export
+from mvader_jax.storage.bundle import Bundle, save_bundle
 
 
 class Twin:

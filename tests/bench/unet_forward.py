@@ -19,9 +19,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from mvader_jax.components import abstract_components  # noqa: E402
 from mvader_jax.condition import Condition  # noqa: E402
-from mvader_jax.config import ModelConfig  # noqa: E402
+from mvader_jax.models.components import abstract_components  # noqa: E402
+from mvader_jax.models.config import ModelConfig  # noqa: E402
 from mvader_jax.models.unet import UNet, UNetConfig  # noqa: E402
 
 PEER_CONFIG = {

@@ -17,11 +17,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mvader_jax.bundle import save_bundle
 from mvader_jax.cli.main import main
-from mvader_jax.data.scenes import render, scene_at
-from mvader_jax.images import read_png_metadata
-from mvader_jax.pipeline import Pipeline
+from mvader_jax.data.scenes.world import render, scene_at
+from mvader_jax.images.png import read_png_metadata
+from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.storage.bundle import save_bundle
 
 Run = Callable[..., tuple[int, str, str]]
 

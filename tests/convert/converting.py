@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mvader_jax.bundle import Bundle, load_bundle, summary
 from mvader_jax.convert.convert import Report
 from mvader_jax.convert.convert import convert as run
 from mvader_jax.convert.sources import Options, open_source
+from mvader_jax.storage.bundle import Bundle, load_bundle, summary
 
 
 def convert(source: Path, out: Path, kind: str | None = None, **settings: Any) -> Report:

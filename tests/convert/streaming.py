@@ -49,8 +49,8 @@ def names_of(layers: int) -> Names:
 
 def make_source(folder: Path, layers: int, kind: str) -> int:
     """Writes the shards; returns their bytes."""
-    from mvader_jax.convert.safetensors_file import write_safetensors
-    from mvader_jax.convert.torch_archive import write_state_dict
+    from mvader_jax.convert.formats.safetensors import write_safetensors
+    from mvader_jax.convert.formats.torch_archive import write_state_dict
 
     names = names_of(layers)
     rng = np.random.default_rng(0)

@@ -18,10 +18,10 @@ from converting import convert
 from safetensors.torch import load_file, save_file
 from test_read import Malicious
 
-from mvader_jax.bundle import load_bundle, read_config
 from mvader_jax.cli.main import main
 from mvader_jax.convert.staging import workplace
 from mvader_jax.errors import UserError
+from mvader_jax.storage.bundle import load_bundle, read_config
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_there_is_no_moment_without_a_bundle(
         patched.setattr(os, "replace", None)
         convert(original, out, overwrite=True, dtype="bfloat16")
     assert read_config(out)["components"]["text_encoder"]["dtypes"] == ["bfloat16"]
-    monkeypatch.setattr("mvader_jax.bundle._exchanged", lambda a, b: False)
+    monkeypatch.setattr("mvader_jax.storage.bundle._exchanged", lambda a, b: False)
     convert(original, out, overwrite=True)
     assert read_config(out)["components"]["text_encoder"]["dtypes"] == ["float32"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

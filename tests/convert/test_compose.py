@@ -14,12 +14,12 @@ import twins
 from converting import convert
 from test_sources import finetuned
 
-from mvader_jax.bundle import Bundle, load_bundle, read_config, save_bundle
 from mvader_jax.cli.main import main
 from mvader_jax.convert.compose import compose
 from mvader_jax.errors import UserError
-from mvader_jax.pipeline import Pipeline
-from mvader_jax.tokenizer import TokenizerConfig, train_tokenizer
+from mvader_jax.prompt.tokenizer import TokenizerConfig, train_tokenizer
+from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.storage.bundle import Bundle, load_bundle, read_config, save_bundle
 
 S_MAGMA = ("decoder", "adapters", "image_prefix", "image_encoder")
 
@@ -184,7 +184,7 @@ def test_tokenizer_of_another_place(public: Public, tmp_path: Path) -> None:
 
 def changed(bundle: Path, out: Path, name: str, **fields: Any) -> Path:
     """A bundle of random parameters like another's, some numbers of one config different."""
-    from mvader_jax.components import abstract_components
+    from mvader_jax.models.components import abstract_components
 
     model = load_bundle(bundle, components=[]).model
     model = dataclasses.replace(model, **{name: dataclasses.replace(getattr(model, name), **fields)})

@@ -20,14 +20,14 @@ from torch_trees import close, nchw, nhwc
 from transformers import CLIPTextModel, CLIPTokenizer
 from vocabularies import clip_vocabulary
 
-from mvader_jax.bundle import Bundle, load_bundle, read_config, save_bundle
 from mvader_jax.condition import Condition
-from mvader_jax.config import ModelConfig
 from mvader_jax.convert.export import COMPVIS_FILE, MAGMA_FILE, export
 from mvader_jax.convert.sources import Options, open_source
 from mvader_jax.errors import UserError
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.unet import UNet
-from mvader_jax.tokenizer import TokenizerConfig
+from mvader_jax.prompt.tokenizer import TokenizerConfig
+from mvader_jax.storage.bundle import Bundle, load_bundle, read_config, save_bundle
 
 
 def same_state(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

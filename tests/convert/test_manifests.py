@@ -24,20 +24,18 @@ from transformers import (
     GPTNeoXForCausalLM,
 )
 
-from mvader_jax.components import abstract_components
-from mvader_jax.config import ModelConfig
-from mvader_jax.convert import (
-    clip_resnet_keys,
-    clip_text_keys,
-    gpt_neox_keys,
-    gptj_keys,
-    magma_keys,
-    sd_compvis_keys,
-    sd_diffusers_keys,
-)
 from mvader_jax.convert.engine import SourceMap, manifest, shapes
+from mvader_jax.convert.kinds import clip_resnet as clip_resnet_keys
+from mvader_jax.convert.kinds import clip_text as clip_text_keys
+from mvader_jax.convert.kinds import gpt_neox as gpt_neox_keys
+from mvader_jax.convert.kinds import gptj as gptj_keys
+from mvader_jax.convert.kinds import magma as magma_keys
+from mvader_jax.convert.kinds import sd_compvis as sd_compvis_keys
+from mvader_jax.convert.kinds import sd_diffusers as sd_diffusers_keys
 from mvader_jax.convert.settings import Settings
 from mvader_jax.models.clip_text import ClipTextConfig
+from mvader_jax.models.components import abstract_components
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.decoder import AdaptersConfig, DecoderConfig
 from mvader_jax.models.image_encoder import ImageEncoderConfig
 from mvader_jax.models.image_prefix import ImagePrefixConfig

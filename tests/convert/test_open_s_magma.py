@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 from test_manifests import Names, recorded
 
-from mvader_jax.components import abstract_components
-from mvader_jax.config import ModelConfig
-from mvader_jax.convert import sd_diffusers_keys
 from mvader_jax.convert.engine import match
+from mvader_jax.convert.kinds import sd_diffusers as sd_diffusers_keys
 from mvader_jax.convert.sources import Options, open_source
+from mvader_jax.models.components import abstract_components
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
 from mvader_jax.train.config import load_config

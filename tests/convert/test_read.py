@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mvader_jax.convert.formats.safetensors import write_safetensors
+from mvader_jax.convert.formats.torch_archive import write_state_dict
 from mvader_jax.convert.read import open_file, open_folder, open_index
-from mvader_jax.convert.safetensors_file import write_safetensors
 from mvader_jax.convert.tensors import DTYPES, Weights
-from mvader_jax.convert.torch_archive import write_state_dict
 from mvader_jax.errors import UserError
 
 

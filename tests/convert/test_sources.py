@@ -18,16 +18,16 @@ from converting import convert, converted
 from safetensors.torch import save_file
 from torch_trees import close, nchw, nhwc
 
-from mvader_jax.bundle import Bundle
 from mvader_jax.condition import Condition, PromptBatch
 from mvader_jax.convert.sources import KINDS, Options, open_source
-from mvader_jax.embed import embed
 from mvader_jax.errors import UserError
 from mvader_jax.models.clip_text import ClipText
 from mvader_jax.models.decoder import Decoder
+from mvader_jax.models.embed import embed
 from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
+from mvader_jax.storage.bundle import Bundle
 
 TOKENS = torch.tensor([[3, 17, 42, 5, 61, 8, 0], [1, 2, 3, 4, 5, 6, 7]])
 

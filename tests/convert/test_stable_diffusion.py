@@ -22,21 +22,21 @@ from torch_trees import close, nchw
 from transformers import CLIPTokenizer
 from vocabularies import clip_vocabulary
 
-from mvader_jax.bundle import Bundle
 from mvader_jax.cli.main import main
-from mvader_jax.components import abstract_components
-from mvader_jax.config import ModelConfig
 from mvader_jax.diffusion.guidance import guided
 from mvader_jax.diffusion.noise import initial_noise
 from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.diffusion.schedule import Schedule, ScheduleConfig
-from mvader_jax.embed import embed
-from mvader_jax.generate import decode_latents
 from mvader_jax.models.clip_text import ClipTextConfig
+from mvader_jax.models.components import abstract_components
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embed import embed
 from mvader_jax.models.unet import UNet, UNetConfig
 from mvader_jax.models.vae import VAEConfig
-from mvader_jax.pipeline import Pipeline
-from mvader_jax.tokenizer import Tokenizer, TokenizerConfig
+from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
+from mvader_jax.sampling.generate import decode_latents
+from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.storage.bundle import Bundle
 
 PROMPT, STEPS, SCALE, SEED = "The cat and a hat!", 50, 8.0, 7
 

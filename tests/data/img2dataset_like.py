@@ -234,7 +234,7 @@ def make_encoded(root: pathlib.Path, records: int) -> None:
     """An encoded set of Stable Diffusion's moments at 512 pixels: 64 x 64 x 4, twice."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    from mvader_jax.data.encoded import BF16, INFO, EncodedInfo, pack, shard_path
+    from mvader_jax.data.sources.encoded import BF16, INFO, EncodedInfo, pack, shard_path
 
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import pytest
 from mvader_jax.data import batches, loader
 from mvader_jax.data.buckets import Buckets, nearest_bucket, turn
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.reader import DamagedRecord
+from mvader_jax.data.order import DamagedRecord
 from mvader_jax.errors import UserError
 
 SIDES = ((8, 12), (12, 8), (10, 10), (4, 40))

@@ -7,11 +7,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mvader_jax import images
 from mvader_jax.data import decode as module
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.decode import crop, decode, encoder_pixels
 from mvader_jax.errors import UserError
+from mvader_jax.images.preprocess import clip_preprocess, to_vae_pixels
+from mvader_jax.images.read import load_image
 
 RNG = np.random.default_rng(0)
 SMOOTH = PIL.Image.open(io.BytesIO(like.jpeg(RNG, 200, 133, quality=95))).convert("RGB")
@@ -19,7 +20,7 @@ SMOOTH = PIL.Image.open(io.BytesIO(like.jpeg(RNG, 200, 133, quality=95))).conver
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 96), (133, 133), (150, 170), (40, 40)])
 def test_centre_crop_is_the_reference_of_images(size):
-    expected = images.to_vae_pixels(SMOOTH, *size)
+    expected = to_vae_pixels(SMOOTH, *size)
     got = crop(like.encode(SMOOTH, "PNG"), size) / 127.5 - 1
     # `images` resizes to whole pixels before it crops; here the crop's edge may fall between two.
     assert np.abs(got - expected).mean() < 0.02
@@ -45,7 +46,7 @@ def test_pictures_that_need_care_take_the_slow_path_and_come_out_right():
     assert turned[17, 10, 0] > 150
     for picture in (red.convert("CMYK"), red.convert("L")):
         data = like.encode(picture, "JPEG", quality=95)
-        expected = np.asarray(images.load_image(data))[5:25, 10:30].astype(int)
+        expected = np.asarray(load_image(data))[5:25, 10:30].astype(int)
         assert np.abs(crop(data, (30, 30))[5:25, 5:25].astype(int) - expected).mean() < 4
 
 
@@ -84,5 +85,5 @@ def test_damaged_pictures_are_named_as_such(kind):
 
 def test_encoder_pixels_are_clips():
     picture = np.asarray(SMOOTH)
-    np.testing.assert_array_equal(encoder_pixels([picture], 48)[0], images.clip_preprocess(picture, 48))
+    np.testing.assert_array_equal(encoder_pixels([picture], 48)[0], clip_preprocess(picture, 48))
     assert encoder_pixels([], 48).shape == (0, 48, 48, 3)

@@ -11,10 +11,10 @@ import pytest
 
 from mvader_jax.data import batches, loader
 from mvader_jax.data.config import DataConfig
+from mvader_jax.data.order import DamagedRecord, Reader
 from mvader_jax.data.prompts import IGNORED
-from mvader_jax.data.reader import DamagedRecord, Reader
 from mvader_jax.errors import UserError
-from mvader_jax.tokenizer import train_tokenizer
+from mvader_jax.prompt.tokenizer import train_tokenizer
 
 SIDE, ENCODER, TOKENS = 12, 8, 4
 

@@ -5,8 +5,8 @@ import pytest
 
 from mvader_jax.condition import PADDING
 from mvader_jax.data.prompts import IGNORED, caption_rows, captioning_rows, image_rows
-from mvader_jax.layout import lay_out
-from mvader_jax.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from mvader_jax.prompt.layout import lay_out
+from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 CAPTIONS = ["a small red circle", "a", "two large hollow crosses on a white background"]
 

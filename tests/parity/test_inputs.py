@@ -11,8 +11,8 @@ import pytest
 from transformers import CLIPTokenizer, GPT2Tokenizer
 from vocabularies import clip_vocabulary
 
-from mvader_jax.images import CLIP_MEAN, CLIP_STD, clip_preprocess
-from mvader_jax.tokenizer import Tokenizer, train_tokenizer, write_vocabulary
+from mvader_jax.images.preprocess import CLIP_MEAN, CLIP_STD, clip_preprocess
+from mvader_jax.prompt.tokenizer import Tokenizer, train_tokenizer, write_vocabulary
 
 TEXT = """a photo of the red circle's don't we'll I'd they've I'm it's CAT Hat 'S 'Ll 3 42 1000000 3.14 -7 x_y
 a-b naïve café Straße ΑΒΓ ΠΑΣ привет мир ĞÜŞİ Ǆungla ﬁne Å Å 日本語 漢字 かな 한국어 ภาษาไทย हिन्दी العربية עברית

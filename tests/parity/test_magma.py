@@ -13,12 +13,12 @@ from test_decoder import modified_resnet, stacked
 from torch_trees import close, jitter, tree_of
 from transformers import GPTJConfig, GPTJModel
 
-from mvader_jax.layout import lay_out
 from mvader_jax.models.decoder import AdaptersConfig, DecoderConfig
 from mvader_jax.models.image_encoder import ImageEncoderConfig
 from mvader_jax.models.image_prefix import ImagePrefixConfig
 from mvader_jax.models.s_magma import SMagmaConfig, s_magma
-from mvader_jax.prompt import Image, Prompt, Text
+from mvader_jax.prompt.elements import Image, Prompt, Text
+from mvader_jax.prompt.layout import lay_out
 
 WIDTH, LAYERS, TOKENS = 60, 2, 4
 

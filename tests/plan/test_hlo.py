@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mvader_jax.plan.groups import parse_groups, parse_pairs
-from mvader_jax.plan.hlo import Array, parse
-from mvader_jax.plan.hlo_cost import SATURATED, cost
-from mvader_jax.plan.hlo_flops import kernel_flops
+from mvader_jax.plan.hlo.cost import SATURATED, cost
+from mvader_jax.plan.hlo.flops import kernel_flops
+from mvader_jax.plan.hlo.groups import parse_groups, parse_pairs
+from mvader_jax.plan.hlo.parse import Array, parse
 
 #: A loop of six layers, each gathered from eight chips, as a TPU's compiler prints it.
 LOOP = (Path(__file__).parent / "loop.hlo").read_text(encoding="utf-8")

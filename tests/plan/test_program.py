@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mvader_jax.bundle import Bundle
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, compiler_options, make_mesh
 from mvader_jax.parallel.sharding import constrain
@@ -26,9 +25,10 @@ from mvader_jax.plan.program import (
     train_program,
 )
 from mvader_jax.plan.topology import devices, parse_topology
+from mvader_jax.storage.bundle import Bundle
+from mvader_jax.train.assemble import stage_loader
 from mvader_jax.train.config import load_config
-from mvader_jax.train.run import stage_loader
-from mvader_jax.train.setup import null_prompt, stage_model
+from mvader_jax.train.start import null_prompt, stage_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

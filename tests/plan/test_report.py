@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mvader_jax.plan.compile import collective_seconds, memory_of, refused_memory
-from mvader_jax.plan.groups import Groups
-from mvader_jax.plan.hlo_cost import Collective
+from mvader_jax.plan.hlo.cost import Collective
+from mvader_jax.plan.hlo.groups import Groups
 from mvader_jax.plan.report import Plan, from_dict, make_plan, text
 from mvader_jax.plan.request import table
 from mvader_jax.plan.topology import parse_topology

@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import micro
 from jobs import HERE, ROOT, environment
 
-from mvader_jax.bundle import load_bundle, save_bundle
-from mvader_jax.checkpoint import restore_tree
+from mvader_jax.storage.bundle import load_bundle, save_bundle
+from mvader_jax.storage.checkpoint import restore_tree
 
 STAGE = "language"
 

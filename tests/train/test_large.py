@@ -9,9 +9,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import AbstractMesh
 
-from mvader_jax.components import COMPONENTS, abstract_components
-from mvader_jax.config import ModelConfig
 from mvader_jax.errors import UserError
+from mvader_jax.models.components import COMPONENTS, abstract_components
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.parallel.sharding import MESH_AXES, REPLICATE_BELOW_BYTES, param_shardings
 
 

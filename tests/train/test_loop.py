@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mvader_jax.bundle import load_bundle, save_bundle
-from mvader_jax.checkpoint import Checkpoints
 from mvader_jax.condition import PADDING, Condition
 from mvader_jax.data.rows import row_layout
 from mvader_jax.errors import UserError
-from mvader_jax.images import read_png_metadata
+from mvader_jax.images.png import read_png_metadata
 from mvader_jax.parallel.mesh import MeshConfig, make_global, make_mesh
-from mvader_jax.prompt import Text
-from mvader_jax.sample_grid import SampleGrid, chosen_prompts
+from mvader_jax.prompt.elements import Text
+from mvader_jax.storage.bundle import load_bundle, save_bundle
+from mvader_jax.storage.checkpoint import Checkpoints
+from mvader_jax.train.assemble import build_run, data_loader
 from mvader_jax.train.config import Group, TrainConfig, load_config
 from mvader_jax.train.loop import PREEMPTED, Diverged, changes, train
 from mvader_jax.train.objectives.diffusion import join_rows, replace_rows
-from mvader_jax.train.optimizer import OptimizerConfig
-from mvader_jax.train.run import build_run, data_loader
+from mvader_jax.train.optim.optimizer import OptimizerConfig
+from mvader_jax.train.samples import SampleGrid, chosen_prompts
 from mvader_jax.train.state import partition
 
 

@@ -14,12 +14,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jobs import run_job
 
-from mvader_jax.bundle import load_bundle, save_bundle
-from mvader_jax.components import COMPONENTS
+from mvader_jax.models.components import COMPONENTS
 from mvader_jax.models.decoder import DecoderConfig
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.storage.bundle import load_bundle, save_bundle
+from mvader_jax.train.assemble import stage_loader
 from mvader_jax.train.loop import PREEMPTED, train
-from mvader_jax.train.run import stage_loader
 
 CHANGES: dict[str, Any] = {"steps": 24, "save_every": 4, "log_every": 1, "row_groups": 4, "keep": 20}
 
@@ -90,10 +90,10 @@ def test_four_processes_stop_together_and_two_go_on(tmp_path: Path) -> None:
 def test_no_process_holds_the_decoder_whole_while_loading(tmp_path: Path) -> None:
     """A decoder of 2 GB over two processes: each comes to hold half. On the way it needs its largest shard
     (0.3 GB here) twice, as read and as decoded, and never a whole copy."""
-    from mvader_jax.bundle import write_config
-    from mvader_jax.checkpoint import save_tree
-    from mvader_jax.components import abstract_components
-    from mvader_jax.config import ModelConfig
+    from mvader_jax.models.components import abstract_components
+    from mvader_jax.models.config import ModelConfig
+    from mvader_jax.storage.bundle import write_config
+    from mvader_jax.storage.checkpoint import save_tree
 
     assert COMPONENTS["decoder"] == "decoder"
     config = DecoderConfig(8192, 8192, 2048, 9, 16, 128, 8192, 256, rotary_dim=64)

@@ -14,7 +14,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.parallel.sharding import batch_sharding, replicated
 from mvader_jax.train.config import Group, Stage
-from mvader_jax.train.optimizer import OptimizerConfig, ema_update, learning_rate, make_optimizer
+from mvader_jax.train.optim.optimizer import OptimizerConfig, ema_update, learning_rate, make_optimizer
 from mvader_jax.train.state import TrainState, labels
 from mvader_jax.train.step import make_train_step
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import micro
 
-from mvader_jax.bundle import save_bundle
-from mvader_jax.train.setup import earlier_components, needed_components
+from mvader_jax.storage.bundle import save_bundle
+from mvader_jax.train.start import earlier_components, needed_components
 
 
 def test_a_model_without_adapters_takes_none_from_its_bundles(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def main() -> int:
 
 def write_rows(config: Any, stage: str, mesh: Any, init: str, path: str) -> None:
     """Checksums of the captions that this process makes of three batches."""
-    from mvader_jax.bundle import load_bundle
     from mvader_jax.parallel.mesh import process_share
-    from mvader_jax.train.run import stage_loader
+    from mvader_jax.storage.bundle import load_bundle
+    from mvader_jax.train.assemble import stage_loader
 
     index, count = process_share(mesh)
     chosen = config.stage(stage)
@@ -69,8 +69,8 @@ def write_rows(config: Any, stage: str, mesh: Any, init: str, path: str) -> None
 
 
 def load(bundle: str, mesh: Any) -> int:
-    from mvader_jax.bundle import load_bundle
     from mvader_jax.parallel.mesh import everywhere
+    from mvader_jax.storage.bundle import load_bundle
 
     def memory(name: str) -> int:
         text = Path("/proc/self/status").read_text()

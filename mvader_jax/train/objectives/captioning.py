@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mvader_jax.condition import PromptBatch
-from mvader_jax.config import ModelConfig
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.s_magma import logits, s_magma
 from mvader_jax.train.config import Stage
 from mvader_jax.train.objectives.base import LossFn, Metrics, mean_metric

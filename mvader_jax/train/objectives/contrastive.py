@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from mvader_jax.condition import PADDING, Condition, PromptBatch
-from mvader_jax.config import ModelConfig
 from mvader_jax.errors import UserError
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.s_magma import s_magma
 from mvader_jax.train.config import Stage
 from mvader_jax.train.objectives.base import LossFn, Metrics, mean_metric

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from mvader_jax.condition import Array, Condition, PromptBatch, pad
-from mvader_jax.config import ModelConfig
 from mvader_jax.data.rows import row_layout
-from mvader_jax.diffusion.objective import diffusion_loss
+from mvader_jax.diffusion.loss import diffusion_loss
 from mvader_jax.diffusion.schedule import Schedule
-from mvader_jax.embed import embed_rows
 from mvader_jax.errors import UserError
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embed import embed_rows
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
 from mvader_jax.train.config import Stage

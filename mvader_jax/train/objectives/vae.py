@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mvader_jax.condition import PromptBatch
-from mvader_jax.config import ModelConfig
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.vae import VAE
 from mvader_jax.train.config import Stage
 from mvader_jax.train.objectives.base import LossFn, Metrics, mean_metric, unit_pixels

@@ -1,0 +1,1 @@
+"""The kinds of public checkpoints, a file each."""

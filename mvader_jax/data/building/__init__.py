@@ -1,0 +1,1 @@
+"""Data sets made of people's pictures and captions."""

@@ -1,0 +1,78 @@
+"""The data sets that can be built, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+from mvader_jax.data.building.filters import FilterConfig
+from mvader_jax.data.building.listed import find_captions, find_emoji
+from mvader_jax.data.building.parts import Part, find_shards
+from mvader_jax.data.scenes.parts import find_scenes
+from mvader_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """find: the parts of a source; filters: those of a build that names none; source: what it expects."""
+
+    find: Callable[..., list[Part]]
+    filters: FilterConfig
+    source: str
+    description: str
+
+
+def _count(source: str) -> list[Part]:
+    if not source.isdigit() or int(source) < 1:
+        raise UserError(f"the source of scenes is {source!r}; expected their number, as in 20000")
+    return find_scenes(int(source))
+
+
+KNOWN: dict[str, Known] = {
+    "laion_aesthetics": Known(
+        find_shards,
+        FilterConfig.paper(),
+        "img2dataset's output folder",
+        "Captioned pictures of LAION, filtered as in the paper: aesthetic score, size, watermark.",
+    ),
+    "image_captions": Known(
+        find_captions,
+        FilterConfig(),
+        "a folder of pictures and .txt, a CSV or JSONL, or COCO's caption annotations",
+        "Captioned pictures from files.",
+    ),
+    "emoji_captions": Known(
+        find_emoji,
+        FilterConfig(),
+        "the unpacked npm package emoji-datasource-google",
+        "Noto's emoji under their names (pictures: Apache-2.0, Google).",
+    ),
+    "scenes": Known(
+        _count,
+        FilterConfig(),
+        "their number",
+        "The synthetic captioned world: one or two objects over a background.",
+    ),
+}
+
+
+def known(name: str) -> Known:
+    """Raises UserError for a name that is not in the catalogue."""
+    if name not in KNOWN:
+        raise UserError(f"unknown data set {name!r}; known: {', '.join(KNOWN)}")
+    return KNOWN[name]
+
+
+def find_parts(
+    name: str, source: str | os.PathLike[str], pictures: str | os.PathLike[str] | None = None
+) -> list[Part]:
+    """The parts of a source of the data set `name`.
+
+    pictures: for image_captions from a file, the folder that its paths are relative to.
+    Raises UserError for a source of another kind.
+    """
+    options = {} if pictures is None else {"pictures": pictures}
+    if options and name != "image_captions":
+        raise UserError(f"{name} takes no folder of pictures beside its source")
+    return known(name).find(os.fspath(source), **options)

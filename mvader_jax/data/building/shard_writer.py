@@ -1,0 +1,78 @@
+"""Writing one shard of a TFDS data set: ArrayRecord, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+SUFFIX = "array_record"
+
+
+def shard_path(directory: pathlib.Path, name: str, index: int, count: int) -> pathlib.Path:
+    """The path that TFDS expects of shard `index` of `count` in the split `train`."""
+    return directory / f"{name}-train.{SUFFIX}-{index:05d}-of-{count:05d}"
+
+
+class ShardWriter:
+    """Records of `schema.features` into one file, renamed to its name when it is complete."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        from array_record.python.array_record_module import ArrayRecordWriter
+        from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+        from mvader_jax.data.building.schema import features
+
+        self.path = path
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}")
+        self._features = features()
+        self._serializer = ExampleSerializer(self._features.get_serialized_info())
+        # One record a group: training reads in random order.
+        self._writer = ArrayRecordWriter(os.fspath(self._partial), "group_size:1")
+        self.records = 0
+        self.bytes = 0
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        data = self._serializer.serialize_example(self._features.encode_example(record))
+        self._writer.write(data)
+        self.records += 1
+        self.bytes += len(data)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+        if kind is None:
+            self._partial.replace(self.path)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+
+def write_metadata(
+    directory: pathlib.Path, name: str, records: Sequence[int], size: int, description: str
+) -> None:
+    """dataset_info.json and features.json, by which TFDS knows the folder. size: bytes of all records."""
+    import tensorflow_datasets as tfds
+    from etils import epath
+    from tensorflow_datasets.core.naming import ShardedFileTemplate
+
+    from mvader_jax.data.building.schema import features
+
+    template = ShardedFileTemplate(
+        dataset_name=name, data_dir=epath.Path(directory), split="train", filetype_suffix=SUFFIX
+    )
+    split = tfds.core.SplitInfo(
+        name="train", shard_lengths=list(records), num_bytes=size, filename_template=template
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=features(),
+        split_infos=[split],
+        description=description,
+        check_data=False,  # TFDS would check through TensorFlow
+    )

@@ -1,0 +1,1 @@
+"""The synthetic world: drawn, described, asked about and read back by analysis."""

@@ -1,0 +1,93 @@
+"""Scenes as files, like any data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from mvader_jax.data.building.admit import Sample
+from mvader_jax.data.building.parts import Held, Part
+from mvader_jax.data.scenes.captions import Language, caption
+from mvader_jax.data.scenes.world import CANVAS, Split, render, scene_at
+from mvader_jax.errors import UserError
+
+PART_SIZE = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenePart:
+    """Scenes [start, stop) of a split, as PNG with a full caption in each language."""
+
+    seed: int
+    start: int
+    stop: int
+    split: Split = "train"
+    size: int = CANVAS
+    languages: tuple[Language, ...] = ("en", "de")
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.seed}-{self.start:08d}"
+
+    def samples(self, problems: list[str]) -> Iterator[Sample]:
+        del problems
+        for index, key in zip(range(self.start, self.stop), self.key_list(), strict=True):
+            scene = scene_at(self.seed, index, self.split)
+            rng = np.random.default_rng([self.seed, index])
+            told = [caption(scene, rng, language) for language in self.languages]
+            yield Sample(key, Held(_encoded(render(scene, self.size), "PNG")), None, {"caption": told})
+
+    def key_list(self) -> list[str]:
+        return [f"{self.split}-{self.seed}-{index:08d}" for index in range(self.start, self.stop)]
+
+    def columns(self) -> set[str] | None:
+        return {"caption"}
+
+
+def find_scenes(count: int, seed: int = 0) -> list[Part]:
+    """The parts of the first `count` training scenes of a seed."""
+    return [ScenePart(seed, at, min(at + PART_SIZE, count)) for at in range(0, count, PART_SIZE)]
+
+
+def write_files(
+    directory: str | os.PathLike[str],
+    count: int,
+    *,
+    seed: int = 0,
+    split: Split = "train",
+    size: int = CANVAS,
+    format: Literal["png", "jpg"] = "png",
+) -> None:
+    """Scenes as a folder of pictures and captions, such as `image_captions` reads: 00000000.png beside
+    00000000.txt, a line a language. Raises UserError where the folder cannot be written or is not empty."""
+    root = pathlib.Path(directory)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if any(root.iterdir()):
+            raise UserError(f"{os.fspath(directory)!r} is not empty; name a new folder")
+        for index, sample in enumerate(ScenePart(seed, 0, count, split, size).samples([])):
+            assert sample.image is not None
+            picture = root / f"{index:08d}.{format}"
+            if format == "png":
+                picture.write_bytes(sample.image())
+            else:
+                picture.write_bytes(_encoded(render(scene_at(seed, index, split), size), "JPEG", quality=95))
+            picture.with_suffix(".txt").write_text(
+                "".join(f"{line}\n" for line in sample.metadata["caption"]), encoding="utf-8"
+            )
+    except OSError as error:
+        raise UserError(f"cannot write into {os.fspath(directory)!r}: {error.strerror or error}") from None
+
+
+def _encoded(pixels: np.ndarray, format: str, **options: Any) -> bytes:
+    import PIL.Image
+
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, format, **options)
+    return file.getvalue()

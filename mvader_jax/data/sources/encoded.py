@@ -1,0 +1,234 @@
+"""Latents and image features computed once, and read in training in place of the pictures.
+
+A folder: `encoded.json`, and for each split ArrayRecord files of `shard_size` records each. A record is
+raw bfloat16: the latents' mean and log variance, then the features, whichever the set holds, then its
+captions as UTF-8. A record of a picture that could not be read holds the reason instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.order import DamagedRecord, Record
+from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.scenes import SceneImages
+from mvader_jax.data.sources.stored import Stored, draw_caption
+from mvader_jax.errors import UserError
+
+INFO = "encoded.json"
+BF16 = np.dtype(ml_dtypes.bfloat16)
+#: What a set may hold.
+PARTS = ("latents", "features")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedInfo:
+    """What a set of encoded records is.
+
+    latents: (2, h, w, C), mean and log variance of the VAE's posterior, unscaled; None where there are none.
+    features: (T, C), the image encoder's output for a picture; None where there are none.
+    image_size, encoder_size: sides in pixels of the target, and of the encoder's input (0 without features).
+    splits: records of each. shard_size: records a file. origin: which pictures.
+    components: {component: SHA-256 of the parameters that computed it, where known}.
+    damaged: pictures that could not be read, by reason.
+    """
+
+    latents: tuple[int, ...] | None
+    features: tuple[int, ...] | None
+    image_size: int
+    encoder_size: int
+    splits: Mapping[str, int]
+    shard_size: int
+    origin: Mapping[str, Any]
+    components: Mapping[str, str | None]
+    damaged: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def parts(self) -> frozenset[str]:
+        return frozenset(part for part in PARTS if getattr(self, part) is not None)
+
+    def describe(self) -> str:
+        """As in "latents 2 x 8 x 8 x 4 and features 16 x 384"."""
+        held = {part: getattr(self, part) for part in PARTS}
+        return " and ".join(f"{part} {' x '.join(map(str, shape))}" for part, shape in held.items() if shape)
+
+    def shards(self, split: str) -> list[range]:
+        """The record numbers of each file of a split."""
+        total = self.splits[split]
+        return [range(at, min(at + self.shard_size, total)) for at in range(0, total, self.shard_size)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": 1, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EncodedInfo:
+        fields = {f.name: value[f.name] for f in dataclasses.fields(cls)}
+        for part in PARTS:
+            fields[part] = None if fields[part] is None else tuple(fields[part])
+        return cls(**fields)
+
+
+def read_info(path: str | os.PathLike[str]) -> EncodedInfo:
+    """Raises UserError if there is no finished encoded set at `path`."""
+    file = epath.Path(path) / INFO
+    try:
+        return EncodedInfo.from_json(json.loads(file.read_text()))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"there is no finished encoded set at {os.fspath(path)!r} (`mvader data encode` writes one): "
+            f"{type(error).__name__} at {INFO}"
+        ) from None
+
+
+def encoded_shapes(config: DataConfig) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """Shapes of a record's latents and features in the precomputed sets; None for what they do not hold.
+
+    Raises UserError where the sets differ: each stands for its own records, whole.
+    """
+    sets = {path: read_info(path) for path in config.precomputed}
+    shapes = {(info.latents, info.features) for info in sets.values()}
+    if len(shapes) > 1:
+        raise UserError(
+            "every precomputed set must hold the same arrays of its pictures (both parts are encoded into one set), but "
+            + ", ".join(f"{path} holds {info.describe()}" for path, info in sets.items())
+        )
+    return shapes.pop() if shapes else (None, None)
+
+
+def parts_of(config: DataConfig) -> frozenset[str]:
+    """Which of PARTS training need not compute: those that the precomputed sets hold."""
+    return frozenset(part for part, shape in zip(PARTS, encoded_shapes(config), strict=True) if shape)
+
+
+def origin(config: DataConfig) -> dict[str, Any]:
+    """Which pictures a config of one source names: what an encoded set must match."""
+    if config.source == "scenes":
+        scenes = SceneImages(config, "train")
+        # The drawing itself may change from one version to the next.
+        drawn = hashlib.sha256(b"".join(scenes.picture(i).tobytes() for i in range(min(len(scenes), 8))))
+        return {
+            "source": "scenes",
+            "seed": config.seed,
+            "num_records": config.num_records,
+            "image_size": config.image_size,
+            "pictures": drawn.hexdigest()[:16],
+        }
+    return {"source": config.source, "path": config.paths[0]}
+
+
+def shard_path(path: str | os.PathLike[str], split: str, shard: int) -> epath.Path:
+    return epath.Path(path) / f"{split}-{shard:05d}.array_record"
+
+
+def pack(latents: np.ndarray | None, features: np.ndarray | None, captions: Sequence[str]) -> bytes:
+    """A record's bytes from bfloat16 arrays."""
+    arrays = [np.ascontiguousarray(part).tobytes() for part in (latents, features) if part is not None]
+    return b"".join([*arrays, "\n".join(captions).encode()])
+
+
+class Encoded:
+    """{"latents": (2, h, w, C), "features": (T, C), both bfloat16 and where the set holds them; "caption";
+    "picture": gives the picture itself when called, for rows that need it}.
+
+    Scenes draw their captions anew at each reading, exactly as where the pictures are drawn.
+    """
+
+    def __init__(self, path: str, split: Split, config: DataConfig) -> None:
+        """Raises UserError if there is no such set, or it is of other pictures than the config's."""
+        self.path, self.split, self._config = path, split, config
+        self.info = read_info(path)
+        self._check()
+        shapes = [(part, getattr(self.info, part)) for part in PARTS]
+        #: (part, its shape, its bytes), in the order of a record.
+        self._layout = [(p, shape, math.prod(shape) * BF16.itemsize) for p, shape in shapes if shape]
+        self._least = sum(size for _, _, size in self._layout)
+        self._open()
+
+    def _check(self) -> None:
+        kind = self.info.origin["source"]
+        if kind != self._config.source:
+            raise UserError(
+                f"{self.path!r} was encoded from {kind}, but the data's source is {self._config.source}"
+            )
+        if self.info.image_size != self._config.image_size:
+            raise UserError(
+                f"{self.path!r} was encoded at {self.info.image_size} pixels, but the model takes "
+                f"{self._config.image_size}"
+            )
+        if kind == "scenes" and self.info.origin != origin(self._config):
+            raise UserError(
+                f"{self.path!r} was encoded from other scenes: {_words(self.info.origin)} against the "
+                f"config's {_words(origin(self._config))}"
+            )
+        if self._config.flip or self._config.crop == "random":
+            raise UserError("precomputed latents are of the centre crop: set crop='centre' and flip=0")
+
+    def _open(self) -> None:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        count = len(self.info.shards(self.split))
+        self._files = [os.fspath(shard_path(self.path, self.split, shard)) for shard in range(count)]
+        try:
+            self._records = ArrayRecordDataSource(self._files)
+            found = len(self._records)
+        except Exception as error:  # array_record raises whatever its file system does
+            raise UserError(f"the encoded set {self.path!r} cannot be opened: {error}") from None
+        if found != len(self):
+            raise UserError(f"the encoded set {self.path!r} has {found} records, but should have {len(self)}")
+        self._scenes = SceneImages(self._config, self.split) if self._config.source == "scenes" else None
+        self._pictures: Stored | None = None
+
+    def __len__(self) -> int:
+        return self.info.splits[self.split]
+
+    def record(self, index: int, rng: np.random.Generator) -> Record:
+        try:
+            data = self._records[index]
+        except Exception as error:  # as in `_open`
+            raise DamagedRecord(f"it cannot be read: {error}") from None
+        if len(data) < self._least:
+            raise DamagedRecord(f"it could not be encoded: {data.decode(errors='replace')}")
+        record: Record = {"picture": self._picture_of(index)}
+        at = 0
+        for part, shape, size in self._layout:
+            record[part] = np.frombuffer(data, BF16, size // BF16.itemsize, at).reshape(shape)
+            at += size
+        record["caption"] = (
+            self._scenes.caption(index, rng) if self._scenes is not None else draw_caption(data[at:], rng)
+        )
+        return record
+
+    def where(self, index: int) -> str:
+        shard, record = divmod(index, self.info.shard_size)
+        return f"record {record} of {self._files[shard]}"
+
+    def _picture_of(self, index: int) -> Callable[[], Any]:
+        def read() -> Any:
+            if self._scenes is not None:
+                return self._scenes.picture(index)
+            if self._pictures is None:
+                self._pictures = Stored(self.info.origin["path"], self.split)
+            return self._pictures.record(index, np.random.default_rng(0))["image"]
+
+        return read
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "split": self.split, "config": self._config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], state["split"], state["config"])  # type: ignore[misc]
+
+
+def _words(origin: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in origin.items())

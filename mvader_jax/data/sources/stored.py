@@ -1,0 +1,173 @@
+"""Data sets built by `mvader data build` (or any TFDS set of these features), read in any order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mvader_jax.data.building.schema import COLUMN_TYPE, COLUMNS
+from mvader_jax.data.order import DamagedRecord, Record
+from mvader_jax.data.scenes.world import Split
+from mvader_jax.errors import UserError
+
+#: One record in so many is held out for validation where the set has no such split of its own.
+HOLD_OUT = 100
+
+
+class Stored:
+    """{"image": bytes of the file, "caption": str}; of several captions one is drawn at each reading.
+
+    path: the folder with dataset_info.json, local or gs://. split: None for all its training records,
+    those held out for validation included.
+    """
+
+    def __init__(self, path: str, split: Split | None) -> None:
+        """Raises UserError if there is no data set at `path`, or it lacks pictures."""
+        self.path = path
+        self.split = split
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError:
+            raise UserError(
+                "reading data sets needs the data extra: pip install 'mvader-jax[data]'"
+            ) from None
+        try:
+            builder = tfds.builder_from_directory(os.fspath(self.path))
+        except Exception as error:  # TFDS raises whatever the file system does
+            raise UserError(f"there is no data set at {self.path!r}: {_first_line(error)}") from None
+        splits = builder.info.splits
+        name = self.split if self.split in splits else "train"
+        if name not in splits:
+            raise UserError(f"the data set at {self.path!r} has no split {self.split!r}")
+        self._info = splits[name]
+        self._features = builder.info.features
+        # Of a record's many columns training needs two: parsing them all costs a third of a JPEG's decoding.
+        needed = {name: self._features[name] for name in ("image", "caption") if name in self._features}
+        self._needed = tfds.features.FeaturesDict(needed)
+        self._decoders = {"image": tfds.decode.SkipDecoding()} if "image" in needed else None
+        self._records = builder.as_data_source(
+            split=name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        total = len(self._records)
+        if self.split is None or "validation" in splits:
+            self._numbers: Sequence[int] = range(total)
+        elif self.split == "validation":
+            self._numbers = range(0, total, HOLD_OUT)
+        else:
+            self._numbers = AllBut(total, HOLD_OUT)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def number(self, index: int) -> int:
+        """Which record of the files the `index`-th of this split is."""
+        return self._numbers[index]
+
+    def record(self, index: int, rng: np.random.Generator) -> Record:
+        stored = self._stored(index, self._needed)
+        return {**stored, "caption": draw_caption(stored["caption"], rng)}
+
+    def row(self, index: int) -> Record:
+        """All that is stored of a record, texts as bytes. Raises DamagedRecord."""
+        return self._stored(index, self._features)
+
+    def _stored(self, index: int, features: Any) -> Record:
+        try:
+            found: Record = features.deserialize_example_np(
+                self._records[self.number(index)], decoders=self._decoders
+            )
+        except Exception as error:  # the reader raises RuntimeError, TFDS's parser several kinds
+            raise DamagedRecord(f"it cannot be read: {_first_line(error)}") from None
+        return found
+
+    def captions(self, index: int) -> list[str]:
+        """All captions of a record; none where it cannot be read."""
+        try:
+            return _text(self._stored(index, self._needed)["caption"]).split("\n")
+        except DamagedRecord:
+            return []
+
+    def columns(self) -> np.ndarray:
+        """`schema.COLUMN_TYPE` [N] of all its records; read one by one where the data set came without.
+
+        Raises UserError if the records hold no sizes.
+        """
+        file = epath.Path(self.path) / COLUMNS
+        if file.exists():
+            with file.open("rb") as stream:
+                return np.load(stream)[np.asarray(self._numbers)]
+        rows = np.zeros(len(self), COLUMN_TYPE)
+        for index in range(len(self)):
+            try:
+                record = self.row(index)
+                rows[index] = (record["width"], record["height"], record.get("aesthetic", np.nan))
+            except DamagedRecord:
+                rows[index] = (1, 1, np.nan)
+            except KeyError as error:
+                raise UserError(f"the records of {self.path!r} have no {error.args[0]!r}") from None
+        return rows
+
+    @property
+    def files(self) -> list[str]:
+        return [os.fspath(path) for path in self._info.filepaths]
+
+    @property
+    def bytes(self) -> int:
+        """Of all its records."""
+        return int(self._info.num_bytes)
+
+    def where(self, index: int) -> str:
+        number = self.number(index)
+        for path, length in zip(self._info.filepaths, self._info.shard_lengths, strict=True):
+            if number < length:
+                return f"record {number} of {os.fspath(path)}"
+            number -= length
+        raise IndexError(index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "split": self.split}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self.split = state["path"], state["split"]
+        self._open()
+
+
+class AllBut(Sequence[int]):
+    """The numbers below `total` that `every` does not divide."""
+
+    def __init__(self, total: int, every: int) -> None:
+        self._length = total - -(-total // every)
+        self._every = every
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        return index + index // (self._every - 1) + 1
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        index = np.arange(self._length)
+        return np.asarray(index + index // (self._every - 1) + 1, dtype)
+
+
+def draw_caption(stored: bytes | str, rng: np.random.Generator) -> str:
+    """One of a record's captions, which stand one a line."""
+    captions = _text(stored).split("\n")
+    return captions[int(rng.integers(len(captions)))] if len(captions) > 1 else captions[0]
+
+
+def _text(stored: bytes | str) -> str:
+    return stored.decode("utf-8") if isinstance(stored, bytes) else stored
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

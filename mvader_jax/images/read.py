@@ -1,0 +1,144 @@
+"""Pictures read safely: any file, any mode, as RGB; and pixels between the networks' range and uint8."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mvader_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from mvader_jax.prompt.elements import ImageSource
+
+#: Pixels above which a file is refused as a decompression bomb (Pillow's own warning limit).
+MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
+
+# warnings.catch_warnings changes process-wide state: one reader at a time.
+_open_lock = threading.Lock()
+
+
+def load_image(source: ImageSource) -> PIL.Image.Image:
+    """Any picture as a Pillow image of mode RGB: rotated by its EXIF tag, alpha composited on white,
+    16 bits reduced to 8, CMYK and palettes resolved, the first frame of an animation.
+
+    source: a path, the bytes of a file, a Pillow image, or an array [H, W], [H, W, 1], [H, W, 3] or
+        [H, W, 4] of uint8 or of floats in [-1, 1].
+    Raises UserError, naming the file, if it is missing, a directory, not an image, truncated, of an
+    unknown kind, or larger than MAX_PIXELS.
+    """
+    import PIL.Image
+
+    if isinstance(source, PIL.Image.Image):
+        return _decode(source, "the image")
+    if isinstance(source, bytes):
+        return _open(io.BytesIO(source), "the image")
+    if isinstance(source, (str, os.PathLike)):
+        name = f"the image {os.fspath(source)!r}"
+        path = pathlib.Path(source)
+        try:
+            if path.is_dir():
+                raise UserError(f"{name} is a directory; expected an image file")
+            if not path.exists():
+                raise UserError(f"{name} does not exist")
+            if not path.is_file():
+                raise UserError(f"{name} is not a regular file")
+            with path.open("rb") as file:
+                return _open(file, name)
+        except OSError as error:
+            raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{name} has a path that the system does not accept") from None
+    return _decode(_from_array(np.asarray(source)), "the image")
+
+
+def _open(file: Any, name: str) -> PIL.Image.Image:
+    import PIL.Image
+
+    try:
+        with _open_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a bomb is an error below, not a warning
+            image = PIL.Image.open(file)
+    except PIL.Image.DecompressionBombError:
+        raise UserError(f"{name} is larger than {MAX_PIXELS:,} pixels, the limit for one image") from None
+    except PIL.UnidentifiedImageError:
+        raise UserError(f"{name} is not an image that Pillow can read") from None
+    except Exception as error:  # format plugins raise anything on a hostile header
+        raise UserError(f"{name} is damaged: {error}") from None
+    return _decode(image, name)
+
+
+def _decode(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    import PIL.Image
+    import PIL.ImageOps
+
+    if not image.width or not image.height:
+        raise UserError(f"{name} has no pixels")
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(
+            f"{name} has {image.width} x {image.height} pixels; the limit for an image is {MAX_PIXELS:,}"
+        )
+    try:
+        image.load()
+    except Exception as error:  # as in _open: decoders raise anything on damaged data
+        raise UserError(f"{name} is truncated or damaged: {error}") from None
+    try:
+        image = PIL.ImageOps.exif_transpose(image)
+    except Exception:  # an unreadable EXIF block is no reason to refuse the picture
+        warnings.warn(f"{name} has unreadable EXIF data; its rotation is ignored", stacklevel=2)
+    try:
+        return _to_rgb(image)
+    except (ValueError, OSError):
+        raise UserError(f"{name} has pixels of mode {image.mode!r}, which cannot be read as RGB") from None
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    import PIL.Image
+
+    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip at 255
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = PIL.Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating point pixels have no agreed range")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return PIL.Image.alpha_composite(white, layer).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_array(array: np.ndarray) -> PIL.Image.Image:
+    import PIL.Image
+
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if (array.ndim != 2 and (array.ndim != 3 or array.shape[-1] not in (3, 4))) or not array.size:
+        raise UserError(f"an image array has shape {array.shape}; expected [H, W], [H, W, 3] or [H, W, 4]")
+    if array.dtype != np.uint8:
+        if array.dtype.kind in "iub":
+            raise UserError(f"an image array has type {array.dtype}; expected uint8 or floats in [-1, 1]")
+        array = array.astype(np.float32)
+        if not np.all(np.abs(array) <= 1.0 + 1e-3):
+            raise UserError("an image array of floats has values outside of [-1, 1]")
+        array = to_uint8(array)
+    return PIL.Image.fromarray(np.ascontiguousarray(array))
+
+
+def to_uint8(pixels: Any) -> np.ndarray:
+    """uint8 from floats in [-1, 1] of any shape, rounded; values beyond are clipped.
+
+    Raises ValueError for NaN, which would otherwise be written as a black picture.
+    """
+    values = np.asarray(pixels).astype(np.float32)
+    if np.isnan(values).any():
+        raise ValueError("the pixels hold NaN")
+    return np.clip(np.rint((values + 1.0) * 127.5), 0, 255).astype(np.uint8)

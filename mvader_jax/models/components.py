@@ -1,0 +1,131 @@
+"""Shapes, axes and fresh parameters of every component a model names."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from mvader_jax.condition import Condition
+from mvader_jax.errors import UserError
+from mvader_jax.models.clip_text import ClipText
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.decoder import Decoder, adapter_leaves, bias_leaves, without_adapters
+from mvader_jax.models.image_encoder import ImageEncoder
+from mvader_jax.models.image_prefix import ImagePrefix
+from mvader_jax.models.unet import UNet
+from mvader_jax.models.vae import VAE
+from mvader_jax.parallel.sharding import abstract_init, init_params
+from mvader_jax.storage.programs import kept_file, read_kept, write_kept
+
+Tree = Any
+
+#: Every component a bundle may hold, and the field of ModelConfig that shapes it.
+COMPONENTS = {
+    "decoder": "decoder",
+    "biases": "decoder",
+    "adapters": "adapters",
+    "image_encoder": "image_encoder",
+    "image_prefix": "image_prefix",
+    "text_encoder": "text_encoder",
+    "unet": "unet",
+    "vae": "vae",
+}
+
+
+def abstract_components(model: ModelConfig, names: Iterable[str]) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    """({component: shapes}, {component: logical axes}), computed without any weights.
+
+    Raises UserError for an unknown component, or one that the model has no config for.
+    """
+    shapes, axes = {}, {}
+    for name in names:
+        shape, axis = _abstract_component(_shaping(model, name), name)
+        # Copies: the trees are kept for the next who asks.
+        shapes[name] = jax.tree.map(lambda leaf: leaf, shape)
+        axes[name] = jax.tree.map(lambda leaf: leaf, axis, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return shapes, axes
+
+
+def _shaping(model: ModelConfig, name: str) -> ModelConfig:
+    """The model without what does not shape a component: the key under which its shapes are kept."""
+    fields = {"decoder", COMPONENTS.get(name, "decoder")}
+    return ModelConfig(**{field: getattr(model, field) for field in fields})
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_component(model: ModelConfig, name: str) -> tuple[Tree, Tree]:
+    """(shapes, logical axes) of one component; tracing a UNet takes a second, unless an earlier run did it."""
+    file = kept_file(f"shapes-{name}", model)
+    data = None if file is None else read_kept(file)
+    if data is not None:
+        flat = json.loads(data)
+        shapes = {path: jax.ShapeDtypeStruct(shape, dtype) for path, (shape, dtype, _) in flat.items()}
+        axes = {path: tuple(names) for path, (_, _, names) in flat.items()}
+        return unflatten_dict(shapes, sep="/"), unflatten_dict(axes, sep="/")
+    module, arguments, method, part = _recipe(model, name)
+    shape, axis = abstract_init(module, *arguments, method=method)
+    shape, axis = part(shape), part(axis)
+    if file is not None:
+        axes = flatten_dict(axis, sep="/")
+        flat = {
+            path: [leaf.shape, str(leaf.dtype), axes[path]]
+            for path, leaf in flatten_dict(shape, sep="/").items()
+        }
+        write_kept(file, json.dumps(flat).encode())
+    return shape, axis
+
+
+def init_component(
+    model: ModelConfig, name: str, key: jax.Array, mesh: Mesh | None, others: Mapping[str, Tree]
+) -> Tree:
+    """A component made anew. Biases start as a copy of the decoder's own, which `others` must hold."""
+    if name == "biases":
+        if "decoder" not in others:
+            raise UserError("semantic biases start from the decoder's own, and there is no decoder")
+        return jax.tree.map(jnp.copy, bias_leaves(others["decoder"]))
+    module, arguments, method, part = _recipe(model, name)
+    return part(init_params(module, key, *arguments, mesh=mesh, method=method))
+
+
+def _recipe(model: ModelConfig, name: str) -> tuple[Any, tuple[Any, ...], Any, Any]:
+    """(module, arguments of init, its method, which part of the result is the component)."""
+    if name not in COMPONENTS:
+        raise UserError(f"unknown component {name!r}; known: {', '.join(COMPONENTS)}")
+    config = getattr(model, COMPONENTS[name])
+    if config is None:
+        raise UserError(f"the model's config has no {COMPONENTS[name]}, so it has no {name}")
+    tokens = jnp.zeros((1, 2), jnp.int32)
+
+    def whole(tree: Tree) -> Tree:
+        return tree
+
+    if name in ("decoder", "biases"):
+        part = without_adapters if name == "decoder" else bias_leaves
+        return Decoder(config), (tokens,), "everything", part
+    if name == "adapters":
+        assert model.decoder is not None
+        return Decoder(model.decoder, config), (tokens,), "everything", adapter_leaves
+    if name == "image_encoder":
+        return ImageEncoder(config), (jnp.zeros((1, 64, 64, 3)),), None, whole
+    if name == "image_prefix":
+        return ImagePrefix(config), (jnp.zeros((1, 1, config.in_width)),), None, whole
+    if name == "text_encoder":
+        return ClipText(config), (tokens,), None, whole
+    if name == "vae":
+        side = 2 ** (len(config.block_out_channels) - 1)
+        return VAE(config), (jnp.zeros((1, side, side, config.in_channels)), jax.random.key(0)), None, whole
+    side = 2 ** (len(config.block_out_channels) - 1)
+    condition = Condition(jnp.zeros((1, 1, config.cross_attention_dim)), jnp.zeros((1, 1)))
+    return (
+        UNet(config),
+        (jnp.zeros((1, side, side, config.in_channels)), jnp.zeros((1,)), condition),
+        None,
+        whole,
+    )

@@ -1,0 +1,80 @@
+"""The architecture of a model: each module owns its frozen dataclass, this file composes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from mvader_jax.diffusion.schedule import ScheduleConfig
+from mvader_jax.errors import UserError
+from mvader_jax.models.clip_text import ClipTextConfig
+from mvader_jax.models.decoder import AdaptersConfig, DecoderConfig
+from mvader_jax.models.image_encoder import ImageEncoderConfig
+from mvader_jax.models.image_prefix import ImagePrefixConfig
+from mvader_jax.models.s_magma import SMagmaConfig
+from mvader_jax.models.unet import UNetConfig
+from mvader_jax.models.vae import VAEConfig
+from mvader_jax.prompt.tokenizer import TokenizerConfig
+
+#: Which embedder turns a prompt into a Condition.
+Embedder = Literal["s_magma", "clip_text"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of every component a bundle may hold; None where it has no such component."""
+
+    embedder: Embedder = "s_magma"
+    decoder: DecoderConfig | None = None
+    adapters: AdaptersConfig | None = None
+    image_encoder: ImageEncoderConfig | None = None
+    image_prefix: ImagePrefixConfig | None = None
+    text_encoder: ClipTextConfig | None = None
+    unet: UNetConfig | None = None
+    vae: VAEConfig | None = None
+    schedule: ScheduleConfig | None = None
+    tokenizer: TokenizerConfig | None = None
+
+    @classmethod
+    def open_m_vader(cls) -> ModelConfig:
+        """M-VADER on public weights: GPT-J-6B and MAGMA, with Stable Diffusion 1.4 attending to 4096 wide states.
+
+        MAGMA's checkpoint has one image token more than GPT-2, and its adapters are version 1's.
+        """
+        return cls(
+            decoder=dataclasses.replace(DecoderConfig.gptj_6b(), vocab_size=50258),
+            adapters=AdaptersConfig.magma_v1(),
+            image_encoder=ImageEncoderConfig.rn50x16(),
+            image_prefix=ImagePrefixConfig.magma(),
+            unet=dataclasses.replace(UNetConfig.sd14(), cross_attention_dim=4096),
+            vae=VAEConfig.sd14(),
+            schedule=ScheduleConfig(),
+            tokenizer=TokenizerConfig.gpt2(),
+        )
+
+    @classmethod
+    def luminous_m_vader(cls) -> ModelConfig:
+        """The paper's own M-VADER, with the inferred dimensions of Luminous-13B; 5120 wide."""
+        return cls(
+            decoder=DecoderConfig.luminous_13b(),
+            adapters=AdaptersConfig(width=640, attention=True),
+            image_encoder=ImageEncoderConfig.rn50x16(),
+            image_prefix=ImagePrefixConfig(width=5120),
+            unet=dataclasses.replace(UNetConfig.sd14(), cross_attention_dim=5120),
+            vae=VAEConfig.sd14(),
+            schedule=ScheduleConfig(),
+            # Its tokenizer of 128,000 is not public; plans need no more than its size.
+            tokenizer=TokenizerConfig(eos_id=0),
+        )
+
+    @property
+    def s_magma(self) -> SMagmaConfig:
+        """The four parts of S-MAGMA as its embedder reads them. Raises UserError without a decoder."""
+        if self.decoder is None:
+            raise UserError("this bundle has no decoder, so it cannot embed a prompt with S-MAGMA")
+        return SMagmaConfig(
+            decoder=self.decoder,
+            adapters=self.adapters,
+            image_encoder=self.image_encoder,
+            image_prefix=self.image_prefix,
+        )

@@ -1,0 +1,1 @@
+"""The paper's recipes, figures and evaluation."""

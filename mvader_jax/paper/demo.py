@@ -1,0 +1,105 @@
+"""The first pictures: the paper's four tasks on scenes, drawn in one call of one compiled program."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from mvader_jax.data.scenes.world import Scene, SceneObject, render
+from mvader_jax.images.png import save_png
+from mvader_jax.images.sheet import grid
+from mvader_jax.prompt.elements import Image, Prompt, Text
+from mvader_jax.prompt.parse import parse_part
+from mvader_jax.sampling.pipeline import Pipeline
+
+#: The pictures that the prompts show.
+INPUTS = {
+    "circle.png": Scene("black", (SceneObject("circle", "blue", "large", "solid", "left"),)),
+    "cross.png": Scene("white", (SceneObject("cross", "red", "large", "hollow", "centre"),)),
+    "square.png": Scene("black", (SceneObject("square", "yellow", "large", "solid", "right"),)),
+}
+
+
+#: The parts of each prompt as `mvader sample` takes them, input pictures by name.
+TASKS = {
+    "text": ("a large solid green triangle at the top on a white background",),
+    "variation": ("cross.png",),
+    "style": ("a hollow shape", "circle.png@0.2"),
+    "element": ("a green shape", "circle.png@0.1"),
+    "composition": ("circle.png", "square.png"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A task, the command that draws it, and the file of its pictures."""
+
+    task: str
+    command: str
+    path: Path
+
+
+def write_inputs(directory: Path) -> dict[str, Path]:
+    """The input pictures as files: {name: path}."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = {name: directory / name for name in INPUTS}
+    for name, scene in INPUTS.items():
+        PIL.Image.fromarray(render(scene)).save(paths[name])
+    return paths
+
+
+def demo(pipe: Pipeline, out: Path, *, num_images: int = 4, seed: int = 0, steps: int = 50) -> list[Drawn]:
+    """Draws every task of TASKS into `out`: the prompt's pictures, then what was made of it.
+
+    All prompts are padded to one length, so that one program serves them. Raises UserError where `out`
+    cannot be written.
+    """
+    inputs = write_inputs(out / "inputs")
+    parts = {name: [_located(part, inputs) for part in task] for name, task in TASKS.items()}
+    prompts = [Prompt(tuple(parse_part(part) for part in words)) for words in parts.values()]
+    rows = np.repeat(np.arange(len(prompts), dtype=np.int32), num_images)
+    pictures = np.asarray(
+        pipe.generate(
+            pipe.bundle.to_batch(prompts),
+            pipe.bundle.to_batch([None]),
+            rows=rows,
+            seeds=np.full(len(rows), seed, np.uint32),
+            indices=np.tile(np.arange(num_images, dtype=np.int32), len(prompts)),
+            steps=steps,
+        )
+    ).reshape(len(prompts), num_images, *pipe.image_size(), 3)
+    drawn = []
+    for (task, words), prompt, made in zip(parts.items(), prompts, pictures, strict=True):
+        path = out / f"{task}.png"
+        quoted = [f'"{word}"' if " " in word else word for word in words]
+        save_png(path, sheet(prompt, list(made)), {"prompt": words, "seed": seed, "steps": steps})
+        drawn.append(Drawn(task, " ".join(["mvader sample", *quoted]), path))
+    return drawn
+
+
+def sheet(prompt: Prompt, made: list[np.ndarray], scale: int = 2) -> PIL.Image.Image:
+    """One row: the prompt's elements (a text as a caption on white), then the pictures; enlarged."""
+    cells, labels = [], []
+    for element in prompt.elements:
+        weight = f" (theta {element.weight:g})" if element.weight != 1.0 else ""
+        if isinstance(element, Text):
+            cells.append(np.full_like(made[0], 255))
+            labels.append(f"“{element.text}”{weight}")
+        else:
+            assert isinstance(element, Image)
+            cells.append(np.asarray(PIL.Image.open(str(element.path))))
+            labels.append(f"input{weight}")
+    labels += [""] * len(made)
+    size = (made[0].shape[1] * scale, made[0].shape[0] * scale)
+    enlarged = [
+        PIL.Image.fromarray(cell).resize(size, PIL.Image.Resampling.NEAREST) for cell in [*cells, *made]
+    ]
+    return grid(enlarged, columns=len(enlarged), labels=labels)
+
+
+def _located(part: str, inputs: dict[str, Path]) -> str:
+    name, at, weight = part.partition("@")
+    return f"{inputs[name]}{at}{weight}" if name in inputs else part

@@ -1,0 +1,220 @@
+"""What a bundle trained on scenes can do, on held-out scenes, judged by the scenes' own reader."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mvader_jax.data.scenes.captions import Language, caption
+from mvader_jax.data.scenes.judge import SCORES, compare, read_scene
+from mvader_jax.data.scenes.world import COLORS, Scene, render, scene_at
+from mvader_jax.errors import UserError
+from mvader_jax.prompt.elements import SITES, Element, Image, Prompt, Text
+from mvader_jax.sampling.pipeline import Pipeline
+
+#: theta of the image in the element-change curves.
+THETAS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.0)
+#: What the text beside the image says; {color} is the new colour's name. Worded as captions are.
+PHRASE = "a {color} shape"
+PARTS = ("reader", "reconstruction", "text", "variation", "change")
+Order = Literal["text first", "image first"]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How pictures are drawn; the defaults are the paper's. batch: pictures a call of the program."""
+
+    count: int = 500
+    steps: int = 50
+    guidance_scale: float = 8.0
+    sampler: str = "plms"
+    batch: int = 50
+    seed: int = 0
+
+
+def held_out(count: int, two_objects: float = 0.3) -> list[Scene]:
+    """The first `count` scenes of the validation split, which training never shows."""
+    return [scene_at(0, index, "validation", two_objects) for index in range(count)]
+
+
+def draw(
+    pipe: Pipeline,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    done: Callable[[int], None] = lambda _: None,
+) -> np.ndarray:
+    """One picture a prompt, picture i from noise i of the seed: uint8 [N, H, W, 3]."""
+    pictures = []
+    null = pipe.bundle.to_batch([None])
+    for start in range(0, len(prompts), settings.batch):
+        part = list(prompts[start : start + settings.batch])
+        # The last call is filled up, so that every call runs the same program.
+        padded = part + part[-1:] * (settings.batch - len(part))
+        drawn = pipe.generate(
+            pipe.bundle.to_batch(padded, length=_length(pipe, prompts)),
+            null,
+            rows=np.arange(settings.batch, dtype=np.int32),
+            seeds=np.full(settings.batch, settings.seed, np.uint32),
+            indices=np.arange(start, start + settings.batch, dtype=np.int32),
+            guidance_scale=settings.guidance_scale,
+            steps=settings.steps,
+            sampler=settings.sampler,
+        )
+        pictures.append(np.asarray(drawn)[: len(part)])
+        done(len(part))
+    return np.concatenate(pictures)
+
+
+def _length(pipe: Pipeline, prompts: Sequence[Prompt]) -> int:
+    return max(pipe.bundle.to_batch([prompt]).token_ids.shape[1] for prompt in prompts)
+
+
+def attribute_scores(truths: Sequence[Scene], pictures: Iterable[np.ndarray]) -> dict[str, float]:
+    """Mean of every score of `compare` over pictures: shares in 0..1."""
+    rows = [compare(truth, read_scene(p)) for truth, p in zip(truths, pictures, strict=True)]
+    return {name: float(np.mean([row[name] for row in rows])) for name in SCORES}
+
+
+def text_prompts(scenes: Sequence[Scene]) -> list[Prompt]:
+    """Captions that name every attribute, in English and German by turns."""
+    languages: tuple[Language, ...] = ("en", "de")
+    return [
+        Prompt((Text(caption(scene, np.random.default_rng(i), languages[i % 2])),))
+        for i, scene in enumerate(scenes)
+    ]
+
+
+def change_prompts(
+    scenes: Sequence[Scene],
+    theta: float,
+    site: Any,
+    order: Order = "text first",
+    balance: bool = False,
+    phrase: str = PHRASE,
+) -> tuple[list[Prompt], list[str]]:
+    """([text naming a new colour, image of weight theta], the colours); one-object scenes."""
+    prompts, colors = [], []
+    for i, scene in enumerate(scenes):
+        others = [color for color in COLORS if color != scene.objects[0].color]
+        color = others[i % len(others)]
+        elements: list[Element] = [Text(phrase.replace("{color}", color)), Image(render(scene), weight=theta)]
+        prompts.append(Prompt(tuple(elements if order == "text first" else elements[::-1]), site, balance))
+        colors.append(color)
+    return prompts, colors
+
+
+def change_scores(
+    scenes: Sequence[Scene], colors: Sequence[str], pictures: Iterable[np.ndarray]
+) -> dict[str, float]:
+    """Shares of pictures with the text's colour, with the image's colour, shape, and the text's colour
+    and the image's shape at once (one-object scenes; no object in the picture counts as nothing right)."""
+    found = [read_scene(picture).objects for picture in pictures]
+    rows = [
+        (
+            things[0].color == color,
+            things[0].color == scene.objects[0].color,
+            things[0].shape == scene.objects[0].shape,
+            things[0].color == color and things[0].shape == scene.objects[0].shape,
+        )
+        if things
+        else (False,) * 4
+        for scene, color, things in zip(scenes, colors, found, strict=True)
+    ]
+    names = ("text_color", "image_color", "image_shape", "both")
+    return dict(zip(names, np.mean(np.asarray(rows, np.float64), axis=0).tolist(), strict=True))
+
+
+def check(settings: Settings, parts: Sequence[str], sites: Sequence[str], phrase: str) -> None:
+    """Raises UserError for an unknown part or site, no scenes, or a phrase that names no colour."""
+    for name in [name for name in parts if name not in PARTS]:
+        raise UserError(f"unknown part {name!r}; accepted: {', '.join(PARTS)}")
+    for name in [name for name in sites if name not in SITES]:
+        raise UserError(f"unknown site {name!r}; accepted: {', '.join(SITES)}")
+    if settings.count < 1:
+        raise UserError(f"count is {settings.count}; at least 1 scene is needed")
+    if "{color}" not in phrase:
+        raise UserError(f"the phrase {phrase!r} names no colour; expected {{color}} in it, as in {PHRASE!r}")
+
+
+def evaluate(
+    pipe: Pipeline,
+    settings: Settings,
+    parts: Sequence[str] = PARTS,
+    *,
+    thetas: Sequence[float] = THETAS,
+    sites: Sequence[str] = ("decoder", "cross_attention", "both"),
+    order: Order = "text first",
+    balance: bool = False,
+    phrase: str = PHRASE,
+    progress: Progress = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """The tables by part. Raises UserError as `check`."""
+    check(settings, parts, sites, phrase)
+    scenes = held_out(settings.count)
+    truth = np.stack([render(scene) for scene in scenes])
+    result: dict[str, Any] = {"settings": dataclasses.asdict(settings)}
+
+    def drawn(what: str, prompts: Sequence[Prompt]) -> np.ndarray:
+        count = 0
+
+        def done(more: int) -> None:
+            nonlocal count
+            count += more
+            progress(what, count, len(prompts))
+
+        return draw(pipe, prompts, settings, done)
+
+    if "reader" in parts:
+        result["reader"] = attribute_scores(scenes, truth)
+    if "reconstruction" in parts:
+        steps = range(0, len(truth), settings.batch)
+        decoded = [np.asarray(pipe.decode(pipe.encode(truth[at : at + settings.batch]))) for at in steps]
+        pictures = np.rint((np.concatenate(decoded) + 1.0) * 127.5).astype(np.uint8)
+        result["reconstruction"] = attribute_scores(scenes, pictures)
+    if "text" in parts:
+        result["text"] = attribute_scores(scenes, drawn("text", text_prompts(scenes)))
+    if "variation" in parts:
+        images = [Prompt((Image(picture),)) for picture in truth]
+        result["variation"] = attribute_scores(scenes, drawn("variation", images))
+    if "change" in parts:
+        single = held_out(settings.count, two_objects=0.0)
+        rows = []
+        # Where theta is 1 the site makes no difference, unless balanced: the prompt is the plain one.
+        plain = [(1.0, "any")] if 1.0 in thetas and not balance else []
+        for theta, site in plain + [(t, s) for s in sites for t in thetas if t != 1.0 or balance]:
+            where = "both" if site == "any" else site
+            prompts, colors = change_prompts(single, theta, where, order, balance, phrase)
+            pictures = drawn(f"change, theta {theta:g}, {site}", prompts)
+            rows.append({"site": site, "theta": theta, **change_scores(single, colors, pictures)})
+        result["change"] = {"order": order, "balance": balance, "phrase": phrase, "rows": rows}
+    return result
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """The tables as Markdown, in percent."""
+    lines = []
+    named = [name for name in PARTS[:-1] if name in result]
+    if named:
+        lines += ["| | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 1) + "|"]
+        for name in named:
+            lines.append(f"| {name} | " + " | ".join(f"{100 * result[name][s]:.1f}" for s in SCORES) + " |")
+    if "change" in result:
+        rows = result["change"]["rows"]
+        names = [name for name in rows[0] if name not in ("site", "theta")]
+        lines += ["", "| site | theta | " + " | ".join(n.replace("_", " ") for n in names) + " |"]
+        lines.append("|---" * (len(names) + 2) + "|")
+        for row in rows:
+            values = " | ".join(f"{100 * row[name]:.1f}" for name in names)
+            lines.append(f"| {row['site']} | {row['theta']:g} | {values} |")
+    return "\n".join(lines)
+
+
+def save(result: dict[str, Any], path: str | Path) -> None:
+    """Writes the result as JSON."""
+    Path(path).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Latents and image features computed once, before training."""

@@ -1,0 +1,338 @@
+"""A prompt: ordered text and image elements, each with a weight (theta of the paper's eq. 2).
+
+No JAX here, and NumPy and Pillow only where a mask or an image is at hand: the command line reads its
+arguments through this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from mvader_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+
+    ImageSource: TypeAlias = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray
+
+#: Where weights act: in the decoder's self-attentions, in the UNet's cross-attentions, or in both.
+Site = Literal["decoder", "cross_attention", "both"]
+SITES: tuple[str, ...] = get_args(Site)
+
+#: (left, top, right, bottom) as fractions of the picture's width and height, the origin top left.
+Box: TypeAlias = tuple[float, float, float, float]
+
+#: Factors on log theta: one a layer, or rows of one a head.
+Factors: TypeAlias = Sequence[float] | Sequence[Sequence[float]]
+
+
+def check_weight(weight: Any, what: str) -> float:
+    """`weight` as a float. Raises UserError unless it is a finite number of at least 0."""
+    try:
+        value = float(weight)
+    except (TypeError, ValueError):
+        raise UserError(f"the weight of {what} is {weight!r}; a weight is a number of at least 0") from None
+    if isinstance(weight, bool) or not math.isfinite(value) or value < 0:
+        raise UserError(f"the weight of {what} is {weight!r}; a weight is a finite number of at least 0")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text element.
+
+    weight: theta of each of its tokens; 1 leaves them as they are, 0 suppresses them.
+    spans: substring -> a factor on the weight of every token that touches any of its occurrences;
+        where spans overlap their factors multiply. Given as a mapping, kept as a tuple of pairs.
+    Raises UserError for an empty text, a bad weight, or a span that the text does not contain.
+    """
+
+    text: str
+    weight: float = 1.0
+    spans: Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise UserError(f"a text element holds a {type(self.text).__name__}; expected a string")
+        if not self.text.strip():
+            raise UserError("a text of the prompt is empty; write at least one word or leave the element out")
+        object.__setattr__(self, "weight", check_weight(self.weight, _quote(self.text)))
+        object.__setattr__(self, "spans", self._checked_spans())
+
+    def _checked_spans(self) -> tuple[tuple[str, float], ...]:
+        spans = self.spans.items() if isinstance(self.spans, Mapping) else self.spans or ()
+        checked = []
+        for span, weight in spans:
+            if not isinstance(span, str) or not span.strip() or span not in self.text:
+                raise UserError(f"the span {span!r} does not occur in the text {_quote(self.text)}")
+            checked.append((span, check_weight(weight, f"the span {_quote(span)}")))
+        return tuple(checked)
+
+    @property
+    def span_weights(self) -> tuple[tuple[str, float], ...]:
+        """The spans as pairs (substring, factor)."""
+        assert isinstance(self.spans, tuple)
+        return self.spans
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Image:
+    """An image element.
+
+    image: a path, the bytes of an image file, a PIL image, or an array [H, W, 3] of uint8 or of floats
+        in [-1, 1]; read only when the prompt is tokenised.
+    weight: theta of each of its tokens.
+    regions: pairs (region, factor); a region is a `Box`, a mask [h, w] (bool, or numbers in [0, 1]) or
+        the path of a mask (an image: white is 1, black 0), laid over the whole picture as the user sees
+        it, before the encoder's centre crop. A token whose cell the region covers by a fraction f has its
+        weight multiplied by 1 + f (factor - 1); where regions overlap their factors multiply.
+    Raises UserError for a bad weight, box or mask.
+    """
+
+    image: ImageSource
+    weight: float = 1.0
+    regions: Sequence[tuple[Box | np.ndarray | str | os.PathLike[str], float]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", check_weight(self.weight, self.describe()))
+        try:
+            regions = [
+                (_checked_region(where), check_weight(weight, "a region")) for where, weight in self.regions
+            ]
+        except (TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError("regions is not a list of pairs (box or mask, weight)") from None
+        object.__setattr__(self, "regions", tuple(regions))
+
+    @property
+    def checked_regions(self) -> tuple[tuple[Box | np.ndarray, float], ...]:
+        """The regions, every mask as an array."""
+        return self.regions  # type: ignore[return-value]
+
+    def describe(self) -> str:
+        """The file's name, or 'an image' where there is none."""
+        path = self.path
+        return "an image" if path is None else f"the image {path!r}"
+
+    @property
+    def path(self) -> str | None:
+        """The path, where the image is a file."""
+        return os.fspath(self.image) if isinstance(self.image, (str, os.PathLike)) else None
+
+    def _key(self) -> tuple[Any, ...]:
+        regions = tuple(
+            (where if isinstance(where, tuple) else (where.shape, where.tobytes()), weight)
+            for where, weight in self.checked_regions
+        )
+        return (self.path or id(self.image), self.weight, regions)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal when they name the same file, or hold the same object, under the same weights."""
+        return isinstance(other, Image) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+Element: TypeAlias = Text | Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One or more elements in order, and how their weights are meant.
+
+    elements: anything `Prompt.of` takes; kept as a tuple of Text and Image.
+    site: where the weights act.
+    balance: take an element's weight as its total share, whatever its token count: the thetas of its
+        tokens are scaled to sum to weight * N / E, for the N tokens and E elements of the prompt that
+        are not suppressed. So a caption of 10 tokens stands level with an image of 144, the mean theta
+        of a prompt of weights 1 stays 1, and elements of equal length keep their weights unchanged.
+        Spans and regions then divide an element's share among its tokens.
+    decoder_factors, cross_attention_factors: by layer [N], or by layer and head [N, H] (either may be 1);
+        theta acts as theta ** factor in that layer and head: 1 as given, 0 not at all, 2 squared. Layers
+        are the decoder's, and the UNet's cross-attentions in the order they run. Numbers of at least 0;
+        kept as nested tuples; None means 1. Whether the shape is the model's is checked by the tokenizer.
+    Raises UserError for an empty prompt, an element of another kind or bad factors. (The null condition
+    of classifier-free guidance is not a prompt: `layout.lay_out` takes None for it.)
+    """
+
+    elements: tuple[Element, ...]
+    site: Site = "both"
+    balance: bool = False
+    decoder_factors: Factors | None = None
+    cross_attention_factors: Factors | None = None
+
+    def __post_init__(self) -> None:
+        elements = tuple(_elements(self.elements))
+        if not elements:
+            raise UserError("the prompt is empty; give at least one text or image")
+        if self.site not in SITES:
+            raise UserError(f"the site of the weights is {self.site!r}; accepted: {', '.join(SITES)}")
+        object.__setattr__(self, "elements", elements)
+        for name in ("decoder_factors", "cross_attention_factors"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _checked_factors(value, name))
+
+    @classmethod
+    def of(cls, prompt: Any, **options: Any) -> Prompt:
+        """A Prompt from a str (always a text), Text, Image, path, PIL image, array, or a list of these.
+
+        options: the other fields, for what is not yet a Prompt.
+        """
+        return prompt if isinstance(prompt, Prompt) else cls(prompt, **options)
+
+    @classmethod
+    def from_json(cls, value: Any, root: str | os.PathLike[str] = ".", **options: Any) -> Prompt:
+        """A Prompt from plain JSON: `[{"text": "a red hat", "weight": 1, "spans": {"red": 2}},
+        {"image": "a.png", "weight": 0.3, "regions": [{"box": [0, 0, 0.5, 1], "weight": 2}]}]`.
+
+        A region may have "mask", a path, in place of "box". A bare string is a text; paths are relative
+        to `root`; options: the other fields. Raises UserError for anything else.
+        """
+        values = value if isinstance(value, list) else [value]
+        return cls(tuple(_from_json(item, pathlib.Path(root)) for item in values), **options)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The inverse of `from_json`; an image that is no file is written as null, a mask as its shape."""
+        return [_to_json(element) for element in self.elements]
+
+
+def _elements(value: Any) -> Iterable[Element]:
+    if isinstance(value, (Text, Image)):
+        return (value,)
+    if isinstance(value, Prompt):
+        return value.elements
+    if isinstance(value, (list, tuple)):
+        return tuple(_element(item) for item in value)
+    return (_element(value),)
+
+
+def _element(value: Any) -> Element:
+    if isinstance(value, (Text, Image)):
+        return value
+    if isinstance(value, str):
+        return Text(value)
+    # An array or a PIL image, without importing either library.
+    if (
+        isinstance(value, (os.PathLike, bytes))
+        or hasattr(value, "__array_interface__")
+        or hasattr(value, "__array__")
+    ):
+        return Image(value)
+    raise UserError(f"a prompt holds a {type(value).__name__}; accepted: texts, images and lists of them")
+
+
+def _from_json(item: Any, root: pathlib.Path) -> Element:
+    if isinstance(item, str):
+        return Text(item)
+    if not isinstance(item, dict) or ("text" in item) == ("image" in item):
+        raise UserError(f"a prompt's element is {item!r}; expected an object with either 'text' or 'image'")
+    kind = "text" if "text" in item else "image"
+    known = {kind, "weight", "spans" if kind == "text" else "regions"}
+    if unknown := sorted(set(item) - known):
+        raise UserError(f"unknown key {unknown[0]!r} in a prompt's {kind}; known: {', '.join(sorted(known))}")
+    weight = item.get("weight", 1.0)
+    if kind == "text":
+        spans = item.get("spans")
+        if spans is not None and not isinstance(spans, dict):
+            raise UserError(f"spans is {spans!r}; expected an object of substring: weight")
+        return Text(item["text"], weight, spans)
+    if not isinstance(item["image"], str) or not item["image"]:
+        raise UserError(f"an image of the prompt is {item['image']!r}; expected a path")
+    regions = item.get("regions") or []
+    try:
+        pairs = [(_region_from_json(region, root), region["weight"]) for region in regions]
+    except (TypeError, KeyError):
+        raise UserError(
+            'regions must be a list of {"box": [left, top, right, bottom], "weight": w} '
+            'or {"mask": path, "weight": w}'
+        ) from None
+    return Image(os.fspath(root / item["image"]), weight, pairs)
+
+
+def _region_from_json(region: dict[str, Any], root: pathlib.Path) -> Box | str:
+    where = {key: value for key, value in region.items() if key != "weight"}
+    if set(where) == {"box"}:
+        left, top, right, bottom = where["box"]
+        return (left, top, right, bottom)
+    if set(where) == {"mask"}:
+        return os.fspath(root / where["mask"])
+    raise KeyError
+
+
+def _to_json(element: Element) -> dict[str, Any]:
+    if isinstance(element, Text):
+        spans = {"spans": dict(element.span_weights)} if element.span_weights else {}
+        return {"text": element.text, "weight": element.weight, **spans}
+    regions = [
+        {"box": list(where), "weight": weight}
+        if isinstance(where, tuple)
+        else {"mask": list(where.shape), "weight": weight}
+        for where, weight in element.checked_regions
+    ]
+    return {"image": element.path, "weight": element.weight, **({"regions": regions} if regions else {})}
+
+
+def _checked_region(region: Any) -> Box | np.ndarray:
+    import numpy as np
+
+    array = _read_mask(region) if isinstance(region, (str, os.PathLike)) else np.asarray(region, np.float32)
+    if array.shape == (4,):
+        left, top, right, bottom = (float(v) for v in region)
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise UserError(
+                f"the region {tuple(region)!r} is no box; expected (left, top, right, bottom) in [0, 1], "
+                "left < right, top < bottom"
+            )
+        return (left, top, right, bottom)
+    if array.ndim != 2 or not array.size or not np.all((array >= 0) & (array <= 1)):
+        raise UserError(
+            f"a region has shape {array.shape}; "
+            "expected a box of four numbers, a mask [h, w] of numbers in [0, 1] or the path of one"
+        )
+    array = array.copy()
+    array.setflags(write=False)
+    return array
+
+
+def _read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    import numpy as np
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path) as image:
+            return np.asarray(image.convert("L"), np.float32) / 255.0
+    except OSError as error:
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else "it is no image"
+        raise UserError(f"cannot read the mask {os.fspath(path)!r}: {reason}") from None
+
+
+def _checked_factors(value: Any, name: str) -> Factors:
+    """`value` as a tuple of numbers or of equally long tuples of numbers."""
+    what = name.replace("_", " ")
+    rows = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(rows, (list, tuple)) or not rows:
+        raise UserError(f"{what} is {value!r}; expected a list of numbers by layer, or of such lists by head")
+    nested = [isinstance(row, (list, tuple)) for row in rows]
+    if not any(nested):
+        return tuple(_checked_factor(number, what) for number in rows)
+    if not all(nested) or not rows[0] or len({len(row) for row in rows}) > 1:
+        raise UserError(f"the rows of {what} have different lengths; expected one number a head in each")
+    return tuple(tuple(_checked_factor(number, what) for number in row) for row in rows)
+
+
+def _checked_factor(number: Any, what: str) -> float:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < math.inf:
+        raise UserError(f"{what} holds {number!r}; a factor is a finite number of at least 0")
+    return float(number)
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")

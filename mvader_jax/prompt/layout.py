@@ -1,0 +1,220 @@
+"""Prompts -> PromptBatch: where every element's tokens and pictures stand, and their log weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mvader_jax.errors import UserError
+from mvader_jax.images.preprocess import clip_preprocess, region_weights
+from mvader_jax.images.read import load_image
+from mvader_jax.prompt.elements import SITES, Image, Prompt, Site, Text
+from mvader_jax.prompt.theta import balanced, log_theta, span_factors, spread_factors
+from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig, bucket
+
+if TYPE_CHECKING:
+    from mvader_jax.condition import PromptBatch
+
+
+def lay_out(
+    tokenizer: Tokenizer,
+    prompts: Sequence[Any],
+    *,
+    image_size: int = 0,
+    image_tokens: int = 0,
+    max_positions: int | None = None,
+    length: int | None = None,
+    num_images: int | None = None,
+    site: Site | None = None,
+    balance: bool | None = None,
+    pixels: np.ndarray | None = None,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    decoder_heads: tuple[int, int] | None = None,
+    cross_attention_heads: tuple[int, int] | None = None,
+) -> PromptBatch:
+    """Prompts laid out for an embedder, a row each; NumPy throughout.
+
+    prompts: anything `Prompt.of` takes; None is the null condition (one EOS; for CLIP an empty text).
+    image_size, image_tokens: side of the encoder's input, and tokens an image becomes (a square
+        number); 0 for an embedder that takes text only.
+    max_positions: default, the config's.
+    length: pad to this many positions; default, the `bucket` of the longest prompt.
+    num_images: pad the images of a row to this many; default, the most of any row.
+    site, balance: override the prompts' own.
+    pixels: float32 [N, image_size, image_size, 3], already preprocessed: all images of the batch in
+        order, in place of reading them from the prompts.
+    sizes: width and height of each of them before preprocessing, which regions are laid over; default,
+        square.
+    decoder_heads, cross_attention_heads: [layers, heads] of the model, which the prompts' factors are
+        spread to; None where it has none. The batch has factors only where a prompt has.
+    Elements follow one another without delimiters, each text tokenised on its own (as in the public
+    repository Aleph-Alpha/magma). Weight 1 everywhere gives log weights of exactly 0.
+    Raises UserError for a prompt of more tokens than positions, for an image where the embedder takes
+    none, for images that cannot be read, and for factors of another shape than the model's.
+    """
+    from mvader_jax.condition import PADDING, PromptBatch
+
+    config = tokenizer.config
+    rows = [None if p is None else Prompt.of(p) for p in prompts]
+    if site is not None and site not in SITES:
+        raise UserError(f"the site of the weights is {site!r}; accepted: {', '.join(SITES)}")
+    if not image_tokens and any(isinstance(e, Image) for p in rows if p for e in p.elements):
+        raise UserError("this bundle's embedder takes text only, but the prompt holds an image")
+    limit = config.max_positions if max_positions is None else max_positions
+    texts = _encode_texts(tokenizer, (e for p in rows if p for e in p.elements if isinstance(e, Text)))
+    reader = _ImageReader(image_size, image_tokens, pixels, sizes)
+    laid_out = [_row(tokenizer.config, p, texts, reader, limit, balance) for p in rows]
+
+    longest = max((len(row.ids) for row in laid_out), default=1)
+    if length is None:
+        length = config.length or bucket(longest, limit)
+    if longest > length:
+        raise UserError(f"a prompt has {longest} tokens, more than the {length} positions it is padded to")
+    most = max((len(row.images) for row in laid_out), default=0)
+    if num_images is None:
+        num_images = most
+    if most > num_images:
+        raise UserError(f"a prompt has {most} images, more than the {num_images} of its batch")
+
+    # CLIP's padding is made of tokens like others: Stable Diffusion uses no mask.
+    fill = PADDING if config.length is None else 0.0
+    shape = (len(rows), length)
+    token_ids = np.full(shape, 0 if config.length is None else config.pad_id, np.int32)
+    image_index = np.full(shape, -1, np.int32)
+    decoder = np.full(shape, fill, np.float32)
+    cross = np.full(shape, fill, np.float32)
+    stack = np.zeros((len(rows), num_images, image_size, image_size, 3), np.float32)
+    for i, (row, prompt) in enumerate(zip(laid_out, rows, strict=True)):
+        n = len(row.ids)
+        token_ids[i, :n] = row.ids
+        image_index[i, :n] = row.image_index
+        where = site or (prompt.site if prompt else "both")
+        decoder[i, :n] = row.log_weights if where != "cross_attention" else 0.0
+        cross[i, :n] = row.log_weights if where != "decoder" else 0.0
+        for j, image in enumerate(row.images):
+            stack[i, j] = image
+    return PromptBatch(
+        token_ids=token_ids,
+        pixels=stack,
+        image_index=image_index,
+        log_weights=decoder,
+        condition_log_weights=cross,
+        factors=spread_factors([p.decoder_factors if p else None for p in rows], decoder_heads, "decoder"),
+        condition_factors=spread_factors(
+            [p.cross_attention_factors if p else None for p in rows],
+            cross_attention_heads,
+            "cross-attention",
+        ),
+    )
+
+
+def _encode_texts(tokenizer: Tokenizer, elements: Iterable[Text]) -> dict[Text, tuple[list[int], np.ndarray]]:
+    """Ids and per-token factors of every text; offsets are asked for only where there are spans."""
+    unique = list(dict.fromkeys(elements))
+    plain = [t for t in unique if not t.span_weights]
+    known = {
+        t: (ids, np.ones(len(ids)))
+        for t, ids in zip(plain, tokenizer.encode_many([t.text for t in plain]), strict=True)
+    }
+    for text in unique:
+        if text.span_weights:
+            encoding = tokenizer.backend.encode(text.text, add_special_tokens=False)
+            known[text] = (list(encoding.ids), span_factors(text, encoding.offsets))
+    return known
+
+
+def _row(
+    config: TokenizerConfig,
+    prompt: Prompt | None,
+    texts: dict[Text, tuple[list[int], np.ndarray]],
+    reader: _ImageReader,
+    limit: int,
+    balance: bool | None,
+) -> _Row:
+    ids: list[int] = []
+    index: list[int] = []
+    pixels: list[np.ndarray] = []
+    weights: list[float] = []
+    inside: list[np.ndarray] = []
+    for element in prompt.elements if prompt else ():
+        if isinstance(element, Text):
+            tokens, factors = texts[element]
+            index += [-1] * len(tokens)
+        else:
+            picture, factors = reader.read(element)
+            tokens = [0] * reader.tokens
+            start = len(pixels) * reader.tokens
+            index += range(start, start + reader.tokens)
+            pixels.append(picture)
+        ids += tokens
+        weights.append(element.weight)
+        inside.append(factors)
+    with np.errstate(over="ignore", under="ignore"):
+        if prompt and (prompt.balance if balance is None else balance):
+            thetas = balanced(weights, inside)
+        else:
+            thetas = [weight * factors for weight, factors in zip(weights, inside, strict=True)]
+    logs = log_theta(np.concatenate(thetas)) if thetas else np.zeros(0, np.float32)
+    if config.add_bos:
+        assert config.bos_id is not None
+        ids, index, logs = [config.bos_id, *ids], [-1, *index], np.concatenate([[0.0], logs])
+    if config.add_eos or prompt is None:
+        ids, index, logs = [*ids, config.eos_id], [*index, -1], np.concatenate([logs, [0.0]])
+    if len(ids) > limit:
+        assert prompt is not None
+        raise UserError(_too_long(prompt, len(ids), reader.tokens, limit))
+    return _Row(ids, index, logs, pixels)
+
+
+@dataclasses.dataclass
+class _Row:
+    ids: list[int]
+    image_index: list[int]
+    log_weights: np.ndarray
+    images: list[np.ndarray]
+
+
+class _ImageReader:
+    """Reads and preprocesses the images of a batch, each source once."""
+
+    def __init__(
+        self,
+        size: int,
+        tokens: int,
+        pixels: np.ndarray | None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        self.size = size
+        self.tokens = tokens
+        self.grid = math.isqrt(tokens)
+        if self.grid**2 != tokens:
+            raise ValueError(f"{tokens} tokens an image are no square grid")
+        self.given = None if pixels is None else zip(pixels, sizes or [(1, 1)] * len(pixels), strict=True)
+        self.known: dict[Any, tuple[np.ndarray, tuple[int, int]]] = {}
+
+    def read(self, element: Image) -> tuple[np.ndarray, np.ndarray]:
+        """(pixels [size, size, 3], factors [tokens])."""
+        if self.given is not None:
+            picture, size = next(self.given)
+        else:
+            key = element.path or id(element.image)
+            if key not in self.known:
+                loaded = load_image(element.image)
+                self.known[key] = (clip_preprocess(loaded, self.size), loaded.size)
+            picture, size = self.known[key]
+        if not element.regions:
+            return picture, np.ones(self.tokens)
+        return picture, region_weights(element.checked_regions, self.grid, size)
+
+
+def _too_long(prompt: Prompt, total: int, image_tokens: int, limit: int) -> str:
+    pictures = sum(isinstance(e, Image) for e in prompt.elements)
+    text = total - pictures * image_tokens
+    what = f"{text} text tokens"
+    if pictures:
+        what += f" and {pictures} image{'s' * (pictures > 1)} of {image_tokens} tokens"
+    return f"a prompt has {what}, {total} in all, more than this model's {limit} positions"

@@ -1,0 +1,1 @@
+"""A bundle, prompts and a seed become pictures."""

@@ -1,0 +1,190 @@
+"""The host's part of a batch: reading images once, laying out prompts; and the device's two small parts of
+it, an image's features and a negative prompt's condition, each computed once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvader_jax.condition import PADDING, Condition, PromptBatch
+from mvader_jax.errors import UserError
+from mvader_jax.images.preprocess import clip_preprocess
+from mvader_jax.images.read import load_image
+from mvader_jax.prompt.elements import Image, Prompt
+from mvader_jax.sampling.batch.requests import Problem
+from mvader_jax.sampling.batch.shapes import Batch, Item, Shape, layout
+from mvader_jax.sampling.pipeline import Pipeline
+
+#: Bytes of images' features that are kept for prompts to come.
+FEATURE_BYTES = 1 << 30
+#: Conditions of negative prompts that are kept.
+_NEGATIVES = 1024
+#: Images encoded by a call, where the mesh does not ask for more.
+ENCODED_TOGETHER = 4
+
+
+class Picture:
+    """An image of the prompts: read, then encoded. error: why it could not be read."""
+
+    def __init__(self) -> None:
+        self.size = (1, 1)
+        self.pixels: np.ndarray | None = None
+        self.features: np.ndarray | None = None
+        self.error: str | None = None
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A batch that is ready to be drawn but for its features.
+
+    items: what is drawn, `size` rows of which are real; pictures: {path: Picture} of their prompts; new:
+    those that are to be encoded; problems: requests that had to be left out.
+    """
+
+    shape: Shape
+    items: tuple[Item, ...]
+    pictures: dict[str, Picture]
+    new: list[Picture]
+    problems: list[Problem]
+
+
+class Preparer:
+    """Prepares batches of `size` rows for a pipeline; `read` may run in one thread of its own."""
+
+    def __init__(self, pipe: Pipeline, size: int) -> None:
+        self.pipe, self.size = pipe, size
+        self.encoded = 0
+        self._pictures: OrderedDict[str, Picture] = OrderedDict()
+        self._negatives: OrderedDict[Prompt | None, Condition] = OrderedDict()
+        self._known_errors: dict[str, str | None] = {}
+        encoder = pipe.model.image_encoder
+        self._capacity, self._image_size, shards = 0, 0, pipe.shards
+        self._blank = np.zeros((0, 0), np.float32)
+        if encoder is not None:
+            self._blank = np.zeros((encoder.num_tokens, encoder.token_width), np.dtype(jnp.dtype(pipe.dtype)))
+            bytes_each = 4 * encoder.num_tokens * encoder.token_width
+            self._capacity = max(64, FEATURE_BYTES // bytes_each)
+            self._image_size = encoder.image_size
+        self.together = shards * -(-ENCODED_TOGETHER // shards)
+
+    def read(self, batch: Batch) -> Prepared:
+        """Reads the images that are not known yet."""
+        pictures: dict[str, Picture] = {}
+        new: list[Picture] = []
+        problems: dict[int, Problem] = {}
+        good: list[Item] = []
+        for item in batch.items:
+            for path in _paths(item.request.prompt):
+                if path not in pictures:
+                    pictures[path] = self._picture(path, new)
+            bad = [pictures[path].error for path in _paths(item.request.prompt) if pictures[path].error]
+            if item.request.negative is not None:
+                bad += [error for path in _paths(item.request.negative) if (error := self._unreadable(path))]
+            if bad:
+                problems[item.request.line] = Problem(item.request.line, str(bad[0]))
+            else:
+                good.append(item)
+        return Prepared(batch.shape, tuple(good), pictures, new, list(problems.values()))
+
+    def _unreadable(self, path: str) -> str | None:
+        """Why an image of a negative prompt cannot be read; asked once an image."""
+        if path not in self._known_errors:
+            try:
+                load_image(path)
+                self._known_errors[path] = None
+            except UserError as error:
+                self._known_errors[path] = str(error)
+        return self._known_errors[path]
+
+    def _picture(self, path: str, new: list[Picture]) -> Picture:
+        if path in self._pictures:
+            self._pictures.move_to_end(path)
+            return self._pictures[path]
+        picture = Picture()
+        try:
+            loaded = load_image(path)
+            picture.size = loaded.size
+            picture.pixels = clip_preprocess(loaded, self._image_size)
+            new.append(picture)
+        except UserError as error:
+            picture.error = str(error)
+        self._pictures[path] = picture
+        while len(self._pictures) > self._capacity:
+            self._pictures.popitem(last=False)
+        return picture
+
+    def encode(self, prepared: Prepared) -> Any:
+        """Starts encoding the new images; `settle` waits for it."""
+        started = []
+        for start in range(0, len(prepared.new), self.together):
+            part = prepared.new[start : start + self.together]
+            pixels = np.stack([p.pixels for p in part if p.pixels is not None])
+            filled = np.concatenate([pixels, np.repeat(pixels[-1:], self.together - len(part), axis=0)])
+            started.append((part, self.pipe.features(filled)))
+        return started
+
+    def settle(self, started: Any) -> None:
+        """Puts features where the prompts find them, and lets go of the images."""
+        for part, features in started:
+            host = np.asarray(features)
+            for picture, row in zip(part, host, strict=False):
+                picture.features, picture.pixels = np.array(row), None
+                self.encoded += 1
+
+    def inputs(self, prepared: Prepared) -> tuple[PromptBatch, Condition]:
+        """Prompts and conditions of negative prompts, `size` rows each; the last real one fills them up."""
+        items = prepared.items + prepared.items[-1:] * (self.size - len(prepared.items))
+        prompts = [item.request.prompt for item in items]
+        sizes = [prepared.pictures[path].size for prompt in prompts for path in _paths(prompt)]
+        shape = prepared.shape
+        images = {"num_images": shape.images, "sizes": sizes} if shape.images else {}
+        batch = layout(self.pipe.bundle, prompts, length=shape.length, **images)
+        if shape.images:
+            pixels = np.stack([self._stacked(item.request.prompt, prepared, shape.images) for item in items])
+            batch = dataclasses.replace(batch, pixels=pixels)
+        negatives = [self.negative(item.request.negative) for item in items]
+        return batch, _stack(negatives, shape.length)
+
+    def _stacked(self, prompt: Prompt, prepared: Prepared, places: int) -> np.ndarray:
+        features = [prepared.pictures[path].features for path in _paths(prompt)]
+        rows = [f for f in features if f is not None]
+        return np.stack(rows + [self._blank] * (places - len(rows)))
+
+    def nulls(self, length: int) -> Condition:
+        """The null prompt's Condition, `size` rows."""
+        return _stack([self.negative(None)] * self.size, length)
+
+    def negative(self, prompt: Prompt | None) -> Condition:
+        """The Condition of a negative prompt, or of the null prompt, one row on the host; computed once."""
+        if prompt not in self._negatives:
+            condition = self.pipe.embed_batch(self.pipe.bundle.to_batch([prompt]))
+            self._negatives[prompt] = jax.tree.map(np.asarray, condition)
+            while len(self._negatives) > _NEGATIVES:
+                self._negatives.popitem(last=False)
+        self._negatives.move_to_end(prompt)
+        return self._negatives[prompt]
+
+
+def _paths(prompt: Prompt) -> list[str]:
+    return [str(element.path) for element in prompt.elements if isinstance(element, Image)]
+
+
+def _stack(conditions: Sequence[Condition], length: int) -> Condition:
+    """The rows, padded to `length` with positions that do not exist."""
+    hidden, weights = [], []
+    for condition in conditions:
+        extra = length - condition.hidden.shape[1]
+        hidden.append(np.pad(np.asarray(condition.hidden[0]), ((0, extra), (0, 0))))
+        weights.append(np.pad(np.asarray(condition.log_weights[0]), (0, extra), constant_values=PADDING))
+    factors = [condition.factors for condition in conditions]
+    known = next((f for f in factors if f is not None), None)
+    rows = None
+    if known is not None:
+        rows = np.stack([np.ones_like(known[0]) if f is None else np.asarray(f[0]) for f in factors])
+    return Condition(np.stack(hidden), np.stack(weights), rows)

@@ -1,0 +1,118 @@
+"""Which pictures are drawn together: prompts of like length share a compiled program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mvader_jax.condition import PromptBatch
+from mvader_jax.errors import UserError
+from mvader_jax.prompt.elements import Image, Prompt
+from mvader_jax.sampling.batch.requests import Problem, Request
+from mvader_jax.storage.bundle import Bundle
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Shape:
+    """What a compiled program is made for. length: positions of prompts and negative prompts; images: places
+    for images in a prompt; factors: shapes of the prompts' factors by layer and head; both: whether the null
+    prompt is needed beside negative prompts of a strength of their own."""
+
+    sampler: str
+    steps: int
+    factors: tuple[tuple[int, ...], ...]
+    both: bool
+    length: int
+    images: int
+
+    def holds(self, other: Shape) -> bool:
+        """Whether prompts of the other shape may be drawn in this one."""
+        names = ("sampler", "steps", "factors", "both")
+        same = all(getattr(self, name) == getattr(other, name) for name in names)
+        return same and self.length >= other.length and self.images >= other.images
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One picture: number `index` of a request."""
+
+    request: Request
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Pictures drawn by one call; up to the batch's size, which the last of a shape may not reach."""
+
+    shape: Shape
+    items: tuple[Item, ...]
+
+
+def layout(bundle: Bundle, prompts: Sequence[Prompt | None], **options: Any) -> PromptBatch:
+    """Prompts laid out without reading their images: `pixels` is [B, I, 0, 0, 3]."""
+    count = sum(isinstance(e, Image) for p in prompts if p for e in p.elements)
+    if bundle.model.embedder != "s_magma" or bundle.model.image_encoder is None:
+        return bundle.to_batch(prompts, **options)
+    blank = np.zeros((count, 0, 0, 3), np.float32)
+    return bundle.to_batch(prompts, image_size=0, pixels=blank, **options)
+
+
+def shapes(bundle: Bundle, requests: Iterable[Request]) -> tuple[dict[int, Shape], list[Problem]]:
+    """The shape of every request by its line, and the requests that do not fit the model."""
+    found: dict[int, Shape] = {}
+    problems: list[Problem] = []
+    known: dict[tuple[Prompt, Prompt | None], Any] = {}
+    for request in requests:
+        pair = (request.prompt, request.negative)
+        if pair not in known:
+            try:
+                known[pair] = _measure(bundle, *pair)
+            except UserError as error:
+                known[pair] = error
+        if isinstance(known[pair], UserError):
+            problems.append(Problem(request.line, str(known[pair])))
+        else:
+            factors, length, images = known[pair]
+            both = request.negative is not None and request.negative_strength != 1.0
+            found[request.line] = Shape(request.sampler, request.steps, factors, both, length, images)
+    return found, problems
+
+
+def _measure(
+    bundle: Bundle, prompt: Prompt, negative: Prompt | None
+) -> tuple[tuple[tuple[int, ...], ...], int, int]:
+    rows = [layout(bundle, [one]) for one in (prompt, negative)]
+    factors = tuple(
+        tuple(np.shape(getattr(row, name))[1:])
+        for row in rows
+        for name in ("factors", "condition_factors")
+        if getattr(row, name, None) is not None
+    )
+    images = rows[0].pixels.shape[1]
+    return factors, max(row.token_ids.shape[1] for row in rows), images and 1 << (images - 1).bit_length()
+
+
+def plan(items: Iterable[tuple[Item, Shape]], size: int) -> list[Batch]:
+    """Batches of `size` pictures, the longest prompts first, in the order of the file within a shape.
+
+    What is left over of a shape joins the next larger one that holds it, so that a few odd prompts cost
+    neither a program of their own nor a batch that is mostly filling.
+    """
+    waiting: dict[Shape, list[Item]] = {}
+    for item, shape in items:
+        waiting.setdefault(shape, []).append(item)
+    batches: list[Batch] = []
+    order = sorted(waiting)
+    for place, shape in enumerate(order):
+        mine = waiting[shape]
+        over = len(mine) % size
+        larger = next((other for other in order[place + 1 :] if other.holds(shape)), None)
+        if over and larger is not None:
+            waiting[larger] = mine[len(mine) - over :] + waiting[larger]
+            mine = mine[: len(mine) - over]
+        batches += [Batch(shape, tuple(mine[i : i + size])) for i in range(0, len(mine), size)]
+    # What does not fit into memory says so at once, and not after a day.
+    return sorted(batches, key=lambda batch: (batch.shape.length, batch.shape.images), reverse=True)

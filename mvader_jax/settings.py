@@ -1,0 +1,158 @@
+"""Settings as data: dataclasses <-> plain JSON values, and typed overrides from a command line.
+
+A config travels as JSON (`to_dict`, `from_dict`) and is changed by typed overrides
+(`override(config, ["a.b=3"])`). An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union
+
+from mvader_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> Any:
+    """A config as plain JSON values."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(key): to_dict(value) for key, value in config.items()}
+    if isinstance(config, (tuple, list)):
+        return [to_dict(value) for value in config]
+    return config
+
+
+def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
+    """The inverse of `to_dict`; missing keys take their defaults.
+
+    Raises UserError for an unknown key or a value of the wrong type.
+    """
+    return typing.cast(T, _convert(cls, data, where))
+
+
+def override(config: T, assignments: Iterable[str]) -> T:
+    """`config` with each `a.b=value` applied; values are JSON, or bare words where text is expected.
+
+    Raises UserError for an unknown key (naming the nearest), a missing '=' or a value of the wrong type.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise UserError(
+                f"{assignment!r} is not an override; write key=value, as in optimizer.weight_decay=0.01"
+            )
+        config = _set(config, type(config), path.split("."), text, path)
+    return config
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """', did you mean ...' or the list of what is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+
+
+def _set(config: Any, hint: Any, keys: list[str], text: str, path: str) -> Any:
+    if not keys:
+        return _convert(hint, _literal(text), path)
+    key, rest = keys[0], keys[1:]
+    if isinstance(config, Mapping):
+        if key not in config:
+            raise UserError(f"unknown key {key!r} in {path!r}; {nearest(key, config)}")
+        value_hint = typing.get_args(_without_none(hint))[1]
+        return {**config, key: _set(config[key], value_hint, rest, text, path)}
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise UserError(f"cannot set {path!r}: {key!r} is not inside a config")
+    hints = typing.get_type_hints(type(config))
+    if key not in hints:
+        raise UserError(f"unknown key {key!r} in {path!r}; {nearest(key, hints)}")
+    value = _set(getattr(config, key), hints[key], rest, text, path)
+    return dataclasses.replace(config, **{key: value})
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        words = {"True": True, "False": False, "None": None}
+        return words.get(text, text)
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        rest = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        return rest[0] if len(rest) == 1 else hint
+    return hint
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _convert_union(hint, value, where)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{where} is {value!r}; accepted: {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        return _convert_dataclass(typing.cast(type, hint), value, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        args = typing.get_args(hint)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(args) == len(value):
+            return tuple(
+                _convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True))
+            )
+    elif isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        _, value_hint = typing.get_args(hint)
+        return {str(k): _convert(value_hint, v, f"{where}.{k}") for k, v in value.items()}
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    elif hint is str and isinstance(value, (int, float)):
+        return str(value)
+    raise UserError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+
+
+def _convert_union(hint: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(hint)
+    if value is None and type(None) in options:
+        return None
+    failure: UserError | None = None
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return _convert(option, value, where)
+        except UserError as error:
+            # The most telling complaint is that of the option which reads deepest into the value.
+            if failure is None or len(str(error)) > len(str(failure)):
+                failure = error
+    assert failure is not None
+    raise failure
+
+
+def _convert_dataclass(cls: type, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} is {value!r}; expected the fields of {cls.__name__}")
+    hints = typing.get_type_hints(cls)
+    for key in value:
+        if key not in hints:
+            raise UserError(f"unknown key {key!r} in {where}; {nearest(key, hints)}")
+    try:
+        return cls(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+    except TypeError as error:
+        raise UserError(f"{where}: {error}") from None

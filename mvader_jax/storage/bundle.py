@@ -1,0 +1,280 @@
+"""A bundle: a directory with `config.json`, one checkpoint a component, and the tokenizer's file.
+
+A bundle may lack components; whoever needs a missing one says so. `config.json` records the model's
+architecture and, for every component, where it came from, its parameters, dtypes and hash.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from mvader_jax.condition import PromptBatch
+from mvader_jax.errors import UserError
+from mvader_jax.models.components import abstract_components
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.unet import factors_shape
+from mvader_jax.parallel.mesh import everywhere, first_process, gather_json
+from mvader_jax.parallel.sharding import param_shardings
+from mvader_jax.prompt.layout import lay_out
+from mvader_jax.prompt.tokenizer import Tokenizer
+from mvader_jax.settings import from_dict, to_dict
+from mvader_jax.storage import checkpoint
+
+Tree = Any
+FORMAT = 1
+ASSETS = Path(__file__).parents[1] / "assets"
+#: Of Linux' fcntl.h and stdio.h.
+_AT_FDCWD, _EXCHANGE = -100, 2
+
+
+@dataclasses.dataclass
+class Bundle:
+    """model: architecture; components: {name: parameters}; records: {name: what config.json says of it}."""
+
+    model: ModelConfig
+    components: dict[str, Tree]
+    tokenizer: Tokenizer | None = None
+    records: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def need(self, *names: str) -> None:
+        """Raises UserError naming the components that are missing."""
+        missing = [name for name in names if name not in self.components]
+        if missing:
+            raise UserError(
+                f"this bundle has no {' and no '.join(missing)}; it holds {', '.join(sorted(self.components)) or 'nothing'}"
+            )
+
+    def to_batch(self, prompts: Sequence[Any], **options: Any) -> PromptBatch:
+        """Prompts laid out for this bundle's embedder; options and errors as `layout.lay_out`."""
+        if self.tokenizer is None:
+            raise UserError("this bundle has no tokenizer, so it cannot read a prompt")
+        encoder, decoder = self.model.image_encoder, self.model.decoder
+        if self.model.embedder == "s_magma" and encoder is not None:
+            options = {"image_size": encoder.image_size, "image_tokens": encoder.num_tokens, **options}
+        if self.model.unet is not None:
+            options = {"cross_attention_heads": factors_shape(self.model.unet), **options}
+        if self.model.embedder == "clip_text" and self.model.text_encoder is not None:
+            text = self.model.text_encoder
+            options = {"decoder_heads": (text.num_layers, text.num_heads), **options}
+        elif decoder is not None:
+            options = {"decoder_heads": (decoder.num_layers, decoder.num_heads), **options}
+        if decoder is not None:
+            options = {"max_positions": decoder.max_positions, **options}
+        return lay_out(self.tokenizer, prompts, **options)
+
+
+def find_bundle(name: str | Path) -> Path:
+    """The directory of a bundle given by path or by the name of an embedded one.
+
+    Raises UserError, naming the embedded ones, when there is none.
+    """
+    for path in (Path(name), ASSETS / str(name)):
+        if (path / "config.json").is_file():
+            return path
+    known = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))
+    what = "has no config.json" if Path(name).is_dir() else "is neither a directory nor an embedded bundle"
+    raise UserError(f"no bundle {str(name)!r}: it {what} (embedded: {', '.join(known) or 'none'})")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The JSON of a bundle's config. Raises UserError when it is damaged or of a newer format."""
+    file = Path(path) / "config.json"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(f"{file} is not a bundle config of format {FORMAT}")
+    return data
+
+
+def load_bundle(
+    name: str | Path,
+    *,
+    components: Collection[str] | None = None,
+    mesh: Mesh | None = None,
+    dtype: str | jnp.dtype | None = None,
+) -> Bundle:
+    """Reads a bundle, or those of its `components` that are named.
+
+    On a mesh every device reads only its own shards, by the table in `parallel/sharding.py`;
+    without one the parameters come to the default device. dtype: what floating parameters are cast
+    to; None keeps them as stored. Raises UserError for an unknown bundle, or a component it lacks.
+    """
+    path = find_bundle(name)
+    data = read_config(path)
+    model = from_dict(ModelConfig, data.get("model", {}), f"{path}/config.json: model")
+    records = dict(data.get("components", {}))
+    wanted = list(records) if components is None else list(components)
+    missing = [c for c in wanted if c not in records]
+    if missing:
+        raise UserError(
+            f"bundle {str(name)!r} has no {' and no '.join(missing)}; it holds {', '.join(sorted(records))}"
+        )
+    abstract, axes = abstract_components(model, wanted)
+    trees = {}
+    for component in wanted:
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if dtype is None else jnp.dtype(dtype)),
+            abstract[component],
+        )
+        shardings = None if mesh is None else param_shardings(target, axes[component], mesh)
+        tree = checkpoint.restore_tree(path / component, abstract=target, shardings=shardings, dtype=dtype)
+        # device_put, not jnp.asarray: that compiles a program for every shape.
+        trees[component] = tree if mesh is not None else jax.device_put(tree)
+    tokenizer = None
+    if model.tokenizer is not None and (path / "tokenizer").is_dir():
+        tokenizer = Tokenizer.load(path / "tokenizer", model.tokenizer)
+    return Bundle(model, trees, tokenizer, {c: records[c] for c in wanted})
+
+
+@contextmanager
+def staged(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary directory beside `path` that takes its place when the block ends well.
+
+    An interrupted block leaves nothing behind. Raises UserError when `path` exists and `overwrite`
+    is not set, or the place is not writable. The processes of a job enter and leave together; the first
+    of them makes the directory and moves it.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; choose another place or pass --overwrite")
+    made, problem = "", ""
+    if first_process():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+        except OSError as error:
+            problem = f"cannot write {path}: {error.strerror}"
+    made, problem = gather_json([made, problem])[0]
+    if problem:
+        raise UserError(problem)
+    work = Path(made)
+    try:
+        yield work
+        everywhere(True)
+        if first_process():
+            _take_place(work, path)
+        everywhere(True)
+    finally:
+        if first_process():
+            _remove(work)
+
+
+def _remove(work: Path) -> None:
+    """Removes a directory that a writer's threads, after an interruption, may still be filling."""
+    for _ in range(50):
+        shutil.rmtree(work, ignore_errors=True)
+        if not work.exists():
+            return
+        time.sleep(0.1)
+
+
+def _take_place(work: Path, path: Path) -> None:
+    work.chmod(0o755)
+    if not path.exists():
+        os.replace(work, path)
+    elif not _exchanged(work, path):
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+        os.replace(path, old / "bundle")
+        os.replace(work, path)
+        shutil.rmtree(old)
+
+
+def _exchanged(a: Path, b: Path) -> bool:
+    """Swaps two directories in one step, so that there is no moment without either (Linux' renameat2).
+
+    False where the system or the file system cannot.
+    """
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    return swap is not None and swap(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _EXCHANGE) == 0
+
+
+def save_bundle(path: str | Path, bundle: Bundle, *, overwrite: bool = False) -> None:
+    """Writes a bundle atomically. Raises UserError when `path` exists and `overwrite` is not set."""
+    with staged(path, overwrite=overwrite) as work:
+        write_bundle(work, bundle)
+
+
+def write_bundle(path: Path, bundle: Bundle) -> None:
+    """Writes a bundle's files into a directory that exists (see `staged` for the atomic way).
+
+    The processes of a job call it together, each writing its shards.
+    """
+    records = {}
+    for name, tree in bundle.components.items():
+        checkpoint.save_tree(path / name, tree)
+        records[name] = {**bundle.records.get(name, {}), **summary(tree)}
+    if first_process():
+        if bundle.tokenizer is not None:
+            bundle.tokenizer.save(path / "tokenizer")
+        write_config(path, bundle.model, records)
+
+
+def write_config(path: Path, model: ModelConfig, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes a bundle's config.json."""
+    data = {"format": FORMAT, "model": to_dict(model), "components": {k: dict(v) for k, v in records.items()}}
+    (path / "config.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def summary(tree: Tree) -> dict[str, Any]:
+    """Parameters, dtypes and (where this process holds them whole) the SHA-256 of a component."""
+    flat = flatten_dict(tree, sep="/")
+    dtypes = sorted({str(leaf.dtype) for leaf in flat.values()})
+    record: dict[str, Any] = {"parameters": sum(int(leaf.size) for leaf in flat.values()), "dtypes": dtypes}
+    if all(getattr(leaf, "is_fully_addressable", True) for leaf in flat.values()):
+        digest = hashlib.sha256()
+        for path, leaf in sorted(flat.items()):
+            digest.update(f"{path}:{leaf.dtype}:{leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
+        record["sha256"] = digest.hexdigest()
+    return record
+
+
+def overlay_components(bundles: list[Bundle]) -> Bundle:
+    """One bundle out of several, later ones replacing components (and their configs) of earlier ones."""
+    fields = {f.name: getattr(bundles[0].model, f.name) for f in dataclasses.fields(ModelConfig)}
+    components: dict[str, Tree] = {}
+    records: dict[str, dict[str, Any]] = {}
+    tokenizer = None
+    for bundle in bundles:
+        for f in dataclasses.fields(ModelConfig):
+            value = getattr(bundle.model, f.name)
+            if value is not None:
+                fields[f.name] = value
+        components.update(bundle.components)
+        records.update(bundle.records)
+        tokenizer = bundle.tokenizer or tokenizer
+    return Bundle(ModelConfig(**fields), components, tokenizer, records)
+
+
+def carry_over(path: Path, sources: Mapping[str, Path]) -> None:
+    """Adds components of other bundles to the bundle being written at `path`, file by file, unread.
+
+    sources: {component: its directory}. Their architecture must be in the written config already. Of the
+    processes of a job, the first does it.
+    """
+    if not first_process():
+        return
+    data = read_config(path)
+    for component, source in sources.items():
+        shutil.copytree(source, path / component)
+        data["components"][component] = read_config(source.parent)["components"][component]
+    (path / "config.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

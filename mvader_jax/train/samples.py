@@ -1,0 +1,124 @@
+"""Grids of fixed prompts and fixed noise, drawn while a stage trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from mvader_jax.data.decode import decode
+from mvader_jax.data.order import Reader, Record
+from mvader_jax.data.sources.open import open_sources
+from mvader_jax.images.sheet import grid
+from mvader_jax.parallel.sharding import replicated
+from mvader_jax.prompt.elements import Image, Prompt, Text
+from mvader_jax.prompt.parse import parse_part
+from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.storage.bundle import Bundle
+from mvader_jax.train.assemble import Run
+from mvader_jax.train.config import Stage
+
+#: Held-out records a default grid shows: as captions, as images, and as an image with another's caption.
+_CAPTIONS, _IMAGES, _BOTH = 4, 2, 2
+#: Pictures that an autoencoder's grid shows, each over its reconstruction.
+_RECONSTRUCTED = 8
+Grid = tuple[np.ndarray, list[str]]
+
+
+class SampleGrid:
+    """Draws the grids of one run: `SampleGrid()(run, bundle)`, in every process of the job together.
+
+    The diffusion stage: one picture a prompt of `Stage.sample_prompts`, or of held-out records. The
+    autoencoder: held-out pictures and, below, what it makes of them. Other stages make no pictures.
+    """
+
+    def __init__(self) -> None:
+        self._pipeline: Pipeline | None = None
+        self._prompts: list[tuple[Prompt, str]] = []
+        self._pixels: np.ndarray | None = None
+
+    def __call__(self, run: Run, bundle: Bundle) -> Grid | None:
+        """(uint8 [H, W, 3], what each picture shows), or None. Raises UserError for prompts it cannot read."""
+        if run.stage.objective not in ("diffusion", "vae"):
+            return None
+        if self._pipeline is None:
+            self._pipeline = Pipeline(bundle, dtype=run.stage.dtype, mesh=run.mesh)
+        # One pipeline for the whole run: its programs are compiled once.
+        self._pipeline.bundle = bundle
+        if run.stage.objective == "vae":
+            return self._reconstructions(run)
+        return self._pictures(run)
+
+    def _pictures(self, run: Run) -> Grid:
+        assert self._pipeline is not None
+        bundle, stage = self._pipeline.bundle, run.stage
+        if not self._prompts:
+            self._prompts = chosen_prompts(stage) or held_out_prompts(bundle, stage)
+        count = len(self._prompts)
+        pictures = self._pipeline.generate(
+            bundle.to_batch([prompt for prompt, _ in self._prompts]),
+            bundle.to_batch([None]),
+            rows=np.arange(count, dtype=np.int32),
+            seeds=np.zeros(count, np.uint32),
+            indices=np.arange(count, dtype=np.int32),
+            guidance_scale=stage.sample_guidance,
+            steps=stage.sample_steps,
+        )
+        labels = [label for _, label in self._prompts]
+        return np.asarray(grid(list(on_host(run, pictures)), columns=4, labels=labels)), labels
+
+    def _reconstructions(self, run: Run) -> Grid:
+        assert self._pipeline is not None
+        if self._pixels is None:
+            records = itertools.islice(held_out(run.stage), _RECONSTRUCTED)
+            self._pixels = np.stack([record["image"] for record in records])
+        latents = self._pipeline.encode(self._pixels)
+        made = on_host(run, self._pipeline.decode(latents))
+        made = np.rint((made + 1.0) * 127.5).astype(np.uint8)
+        labels = ["held out"] * len(made) + ["reconstructed"] * len(made)
+        return np.asarray(grid([*self._pixels, *made], columns=len(made))), labels
+
+
+def chosen_prompts(stage: Stage) -> list[tuple[Prompt, str]]:
+    """The stage's own prompts; the parts of one are separated by ' | ', as in 'in red | photo.png@0.3'."""
+    texts = stage.sample_prompts
+    return [(Prompt(tuple(parse_part(part) for part in text.split(" | "))), text) for text in texts]
+
+
+def held_out_prompts(bundle: Bundle, stage: Stage) -> list[tuple[Prompt, str]]:
+    """Prompts of the validation split: captions, and where the model takes images, images and both."""
+    images = bundle.model.embedder == "s_magma" and bundle.model.image_encoder is not None
+    wanted = _CAPTIONS + (_IMAGES + _BOTH) * images
+    records = list(itertools.islice(held_out(stage), wanted + 1))
+    found = [(Prompt((Text(record["caption"]),)), record["caption"]) for record in records[:_CAPTIONS]]
+    for number, record in enumerate(records[_CAPTIONS:wanted], _CAPTIONS):
+        picture = Image(record["image"])
+        if number < _CAPTIONS + _IMAGES:
+            found.append((Prompt((picture,)), f"[picture: {record['caption']}]"))
+        else:
+            text = records[number + 1]["caption"]
+            found.append((Prompt((Text(text), picture)), f"{text} [picture: {record['caption']}]"))
+    return found
+
+
+def held_out(stage: Stage) -> Iterator[Record]:
+    """The stage's validation records in order, decoded, those without a caption left out."""
+    config = dataclasses.replace(stage.data, shuffle=False, precomputed=())
+    reader = Reader(open_sources(config, stage.objective, "validation"), (), config.seed, shuffle=False)
+    for position in range(len(reader)):
+        finish = functools.partial(
+            decode, config=config, rng=reader.rng(position, "decode"), size=(config.image_size,) * 2
+        )
+        record, _ = reader.read(position, finish)
+        if str(record.get("caption", "")).strip():
+            yield record
+
+
+def on_host(run: Run, array: Any) -> np.ndarray:
+    """An array of any sharding, whole, in every process."""
+    return np.asarray(jax.jit(lambda x: x, out_shardings=replicated(run.mesh))(array))

@@ -1,0 +1,186 @@
+"""Where a stage starts: components from earlier bundles or made anew, the tokenizer, the null prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from mvader_jax.condition import PromptBatch
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.loader import captions_of
+from mvader_jax.data.sources.encoded import parts_of, read_info
+from mvader_jax.errors import UserError
+from mvader_jax.models.components import abstract_components, init_component
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.prompt.tokenizer import Tokenizer, train_tokenizer
+from mvader_jax.settings import from_dict
+from mvader_jax.storage.bundle import Bundle, find_bundle, load_bundle, read_config
+from mvader_jax.train.config import Stage, TrainConfig
+
+#: Captions the tokenizer learns from where a stage has none to start with.
+TOKENIZER_CAPTIONS = 20_000
+
+
+@dataclasses.dataclass
+class Start:
+    """bundle: the components this stage computes with; unused: {component: its directory}, components of
+    the earlier bundles that only travel on to this stage's result."""
+
+    bundle: Bundle
+    unused: dict[str, Path]
+    fresh: tuple[str, ...]
+
+
+def needed_components(model: ModelConfig, stage: Stage) -> tuple[str, ...]:
+    """Which components a stage computes with."""
+    if stage.objective == "vae":
+        return ("vae",)
+    if stage.objective == "contrastive" and not stage.picture_queries:
+        return ("decoder", "biases")
+    # Interleaved prompts bring pictures that nobody has encoded.
+    known = frozenset() if stage.data.p_interleaved else parts_of(stage.data)
+    encoder = ("image_encoder",) if "features" not in known else ()
+    images = ("adapters",) * (model.adapters is not None) + (*encoder, "image_prefix")
+    if stage.objective == "contrastive":
+        return ("decoder", *images)
+    if stage.objective == "captioning":
+        return ("decoder", *images) if stage.images else ("decoder",)
+    # Latents need no autoencoder to be trained on, but one to be looked at.
+    vae = ("vae",) if "latents" not in known or stage.sample_every else ()
+    if model.embedder == "clip_text":
+        return ("text_encoder", "unet", *vae)
+    return ("decoder", "biases", *images, "unet", *vae)
+
+
+def stage_model(model: ModelConfig, stage: Stage) -> ModelConfig:
+    """The model as a stage sees it: the language model's own stages run without the multimodal parts."""
+    pictures = stage.picture_queries if stage.objective == "contrastive" else stage.images
+    if stage.objective in ("captioning", "contrastive") and not pictures:
+        return dataclasses.replace(model, adapters=None, image_encoder=None, image_prefix=None)
+    return model
+
+
+def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh) -> Start:
+    """Loads what the stage's `init` bundles hold and makes the rest anew.
+
+    Raises UserError where an earlier stage is not finished, or a bundle's architecture is not the config's.
+    """
+    needed = needed_components(config.model, stage)
+    model, sources, tokenizer = earlier_components(config, stage, workdir)
+    check_precomputed(stage.data, sources)
+    if tokenizer is None and stage.objective != "vae":
+        if model.tokenizer is None or model.decoder is None:
+            raise UserError(
+                f"config {config.name!r} has no tokenizer, and none of its init bundles holds one"
+            )
+        tokenizer = train_tokenizer(
+            captions_of(stage.data, TOKENIZER_CAPTIONS),
+            model.decoder.vocab_size,
+            max_positions=model.decoder.max_positions,
+        )
+        model = dataclasses.replace(model, tokenizer=tokenizer.config)
+
+    components: dict[str, Any] = {}
+    records: dict[str, dict[str, Any]] = {}
+    fresh = []
+    names = dict(zip(needed, jax.random.split(jax.random.key(stage.seed), len(needed)), strict=True))
+    for component, key in names.items():
+        if component in sources:
+            # What stays frozen is read straight into its dtype: it is never there twice.
+            dtype = None if trains(model, component, stage) else stage.frozen_dtype
+            loaded = load_bundle(sources[component], components=[component], mesh=mesh, dtype=dtype)
+            components[component] = loaded.components[component]
+            records[component] = loaded.records[component]
+        else:
+            fresh.append(component)
+            components[component] = init_component(model, component, key, mesh, components)
+    unused = {c: path / c for c, path in sources.items() if c not in components}
+    return Start(Bundle(model, components, tokenizer, records), unused, tuple(fresh))
+
+
+def trains(model: ModelConfig, component: str, stage: Stage) -> bool:
+    """Whether any parameter of a component belongs to a group of the stage."""
+    shapes, _ = abstract_components(model, [component])
+    patterns = [group.parameters for group in stage.groups.values()]
+    return any(re.fullmatch(p, path) for path in flatten_dict(shapes, sep="/") for p in patterns)
+
+
+def earlier_components(
+    config: TrainConfig, stage: Stage, workdir: str | Path
+) -> tuple[ModelConfig, dict[str, Path], Tokenizer | None]:
+    """(the config's model as its `init` bundles have it, {component: its bundle}, their tokenizer).
+
+    Raises UserError as `gather_start`.
+    """
+    sources: dict[str, Path] = {}
+    tokenizer: Tokenizer | None = None
+    model = config.model
+    for name in stage.init:
+        path = _locate(config, name, workdir)
+        data = read_config(path)
+        theirs = from_dict(ModelConfig, data["model"], f"{path}/config.json: model")
+        for component in data["components"]:
+            if component == "adapters" and config.model.decoder and config.model.adapters is None:
+                continue  # V1 of the paper: a decoder without adapters leaves those of its bundles behind
+            sources[component] = path
+            model = _adopt(model, theirs, component, path)
+        if (path / "tokenizer").is_dir() and theirs.tokenizer is not None:
+            model = dataclasses.replace(model, tokenizer=theirs.tokenizer)
+            tokenizer = Tokenizer.load(path / "tokenizer", theirs.tokenizer)
+    return model, sources, tokenizer
+
+
+def component_hash(path: Path, component: str) -> str | None:
+    """The SHA-256 of a component's parameters as its bundle records it; None where it does not."""
+    return read_config(path)["components"][component].get("sha256")
+
+
+def check_precomputed(data: DataConfig, sources: Mapping[str, Path]) -> None:
+    """Raises UserError if precomputed data was made by other parameters than the stage starts from."""
+    for path in data.precomputed:
+        for component, theirs in read_info(path).components.items():
+            mine = component_hash(sources[component], component) if component in sources else None
+            if mine and theirs and mine != theirs:
+                raise UserError(
+                    f"{path!r} was encoded by another {component} than that of {sources[component]}; encode again"
+                )
+
+
+def null_prompt(bundle: Bundle, stage: Stage) -> PromptBatch | None:
+    """The null condition's prompt, one row: the empty prompt, or None for zeros."""
+    if stage.objective != "diffusion" or stage.null == "zeros":
+        return None
+    return bundle.to_batch([None])
+
+
+def _locate(config: TrainConfig, name: str, workdir: str | Path) -> Path:
+    if name in config.stages:
+        path = Path(workdir) / name / "bundle"
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"stage {name!r} has no finished bundle at {path}; train it first (--objective {name})"
+            )
+        return path
+    return find_bundle(name)
+
+
+def _adopt(model: ModelConfig, other: ModelConfig, component: str, path: Path) -> ModelConfig:
+    """Takes a component's architecture from the bundle that holds it, which must be the config's own."""
+    if component == "biases":
+        return model
+    mine, theirs = getattr(model, component), getattr(other, component)
+    if component == "vae" and mine is not None and theirs is not None:
+        # The scale of the latents is measured when the autoencoder is finished.
+        mine = dataclasses.replace(mine, scaling_factor=theirs.scaling_factor)
+    if mine is not None and mine != theirs:
+        raise UserError(
+            f"the {component} in {path} has another architecture than the config's: {theirs} against {mine}"
+        )
+    return dataclasses.replace(model, **{component: theirs})

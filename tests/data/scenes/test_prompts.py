@@ -1,0 +1,118 @@
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.loader import captions_of, make_loader
+from mvader_jax.data.scenes.prompts import KINDS, SceneInterleaved, scene_task
+from mvader_jax.data.scenes.world import Scene, render
+from mvader_jax.errors import UserError
+from mvader_jax.prompt.elements import Text
+from mvader_jax.prompt.tokenizer import train_tokenizer
+
+TASKS = [scene_task(3, i, "train", np.random.default_rng(i)) for i in range(300)]
+
+
+def test_each_kind_occurs_about_as_often():
+    counts = collections.Counter(task.kind for task in TASKS)
+    assert set(counts) == set(KINDS)
+    assert min(counts.values()) > 70
+    assert not any(task.target.held_out for task in TASKS)
+
+
+def test_two_pictures_show_the_objects_of_the_target():
+    orders = set()
+    for task in TASKS:
+        if task.kind == "both":
+            things = tuple(part.objects[0] for part in task.elements)
+            assert sorted(map(repr, things)) == sorted(map(repr, task.target.objects))
+            assert all(part.background == task.target.background for part in task.elements)
+            orders.add(things == task.target.objects)
+    assert orders == {True, False}
+
+
+def test_words_say_the_one_difference_between_picture_and_target():
+    english = {"red", "green", "blue", "yellow", "purple", "cyan", "small", "large", "solid", "hollow"}
+    english |= {"black", "grey", "white"}
+    for task in TASKS:
+        if task.kind == "both":
+            continue
+        words = next(e for e in task.elements if isinstance(e, str))
+        scene = next(e for e in task.elements if isinstance(e, Scene))
+        before = {**dataclasses.asdict(scene.objects[0]), "background": scene.background}
+        after = {**dataclasses.asdict(task.target.objects[0]), "background": task.target.background}
+        changed = [name for name in before if before[name] != after[name]]
+        assert len(changed) == 1
+        assert (changed == ["color"]) == (task.kind == "color") == words.startswith("in ")
+        told = english & set(words.split())
+        assert told in ({after[changed[0]]}, set())  # German has other words
+    assert any("form" in str(task.elements) for task in TASKS)
+    assert any("shape" in str(task.elements) for task in TASKS)
+
+
+def test_records_are_prompts_and_pictures():
+    config = DataConfig(seed=3, image_size=40)
+    source = SceneInterleaved(config, "validation")
+    record = source.record(5, np.random.default_rng(1))
+    task = scene_task(3, 5, "validation", np.random.default_rng(1))
+    np.testing.assert_array_equal(record["image"], render(task.target, 40))
+    for element, expected in zip(record["prompt"].elements, task.elements, strict=True):
+        if isinstance(element, Text):
+            assert element.text == expected
+        else:
+            np.testing.assert_array_equal(element.image, render(expected, 40))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(captions_of(DataConfig(omit=0.3, num_records=300), 300), 500)
+
+
+def loader(tokenizer, **changes):
+    config = DataConfig(num_records=70, image_size=24, caption_length=30, p_interleaved=0.5, **changes)
+    sizes = {"batch_size": 12, "groups": 2, "image_tokens": 4, "encoder_size": 24}
+    return make_loader(config, "diffusion", tokenizer, **sizes)
+
+
+def test_training_batches_hold_them_at_their_share(tokenizer):
+    run = loader(tokenizer)
+    seen = collections.Counter()
+    for _ in range(10):
+        batch = next(run)
+        prompt = batch["interleaved_prompt"]
+        # 6 samples a group: 1.2 image rows, 3 interleaved, 1.8 captions.
+        assert prompt.token_ids.shape == (2 * 4, 2 * 4 + 30)
+        assert prompt.pixels.shape == (8, 2, 24, 24, 3)
+        seen["image"] += batch["use_image"].sum()
+        seen["interleaved"] += batch["use_interleaved"].sum()
+        assert not (batch["use_image"] & batch["use_interleaved"]).any()
+    assert seen == {"image": 24, "interleaved": 60}
+
+
+def test_every_prompt_and_every_record_is_seen_once_an_epoch(tokenizer):
+    """70 scenes in each of the two orders, counted apart."""
+    run = loader(tokenizer, shuffle=False, omit=0.0)
+    plain, mixed = 0, 0
+    for _ in range(7):
+        batch = next(run)
+        mixed += int(batch["use_interleaved"].sum())
+        plain += 12 - int(batch["use_interleaved"].sum())
+    assert (plain, mixed) == (42, 42)
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted(tokenizer):
+    run = loader(tokenizer, interleaved_images=1)
+    for _ in range(4):
+        assert next(run)["interleaved_prompt"].pixels.shape[1] == 1
+    assert run.damaged
+    assert all("its prompt has 2 images" in reason for reason in run.damaged.values())
+    with pytest.raises(UserError, match="100 damaged records in a row"):
+        next(loader(tokenizer, interleaved_length=3))
+
+
+def test_interleaved_prompts_need_a_source():
+    config = DataConfig(source="pairs", p_interleaved=0.5, paths=("x",))
+    with pytest.raises(UserError):
+        make_loader(config, "diffusion", train_tokenizer(["a"], 257), batch_size=4)

@@ -1,0 +1,18 @@
+import micro
+import PIL.Image
+
+from mvader_jax.paper.demo import TASKS, demo
+from mvader_jax.sampling.pipeline import Pipeline
+
+
+def test_the_demo_draws_every_task_and_names_its_command(tmp_path) -> None:
+    drawn = demo(Pipeline(micro.bundle()), tmp_path, num_images=2, steps=1)
+    assert [one.task for one in drawn] == list(TASKS)
+    for one in drawn:
+        picture = PIL.Image.open(one.path)
+        assert picture.width > 128 * 3 and picture.text["AI-generated"] == "true"
+        assert one.command.startswith("mvader sample ")
+    element = drawn[list(TASKS).index("element")]
+    assert '"a green shape"' in element.command and "inputs/circle.png@0.1" in element.command
+    style = drawn[list(TASKS).index("style")]
+    assert '"a hollow shape"' in style.command and "inputs/circle.png@0.2" in style.command

@@ -1,0 +1,127 @@
+"""The judge of embedded bundles: its prompts say what they should, its shares count what they should."""
+
+import jax
+import micro
+import numpy as np
+import pytest
+
+from mvader_jax.data.scenes.world import Scene, SceneObject, render
+from mvader_jax.errors import UserError
+from mvader_jax.paper.evaluate import (
+    Settings,
+    as_markdown,
+    attribute_scores,
+    change_prompts,
+    change_scores,
+    draw,
+    evaluate,
+    held_out,
+    text_prompts,
+)
+from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.prompt.elements import Image, Text
+from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.storage.bundle import save_bundle
+
+SETTINGS = Settings(count=3, steps=1, batch=2)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return Pipeline(micro.bundle())
+
+
+def test_held_out_scenes_are_of_the_validation_split() -> None:
+    assert all(scene.held_out for scene in held_out(20))
+    assert {len(scene.objects) for scene in held_out(20, two_objects=0.0)} == {1}
+
+
+def test_text_prompts_name_every_attribute() -> None:
+    scenes = held_out(4)
+    for scene, prompt in list(zip(scenes, text_prompts(scenes), strict=True))[::2]:
+        text = prompt.elements[0].text.split()
+        assert {scene.background, *(thing.color for thing in scene.objects)} <= set(text)
+
+
+@pytest.mark.parametrize("order", ["text first", "image first"])
+def test_change_prompts_name_another_color(order) -> None:
+    scenes = held_out(12, two_objects=0.0)
+    prompts, colors = change_prompts(scenes, 0.3, "cross_attention", order)
+    kinds = (Text, Image) if order == "text first" else (Image, Text)
+    for scene, prompt, color in zip(scenes, prompts, colors, strict=True):
+        assert color != scene.objects[0].color
+        assert tuple(type(element) for element in prompt.elements) == kinds
+        text, image = sorted(prompt.elements, key=lambda e: isinstance(e, Image))
+        assert text.text == f"a {color} shape" and image.weight == 0.3 and prompt.site == "cross_attention"
+
+
+def test_change_prompts_say_the_phrase_that_is_asked_for() -> None:
+    scenes = held_out(3, two_objects=0.0)
+    prompts, colors = change_prompts(scenes, 1.0, "both", balance=True, phrase="in {color}")
+    for prompt, color in zip(prompts, colors, strict=True):
+        assert prompt.balance and prompt.elements[0].text == f"in {color}"
+
+
+def test_change_scores_are_shares_of_pictures() -> None:
+    thing = SceneObject("circle", "red", "large", "solid", "left")
+    scene = Scene("black", (thing,))
+    answers = [
+        Scene("black", (SceneObject("circle", "blue", "large", "solid", "left"),)),
+        Scene("black", (SceneObject("square", "blue", "large", "solid", "left"),)),
+        scene,
+        Scene("black", ()),
+    ]
+    shares = change_scores([scene] * 4, ["blue"] * 4, [render(answer) for answer in answers])
+    assert shares == {"text_color": 0.5, "image_color": 0.25, "image_shape": 0.5, "both": 0.25}
+
+
+def test_perfect_pictures_score_one() -> None:
+    scenes = held_out(10)
+    assert set(attribute_scores(scenes, [render(scene) for scene in scenes]).values()) == {1.0}
+
+
+def test_every_part_runs_with_one_program_a_length(pipe: Pipeline) -> None:
+    seen = []
+    result = evaluate(
+        pipe,
+        SETTINGS,
+        thetas=(1.0, 0.0),
+        sites=("cross_attention",),
+        progress=lambda what, done, total: seen.append((what, done, total)),
+    )
+    assert [(row["site"], row["theta"]) for row in result["change"]["rows"]] == [
+        ("any", 1.0),
+        ("cross_attention", 0.0),
+    ]
+    assert set(result) == {"settings", "reader", "reconstruction", "text", "variation", "change"}
+    assert ("text", 3, 3) in seen
+    assert set(result["reader"].values()) == {1.0}
+    assert "| cross_attention | 0 |" in as_markdown(result)
+    # Random weights draw no scenes.
+    assert np.mean(list(result["text"].values())) < 0.9
+
+
+def test_balanced_weights_of_one_depend_on_the_site(pipe: Pipeline) -> None:
+    result = evaluate(pipe, SETTINGS, ["change"], thetas=(1.0,), sites=("decoder", "both"), balance=True)
+    rows = [(row["site"], row["theta"]) for row in result["change"]["rows"]]
+    assert rows == [("decoder", 1.0), ("both", 1.0)]
+
+
+def test_a_mesh_draws_the_same(pipe: Pipeline, tmp_path) -> None:
+    save_bundle(tmp_path / "bundle", micro.bundle())
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    over_mesh = Pipeline.load(tmp_path / "bundle", mesh=mesh)
+    parts = ["reconstruction", "text"]
+    assert evaluate(over_mesh, SETTINGS, parts) == evaluate(pipe, SETTINGS, parts)
+    prompts = text_prompts(held_out(2))
+    one, other = (draw(each, prompts, SETTINGS).astype(int) for each in (pipe, over_mesh))
+    assert np.mean(np.abs(one - other) <= 1) >= 0.999
+
+
+def test_mistakes(pipe: Pipeline) -> None:
+    with pytest.raises(UserError, match="unknown part 'texts'"):
+        evaluate(pipe, SETTINGS, ["texts"])
+    with pytest.raises(UserError, match="unknown site"):
+        evaluate(pipe, SETTINGS, ["change"], sites=("everywhere",))
+    with pytest.raises(UserError, match="names no colour"):
+        evaluate(pipe, SETTINGS, ["change"], phrase="in red")

@@ -1,0 +1,132 @@
+"""Prompts to pictures with the smallest model: the same picture every time, and never a second compile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import micro
+import numpy as np
+import pytest
+
+import mvader_jax as mv
+from mvader_jax.data.scenes.world import render, scene_at
+from mvader_jax.errors import UserError
+from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.storage.bundle import Bundle, load_bundle, save_bundle
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return Pipeline(micro.bundle())
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    return render(scene_at(0, 3))
+
+
+def draw(pipe: Pipeline, prompt: object, **options: object) -> np.ndarray:
+    images = pipe(prompt, **{"steps": 3, "num_images": 2, **options})
+    return np.stack([np.asarray(image) for image in images])
+
+
+def test_draws_and_compiles_once(pipe: Pipeline, picture: np.ndarray) -> None:
+    first = draw(pipe, ["a red circle", picture])
+    assert first.shape == (2, 64, 64, 3) and first.dtype == np.uint8
+    assert not np.array_equal(first[0], first[1])
+    before = pipe.compiled
+    again = draw(pipe, ["a red circle", picture])
+    np.testing.assert_array_equal(first, again)
+    other = draw(pipe, [mv.Text("a blue cross"), mv.Image(picture, weight=0.3)], seed=5, guidance_scale=2.0)
+    assert pipe.compiled == before
+    assert not np.array_equal(first, other)
+
+
+def test_an_image_does_not_depend_on_how_many_are_drawn(pipe: Pipeline) -> None:
+    two, one = draw(pipe, "a red circle"), draw(pipe, "a red circle", num_images=1)
+    difference = np.abs(two[0].astype(int) - one[0])
+    assert np.mean(difference <= 1) >= 0.999
+
+
+def test_weight_one_is_bitwise_the_plain_prompt(pipe: Pipeline, picture: np.ndarray) -> None:
+    plain = pipe.embed(["a red circle", picture])
+    weighted = pipe.embed([mv.Text("a red circle", weight=1.0), mv.Image(picture, weight=1.0)])
+    np.testing.assert_array_equal(plain.hidden, weighted.hidden)
+    np.testing.assert_array_equal(plain.log_weights, weighted.log_weights)
+
+
+def test_weight_zero_at_the_cross_attention_is_the_prompt_without_it(
+    pipe: Pipeline, picture: np.ndarray
+) -> None:
+    latents = jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
+    both = pipe.embed([mv.Text("a red circle"), mv.Image(picture, weight=0.0)], site="cross_attention")
+    alone = pipe.embed([mv.Text("a red circle")])
+    one, other = pipe.denoise(latents, 500, both), pipe.denoise(latents, 500, alone)
+    assert float(jnp.abs(one - other).max()) <= 1e-5 * float(jnp.abs(other).max())
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (0.0, 1.0), (1e-30, 1e30)])
+@pytest.mark.parametrize("site", ["decoder", "cross_attention", "both"])
+def test_no_weight_makes_a_nan(
+    pipe: Pipeline, picture: np.ndarray, weights: tuple[float, float], site: str
+) -> None:
+    prompt = [mv.Image(picture, weight=weights[0]), mv.Text("a red circle", weight=weights[1])]
+    condition = pipe.embed(prompt, site=site)
+    eps = pipe.denoise(jnp.ones((1, 8, 8, 4)), 500, condition)
+    assert bool(jnp.all(jnp.isfinite(condition.hidden))) and bool(jnp.all(jnp.isfinite(eps)))
+
+
+def test_bfloat16_stays_within_two_percent(pipe: Pipeline, picture: np.ndarray) -> None:
+    components = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pipe.bundle.components)
+    half = Pipeline(Bundle(pipe.model, components, pipe.bundle.tokenizer), dtype="bfloat16")
+    latents = jax.random.normal(jax.random.key(0), (4, 8, 8, 4))
+    eps = []
+    for one in (pipe, half):
+        condition = one.embed([mv.Text("in blue"), mv.Image(picture, weight=0.3)])
+        rows = jax.tree.map(lambda x: jnp.repeat(x, 4, axis=0), condition)
+        eps.append(np.asarray(one.denoise(latents, np.array([1, 250, 500, 981]), rows), np.float32))
+    for i in range(4):
+        assert np.linalg.norm(eps[1][i] - eps[0][i]) <= 0.02 * np.linalg.norm(eps[0][i])
+
+
+def test_encode_and_decode(pipe: Pipeline, picture: np.ndarray) -> None:
+    latents = pipe.encode(picture[None])
+    assert latents.shape == (1, 8, 8, 4)
+    np.testing.assert_allclose(latents, pipe.encode([picture]), atol=1e-5)
+    decoded = pipe.decode(latents)
+    assert decoded.shape == (1, 64, 64, 3) and float(jnp.abs(decoded).max()) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 1001}, "steps is 1001"),
+        ({"num_images": 0}, "num_images is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"sampler": "magic"}, "accepted: plms"),
+        ({"guidance_scale": float("nan")}, "finite"),
+        ({"height": 65}, "multiples of 16"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(pipe: Pipeline, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        draw(pipe, "a red circle", **options)
+
+
+def test_bundle_round_trip_and_missing_parts(tmp_path: Path, pipe: Pipeline) -> None:
+    save_bundle(tmp_path / "b", pipe.bundle)
+    loaded = load_bundle(tmp_path / "b")
+    assert loaded.model == pipe.bundle.model
+    jax.tree.map(np.testing.assert_array_equal, loaded.components, pipe.bundle.components)
+    with pytest.raises(UserError, match="--overwrite"):
+        save_bundle(tmp_path / "b", pipe.bundle)
+    partial = Pipeline(load_bundle(tmp_path / "b", components=["decoder", "adapters", "biases"]))
+    assert partial.embed("a red circle").hidden.shape[-1] == 48
+    with pytest.raises(UserError, match="no unet and no vae"):
+        partial("a red circle")
+    with pytest.raises(UserError, match="embedded"):
+        Pipeline.load(tmp_path / "nothing", cache=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]

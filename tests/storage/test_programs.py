@@ -1,0 +1,136 @@
+"""Traces and shapes that a second process finds: kept, found, and made anew where they do not hold."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import micro
+import numpy as np
+import pytest
+
+from mvader_jax.models import components
+from mvader_jax.models.components import abstract_components
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.vae import VAEConfig
+from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.storage import programs
+from mvader_jax.storage.programs import Program
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Path]:
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+class Traced:
+    """A function of a tree and an array that counts how often it is traced."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, tree: Any, x: Any, *, power: int = 1) -> jax.Array:
+        self.times += 1
+        return (tree["a"] * x) ** power
+
+
+TREE, X = {"a": np.float32(1.7), "b": None}, np.arange(5, dtype=np.float32)
+
+
+def test_second_process_traces_nothing(cache: Path) -> None:
+    first, second = Traced(), Traced()
+    drawn = Program(first, "test", "about")(TREE, X, power=3)
+    program = Program(second, "test", "about")
+    for _ in range(2):
+        np.testing.assert_array_equal(program(TREE, X, power=3), drawn)
+    assert (first.times, second.times, program.compiled) == (1, 0, 1)
+    np.testing.assert_allclose(drawn, (np.float32(1.7) * X) ** 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("about", "x", "settings"),
+    [
+        ("about", X, {"power": 2}),
+        ("about", X[:4], {}),
+        ("about", X.astype(np.int32), {}),
+        ("another model", X, {}),
+    ],
+)
+def test_another_program_is_traced(cache: Path, about: str, x: np.ndarray, settings: dict[str, int]) -> None:
+    Program(Traced(), "test", "about")(TREE, X)
+    traced = Traced()
+    out = Program(traced, "test", about)(TREE, x, **settings)
+    assert traced.times == 1
+    np.testing.assert_allclose(out, (np.float32(1.7) * x) ** settings.get("power", 1), rtol=1e-6)
+
+
+def test_another_source_is_traced(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Program(Traced(), "test", "about")(TREE, X)
+    monkeypatch.setattr(programs, "_source", lambda: "edited")
+    traced = Traced()
+    Program(traced, "test", "about")(TREE, X)
+    assert traced.times == 1
+
+
+def test_settings_of_jax_are_told_apart(cache: Path) -> None:
+    Program(Traced(), "test", "about")(TREE, X)
+    traced = Traced()
+    before = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    jax.config.update("jax_default_matmul_precision", "highest")
+    try:
+        Program(traced, "test", "about")(TREE, X)
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+    assert traced.times == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a program", None])
+def test_damaged_file_is_traced_again(cache: Path, damage: bytes | None) -> None:
+    drawn = Program(Traced(), "test", "about")(TREE, X)
+    (file,) = (cache / "traced").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    traced = Traced()
+    np.testing.assert_array_equal(Program(traced, "test", "about")(TREE, X), drawn)
+    assert traced.times == 1
+    Program(traced, "test", "about")(TREE, X)
+    assert traced.times == 1
+
+
+def test_nothing_is_kept_where_it_may_not_be(cache: Path) -> None:
+    Program(Traced(), "test", "about")(TREE, X, keep=False)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    Program(Traced(), "test", "about", out_shardings=sharding)(TREE, X)
+    assert not list(cache.iterdir())
+    jax.config.update("jax_compilation_cache_dir", None)
+    np.testing.assert_allclose(Program(Traced(), "test", "about")(TREE, X), np.float32(1.7) * X, rtol=1e-6)
+
+
+def test_shapes_are_those_that_tracing_finds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelConfig(vae=VAEConfig.tiny())
+    components._abstract_component.cache_clear()
+    traced = abstract_components(model, ["vae"])
+    components._abstract_component.cache_clear()
+    (file,) = (cache / "traced").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(components, "abstract_init", None)
+        assert abstract_components(model, ["vae"]) == traced
+    components._abstract_component.cache_clear()
+    file.write_text("{")
+    assert abstract_components(model, ["vae"]) == traced
+    components._abstract_component.cache_clear()
+
+
+def test_pictures_are_the_same_with_and_without(cache: Path) -> None:
+    bundle = micro.bundle()
+    kept = [np.asarray(Pipeline(bundle)("a red circle", steps=2)[0]) for _ in range(2)]
+    jax.config.update("jax_compilation_cache_dir", None)
+    alone = np.asarray(Pipeline(bundle)("a red circle", steps=2)[0])
+    np.testing.assert_array_equal(kept[0], kept[1])
+    assert jnp.abs(jnp.asarray(alone, int) - jnp.asarray(kept[0], int)).max() <= 1
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    assert len([file for file in (cache / "traced").iterdir() if file.name.startswith("generate")]) == 1
