@@ -1,7 +1,9 @@
 """Settings as data: dataclasses <-> plain JSON values, and typed overrides from a command line.
 
 A config travels as JSON (`to_dict`, `from_dict`) and is changed by typed overrides
-(`override(config, ["a.b=3"])`). An unknown key is an error that names the nearest known one.
+(`override(config, ["a.b=3"])`). An unknown key is an error that names the nearest known one. Settings of
+several kinds are a `Choice`. A dataclass may say where keys of earlier versions stand now, in a class
+variable `moved`: {"count": "source.num_records"}, or "..name" for a key of the settings around it.
 """
 
 from __future__ import annotations
@@ -12,17 +14,38 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, ClassVar, Literal, TypeVar, Union
 
 from mvader_jax.errors import UserError
 
 T = TypeVar("T")
 
+#: The key of a choice's name among its settings.
+KIND = "kind"
+
+
+class Choice:
+    """Base of settings of several kinds, of which a field holds one. Every kind is a frozen dataclass:
+
+        class Source(Choice): ...
+        Source.kinds = {"scenes": Scenes, "records": Records}
+
+    As data {"kind": "scenes", "num_records": 9}, or the kind's name alone for its defaults.
+    """
+
+    kinds: ClassVar[Mapping[str, type]] = {}
+
+    @property
+    def kind(self) -> str:
+        """The name that its kind is registered under."""
+        return next(name for name, cls in self.kinds.items() if cls is type(self))
+
 
 def to_dict(config: Any) -> Any:
     """A config as plain JSON values."""
     if dataclasses.is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        kind: dict[str, Any] = {KIND: config.kind} if isinstance(config, Choice) else {}
+        return kind | {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):
         return {str(key): to_dict(value) for key, value in config.items()}
     if isinstance(config, (tuple, list)):
@@ -36,6 +59,12 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
     Raises UserError for an unknown key or a value of the wrong type.
     """
     return typing.cast(T, _convert(cls, data, where))
+
+
+def modern(cls: type, data: Any) -> Any:
+    """What `to_dict` gave of a `cls` of an earlier version, under today's keys: those that have `moved` stand
+    where they belong, and those that the chosen kind of settings does not have are left out."""
+    return _modern(cls, data)[0]
 
 
 def override(config: T, assignments: Iterable[str]) -> T:
@@ -71,9 +100,18 @@ def _set(config: Any, hint: Any, keys: list[str], text: str, path: str) -> Any:
         return {**config, key: _set(config[key], value_hint, rest, text, path)}
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise UserError(f"cannot set {path!r}: {key!r} is not inside a config")
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))
     if key not in hints:
-        raise UserError(f"unknown key {key!r} in {path!r}; {nearest(key, hints)}")
+        place = getattr(config, "moved", {}).get(key)
+        if place is not None:
+            around = path.split(".")[: -len(keys)]
+            while place.startswith(".."):
+                around, place = around[:-1], place[2:]
+            raise UserError(
+                f"the key of {path!r} has moved; write {'.'.join([*around, place, *rest])}={text}"
+            )
+        of = f" ({config.kind})" if isinstance(config, Choice) else ""
+        raise UserError(f"unknown key {key!r} in {path!r}{of}; {nearest(key, hints)}")
     value = _set(getattr(config, key), hints[key], rest, text, path)
     return dataclasses.replace(config, **{key: value})
 
@@ -103,6 +141,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in typing.get_args(hint):
             raise UserError(f"{where} is {value!r}; accepted: {', '.join(map(str, typing.get_args(hint)))}")
         return value
+    if _is_choice(hint):
+        return _convert_choice(hint, value, where)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, typing.cast(type, hint)):
             return value
@@ -148,7 +188,7 @@ def _convert_union(hint: Any, value: Any, where: str) -> Any:
 def _convert_dataclass(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(f"{where} is {value!r}; expected the fields of {cls.__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for key in value:
         if key not in hints:
             raise UserError(f"unknown key {key!r} in {where}; {nearest(key, hints)}")
@@ -156,3 +196,65 @@ def _convert_dataclass(cls: type, value: Any, where: str) -> Any:
         return cls(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in value.items()})
     except TypeError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _is_choice(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Choice) and hint not in hint.kinds.values()
+
+
+def _convert_choice(base: type[Choice], value: Any, where: str) -> Any:
+    if isinstance(value, base):
+        return value
+    settings = {KIND: value} if isinstance(value, str) else value
+    if not isinstance(settings, Mapping) or KIND not in settings:
+        raise UserError(f"{where} is {value!r}; expected one of {', '.join(base.kinds)}, or its settings")
+    name = settings[KIND]
+    if name not in base.kinds:
+        raise UserError(f"{where} is {name!r}; accepted: {', '.join(base.kinds)}")
+    return _convert_dataclass(base.kinds[name], {k: v for k, v in settings.items() if k != KIND}, where)
+
+
+def _modern(hint: Any, data: Any) -> tuple[Any, dict[str, Any]]:
+    """(the data under today's keys, {path: value} of what belongs into the settings around it)."""
+    hint = _without_none(hint)
+    origin = typing.get_origin(hint)
+    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(data, Mapping):
+        return {key: _modern(typing.get_args(hint)[1], value)[0] for key, value in data.items()}, {}
+    if _is_choice(hint):
+        data = {KIND: data} if isinstance(data, str) else data
+        hint = hint.kinds.get(data[KIND]) if isinstance(data, Mapping) and KIND in data else None
+        if hint is not None:
+            data = {key: value for key, value in data.items() if key == KIND or key in _hints(hint)}
+    if not dataclasses.is_dataclass(hint) or not isinstance(data, Mapping):
+        return data, {}
+    hints, moved = _hints(typing.cast(type, hint)), getattr(hint, "moved", {})
+    out = {key: value for key, value in data.items() if key in hints or key not in moved}
+    around: dict[str, Any] = {}
+    for key in data.keys() - out.keys():
+        place = moved[key]
+        if place.startswith(".."):
+            around[place[2:]] = data[key]
+        else:
+            _put(out, place, data[key])
+    # Choices last: what a kind does not have is left out of all that was put there.
+    for key in sorted(hints.keys() & out.keys(), key=lambda key: _is_choice(hints[key])):
+        out[key], found = _modern(hints[key], out[key])
+        for place, value in found.items():
+            _put(out, place, value)
+    return out, around
+
+
+def _put(settings: dict[str, Any], place: str, value: Any) -> None:
+    """Sets `settings` at a dotted path; on the way a choice's bare name becomes its settings."""
+    *way, last = place.split(".")
+    for key in way:
+        found = settings.get(key, {})
+        settings[key] = {KIND: found} if isinstance(found, str) else dict(found)
+        settings = settings[key]
+    settings[last] = value
