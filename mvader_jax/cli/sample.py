@@ -89,6 +89,7 @@ def sample(
         raise UserError(f"--{next(iter(task_options))} belongs to --task img2img or --task interpolation")
 
     from mvader_jax.parallel.mesh import open_mesh
+    from mvader_jax.parallel.processes import first_process
     from mvader_jax.sampling.output import check_writable, write_pictures
     from mvader_jax.sampling.pipeline import Pipeline
     from mvader_jax.sampling.tasks import run_task
@@ -110,7 +111,7 @@ def sample(
         "bundle": bundle,
         "dtype": dtype,
     }
-    if _chief():
+    if first_process():
         for path in write_pictures(out, images, settings):
             print(path)
     return 0
@@ -132,6 +133,7 @@ def _sample_file(
     if batch < 1:
         raise UserError(f"batch is {batch}; at least 1 is needed")
     from mvader_jax.parallel.mesh import open_mesh
+    from mvader_jax.parallel.processes import first_process
     from mvader_jax.sampling.batch.requests import Settings, read_requests
     from mvader_jax.sampling.batch.run import sample_all
     from mvader_jax.sampling.output import check_writable
@@ -141,13 +143,13 @@ def _sample_file(
     check_writable(out)
     with status(f"loading {bundle}", quiet):
         pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh))
-    with _bar(quiet or not _chief()) as progress:
+    with _bar(quiet or not first_process()) as progress:
         report = sample_all(pipe, requests, problems, out, size=batch, bundle=bundle, progress=progress)
     total = sum(request.num_images for request in requests)
-    if _chief():
+    if first_process():
         print(f"{report.drawn} drawn, {report.present} were there, in {out}", file=sys.stderr)
     if report.stopped is not None and report.drawn + report.present < total:
-        if _chief():
+        if first_process():
             print("stopped; the same command goes on from here", file=sys.stderr)
         return 130 if report.stopped == signal.SIGINT else 75
     return 1 if report.problems else 0
@@ -184,12 +186,6 @@ def read_parts(parts: list[str]) -> tuple[Element, ...]:
         dataclasses.replace(one, image=load_image(one.image)) if isinstance(one, Image) else one
         for one in elements
     )
-
-
-def _chief() -> bool:
-    import jax
-
-    return jax.process_index() == 0
 
 
 @contextmanager

@@ -1,11 +1,9 @@
-"""The only mesh: axes (replica, data, fsdp, tensor), and how processes join and feed it."""
+"""The only mesh: axes (replica, data, fsdp, tensor), and how processes feed it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -13,10 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.processes import initialize_distributed
 from mvader_jax.parallel.sharding import MESH_AXES, batch_sharding, mesh_axes
 
 
@@ -125,45 +124,6 @@ def open_mesh(text: str) -> Mesh | None:
     return make_mesh(config)
 
 
-def initialize_distributed() -> None:
-    """Joins the processes of a job where the environment names one; otherwise does nothing.
-
-    Reads JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; where they are not set, JAX finds
-    the other hosts of a TPU pod or of several slices itself. Calling it again is harmless. Raises
-    UserError for half a set of variables, or where the others cannot be reached.
-    """
-    if jax.distributed.is_initialized():
-        return
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        try:
-            count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-        except (KeyError, ValueError):
-            raise UserError(
-                "JAX_COORDINATOR_ADDRESS is set: JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers beside it"
-            ) from None
-        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
-    elif on_tpu_pod():
-        jax.distributed.initialize()
-
-
-def on_tpu_pod() -> bool:
-    """Whether this host has TPUs and perhaps siblings, by the environment.
-
-    GKE names the hosts, and MVADER_POD settles doubt. A Cloud TPU VM names none: there JAX asks the
-    metadata server, which answers for a single host too. On a host without TPU chips JAX sets
-    TPU_SKIP_MDS_QUERY when it is imported.
-    """
-    if os.environ.get("JAX_PLATFORMS", "").split(",")[0] not in ("", "tpu"):
-        return False
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    # Where it finds none, libtpu leaves a sentence there.
-    if "," in hosts and not hosts.startswith("WARNING"):
-        return True
-    if "MEGASCALE_NUM_SLICES" in os.environ or "MVADER_POD" in os.environ:
-        return True
-    return "TPU_SKIP_MDS_QUERY" not in os.environ and importlib.util.find_spec("libtpu") is not None
-
-
 def process_share(mesh: Mesh) -> tuple[int, int]:
     """(index, count): this process makes the index-th of `count` equal runs of a batch's rows.
 
@@ -193,32 +153,3 @@ def make_global(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(batch_sharding(mesh, x.ndim), x, shape)
 
     return jax.tree.map(one, batch)
-
-
-def alone() -> bool:
-    """Whether this process is a whole job. Unlike `jax.process_count()` it starts no backend."""
-    return not jax.distributed.is_initialized() or jax.process_count() == 1
-
-
-def first_process() -> bool:
-    """Whether this is the process that writes what one alone must write."""
-    return alone() or jax.process_index() == 0
-
-
-def everywhere(good: bool) -> bool:
-    """Whether `good` holds in every process; all of them must ask together."""
-    if alone():
-        return good
-    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
-
-
-def gather_json(value: Any) -> list[Any]:
-    """The JSON values of all processes, in order; all of them must ask together."""
-    if alone():
-        return [value]
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array(data.size))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: data.size] = data
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(row[: int(length)].tobytes()) for row, length in zip(rows, lengths, strict=True)]

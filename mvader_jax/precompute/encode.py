@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mvader_jax.data.config import DataConfig
@@ -38,6 +37,7 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.vae import VAE
 from mvader_jax.parallel.mesh import make_global
+from mvader_jax.parallel.processes import barrier, by_first, first_process
 from mvader_jax.parallel.sharding import batch_sharding
 from mvader_jax.settings import to_dict
 from mvader_jax.storage.bundle import load_bundle
@@ -124,7 +124,7 @@ def encode(
         _run(job, directory, sources, on_progress)
         info = _finish(job, directory)
         found = _check(job, os.fspath(out), sources, sample)
-    if jax.process_index() == 0:
+    if first_process():
         (directory / _WORK).rmtree()
     return info, found
 
@@ -216,7 +216,8 @@ def _begin(directory: epath.Path, job: _Job) -> None:
     """Makes the folder, or recognises an unfinished run of the same kind. Process 0 alone writes."""
     plan = json.dumps({"info": job.info.to_json(), "model": to_dict(job.model)}, indent=1, sort_keys=True)
     file = directory / _WORK / _PLAN
-    if jax.process_index() == 0:
+
+    def begin() -> None:
         try:
             if file.exists():
                 if file.read_text() != plan:
@@ -231,16 +232,15 @@ def _begin(directory: epath.Path, job: _Job) -> None:
                 file.write_text(plan)
         except OSError as error:
             raise UserError(f"cannot write to {os.fspath(directory)!r}: {error.strerror or error}") from None
-    _together("mvader-encode-begin")
+
+    by_first(begin)
 
 
 def _run(
     job: _Job, directory: epath.Path, sources: dict[Split, Source], on_progress: Callable[[int, int], None]
 ) -> None:
     shards = [(split, number) for split in SPLITS for number in range(len(job.info.shards(split)))]
-    done = np.array([_report(directory, *shard).exists() for shard in shards], bool)
-    if jax.process_count() > 1:
-        done = multihost_utils.broadcast_one_to_all(done)
+    done = by_first(lambda: [_report(directory, *shard).exists() for shard in shards])
     lengths = [len(job.info.shards(split)[number]) for split, number in shards]
     total, ready = sum(lengths), sum(n for n, known in zip(lengths, done, strict=True) if known)
     on_progress(ready, total)
@@ -346,15 +346,15 @@ def _own_rows(value: jax.Array) -> np.ndarray:
 
 
 def _finish(job: _Job, directory: epath.Path) -> EncodedInfo:
-    _together("mvader-encode-written")
+    barrier()
     damaged: Counter[str] = Counter()
     for split in SPLITS:
         for number in range(len(job.info.shards(split))):
             damaged.update(json.loads(_report(directory, split, number).read_text()))
     info = dataclasses.replace(job.info, damaged=dict(damaged.most_common()))
-    if jax.process_index() == 0:
+    if first_process():
         (directory / INFO).write_text(json.dumps(info.to_json(), indent=1))
-    _together("mvader-encode-finished")
+    barrier()
     return info
 
 
@@ -395,8 +395,3 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def _report(directory: epath.Path, split: str, number: int) -> epath.Path:
     return directory / _WORK / f"{split}-{number:05d}.json"
-
-
-def _together(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

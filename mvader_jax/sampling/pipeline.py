@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from mvader_jax.condition import Condition, PromptBatch
@@ -24,6 +23,7 @@ from mvader_jax.images.read import load_image
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed
 from mvader_jax.models.unet import UNet
+from mvader_jax.parallel.processes import gather_rows
 from mvader_jax.parallel.sharding import batch_sharding, replicated
 from mvader_jax.prompt.elements import Prompt
 from mvader_jax.sampling.generate import (
@@ -158,9 +158,7 @@ class Pipeline:
             against=against,
             eta=eta,
         )
-        if not pixels.is_fully_addressable:
-            pixels = multihost_utils.process_allgather(pixels, tiled=True)
-        return [PIL.Image.fromarray(image) for image in np.asarray(pixels)]
+        return [PIL.Image.fromarray(image) for image in gather_rows(pixels)]
 
     def init_of(
         self, pictures: Any, shares: Sequence[float] | None, count: int, size: tuple[int, int]

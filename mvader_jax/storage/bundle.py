@@ -30,7 +30,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.unet import factors_shape
-from mvader_jax.parallel.mesh import everywhere, first_process, gather_json
+from mvader_jax.parallel.processes import barrier, by_first, first_process
 from mvader_jax.parallel.sharding import param_shardings
 from mvader_jax.prompt.layout import lay_out
 from mvader_jax.prompt.tokenizer import Tokenizer
@@ -156,23 +156,21 @@ def staged(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already; choose another place or pass --overwrite")
-    made, problem = "", ""
-    if first_process():
+
+    def make() -> str:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            made = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+            return tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
         except OSError as error:
-            problem = f"cannot write {path}: {error.strerror}"
-    made, problem = gather_json([made, problem])[0]
-    if problem:
-        raise UserError(problem)
-    work = Path(made)
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+    work = Path(by_first(make))
     try:
         yield work
-        everywhere(True)
+        barrier()
         if first_process():
             _take_place(work, path)
-        everywhere(True)
+        barrier()
     finally:
         if first_process():
             _remove(work)

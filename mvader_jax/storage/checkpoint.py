@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mvader_jax.errors import UserError
-from mvader_jax.parallel.mesh import everywhere, gather_json
+from mvader_jax.parallel.processes import barrier, everywhere, first_process, gather_json
 
 Tree = Any
 _log = logging.getLogger(__name__)
@@ -234,12 +234,12 @@ class Checkpoints:
     def _move_aside(self, damaged: list[int]) -> None:
         if not damaged:
             return
-        if jax.process_index() == 0:
+        if first_process():
             for step in damaged:
                 aside = self.directory.parent / f"damaged-{step}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.directory / str(step)).rename(aside)
-        everywhere(True)
+        barrier()
         self._manager.reload()
 
 

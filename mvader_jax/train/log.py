@@ -18,6 +18,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from mvader_jax.parallel.processes import first_process
 from mvader_jax.train.config import Stage
 from mvader_jax.train.flops import peak_flops
 
@@ -49,7 +50,7 @@ class Watch:
 
     def __init__(self, directory: Path, stage: Stage, rates: Rates, *, quiet: bool = False) -> None:
         self.stage, self.rates = stage, rates
-        self.chief = jax.process_index() == 0
+        self.chief = first_process()
         self.console = rich.console.Console(file=sys.stderr, quiet=quiet or not self.chief)
         self._sums: dict[str, np.ndarray] = {}
         self._pending: tuple[int, Any] | None = None

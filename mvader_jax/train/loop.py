@@ -28,7 +28,8 @@ from mvader_jax.data.loader import Loader
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.parallel.mesh import gather_json, make_global
+from mvader_jax.parallel.mesh import make_global
+from mvader_jax.parallel.processes import first_process, gather_json
 from mvader_jax.settings import to_dict
 from mvader_jax.storage.bundle import Bundle, carry_over, staged, write_bundle
 from mvader_jax.storage.checkpoint import Checkpoints, Restored
@@ -257,7 +258,7 @@ def write_result(run: Run, state: TrainState, path: Path, stage_name: str) -> No
         for name in bundle.components
     }
     bundle = dataclasses.replace(bundle, records=records)
-    if jax.process_index() == 0:
+    if first_process():
         # What a process that was killed while writing left behind.
         for leftover in path.parent.glob(f".{path.name}.*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -14,16 +14,15 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from mvader_jax.errors import UserError
-from mvader_jax.parallel import mesh as mesh_module
+from mvader_jax.parallel import processes
 from mvader_jax.parallel.mesh import (
     MeshConfig,
-    gather_json,
     make_global,
     make_mesh,
-    on_tpu_pod,
     parse_mesh,
     process_share,
 )
+from mvader_jax.parallel.processes import gather_json, on_tpu_pod
 from mvader_jax.parallel.sharding import MESH_AXES, ShardingError, partition_spec, partitioned
 
 
@@ -97,7 +96,7 @@ def test_when_a_host_looks_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES", "MVADER_POD", "TPU_SKIP_MDS_QUERY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setattr(mesh_module.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: object())
     # A Cloud TPU VM: the metadata server knows.
     assert on_tpu_pod()
     # No chips (JAX says so at import): a laptop.
@@ -117,7 +116,7 @@ def test_half_a_set_of_variables_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
     monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers"):
-        mesh_module.initialize_distributed()
+        processes.initialize_distributed()
 
 
 def test_large_arrays_are_never_left_whole() -> None:

@@ -22,7 +22,8 @@ import jax
 
 
 def main() -> int:
-    from mvader_jax.parallel.mesh import initialize_distributed, make_mesh, parse_mesh
+    from mvader_jax.parallel.mesh import make_mesh, parse_mesh
+    from mvader_jax.parallel.processes import initialize_distributed
 
     workdir, stage, shape, options = Path(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
     initialize_distributed()
@@ -69,18 +70,18 @@ def write_rows(config: Any, stage: str, mesh: Any, init: str, path: str) -> None
 
 
 def load(bundle: str, mesh: Any) -> int:
-    from mvader_jax.parallel.mesh import everywhere
+    from mvader_jax.parallel.processes import barrier
     from mvader_jax.storage.bundle import load_bundle
 
     def memory(name: str) -> int:
         text = Path("/proc/self/status").read_text()
         return int(text.split(f"{name}:")[1].split()[0]) << 10
 
-    everywhere(True)
+    barrier()
     before = memory("VmRSS")
     tree = load_bundle(bundle, components=["decoder"], mesh=mesh).components["decoder"]
     jax.block_until_ready(tree)
-    everywhere(True)
+    barrier()
     leaves = jax.tree.leaves(tree)
     held = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
     print(

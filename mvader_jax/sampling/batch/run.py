@@ -17,7 +17,7 @@ import numpy as np
 
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
-from mvader_jax.parallel.mesh import gather_json
+from mvader_jax.parallel.processes import by_first, first_process, gather_json
 from mvader_jax.sampling.batch.prepare import Prepared, Preparer
 from mvader_jax.sampling.batch.requests import Problem, Request, fingerprint
 from mvader_jax.sampling.batch.shapes import Batch, Item, plan, shapes
@@ -95,20 +95,13 @@ def sample_all(
     shape_of, unfit = shapes(pipe.bundle, requests)
     note(unfit)
     requests = [request for request in requests if request.line in shape_of]
-    chief = jax.process_index() == 0
-    done: set[str] = set()
-    failure = None
-    if chief:
-        try:
-            done, kept = store.present(requests)
-            store.open(kept)
-        except UserError as error:
-            failure = str(error)
-    # What process 0 found is what counts, on every process.
-    first = gather_json({"done": sorted(done), "failure": failure})[0]
-    if first["failure"]:
-        raise UserError(first["failure"])
-    done = set(first["done"])
+
+    def begin() -> list[str]:
+        done, kept = store.present(requests)
+        store.open(kept)
+        return sorted(done)
+
+    done = set(by_first(begin))
     missing = [
         (Item(request, index), shape_of[request.line])
         for request in requests
@@ -126,7 +119,7 @@ def sample_all(
             rows, failure = writer.write(*drawn)
             said = gather_json({"rows": rows, "failure": failure, "stop": stop.number})
             everything = [row for other in said for row in other["rows"]]
-            if chief:
+            if first_process():
                 store.record(everything)
             for other in said:
                 if other["failure"]:
