@@ -2,7 +2,8 @@
 
 A config travels as JSON (`to_dict`, `from_dict`) and is changed by typed overrides
 (`override(config, ["a.b=3"])`). An unknown key is an error that names the nearest known one. Settings of
-several kinds are a `Choice`. A dataclass may say where keys of earlier versions stand now, in a class
+several kinds are a `Choice`. A dataclass that derives from `Checked` is made with values of the declared types
+and within their `bounds`, or not at all. A dataclass may say where keys of earlier versions stand now, in a class
 variable `moved`: {"count": "source.num_records"}, or "..name" for a key of the settings around it.
 """
 
@@ -10,12 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
+import numbers
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
+import numpy as np
+
+from mvader_jax.bounds import Bound
 from mvader_jax.errors import UserError
 
 T = TypeVar("T")
@@ -24,7 +30,23 @@ T = TypeVar("T")
 KIND = "kind"
 
 
-class Choice:
+class Checked:
+    """Base of the dataclasses that hold settings: every field is of its type and within its bounds.
+
+    Lists become tuples where a tuple is declared. A class with rules between its fields calls this
+    `__post_init__` first. Raises UserError naming the field, its value and what is accepted.
+    """
+
+    def __post_init__(self) -> None:
+        cls: Any = type(self)
+        for name, hint in type_hints(cls).items():
+            value = getattr(self, name)
+            converted = convert(hint, value, f"{cls.__name__}.{name}")
+            if converted is not value:
+                object.__setattr__(self, name, converted)
+
+
+class Choice(Checked):
     """Base of settings of several kinds, of which a field holds one. Every kind is a frozen dataclass:
 
         class Source(Choice): ...
@@ -39,6 +61,15 @@ class Choice:
     def kind(self) -> str:
         """The name that its kind is registered under."""
         return next(name for name, cls in self.kinds.items() if cls is type(self))
+
+
+@functools.cache
+def type_hints(cls: Any) -> dict[str, Any]:
+    """The types of a dataclass' fields, or of a function's parameters, with their bounds."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    if dataclasses.is_dataclass(cls):
+        return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return hints
 
 
 def to_dict(config: Any) -> Any:
@@ -58,7 +89,7 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
 
     Raises UserError for an unknown key or a value of the wrong type.
     """
-    return typing.cast(T, _convert(cls, data, where))
+    return typing.cast(T, convert(cls, data, where))
 
 
 def modern(cls: type, data: Any) -> Any:
@@ -91,7 +122,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _set(config: Any, hint: Any, keys: list[str], text: str, path: str) -> Any:
     if not keys:
-        return _convert(hint, _literal(text), path)
+        return convert(hint, _literal(text), path)
     key, rest = keys[0], keys[1:]
     if isinstance(config, Mapping):
         if key not in config:
@@ -100,7 +131,7 @@ def _set(config: Any, hint: Any, keys: list[str], text: str, path: str) -> Any:
         return {**config, key: _set(config[key], value_hint, rest, text, path)}
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise UserError(f"cannot set {path!r}: {key!r} is not inside a config")
-    hints = _hints(type(config))
+    hints = type_hints(type(config))
     if key not in hints:
         place = getattr(config, "moved", {}).get(key)
         if place is not None:
@@ -119,7 +150,7 @@ def _set(config: Any, hint: Any, keys: list[str], text: str, path: str) -> Any:
 def _literal(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also thousands of digits, or of brackets
         words = {"True": True, "False": False, "None": None}
         return words.get(text, text)
 
@@ -131,15 +162,24 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint` says. Raises UserError, naming `where`, for another type or out of bounds."""
     origin = typing.get_origin(hint)
+    if origin is Annotated:
+        bare, *notes = typing.get_args(hint)
+        converted = convert(bare, value, where)
+        for bound in notes:
+            if isinstance(bound, Bound) and converted is not None and not bound.accepts(converted):
+                raise UserError(f"{where} is {_shown(value)}; accepted: {bound.accepted}")
+        return converted
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
         return _convert_union(hint, value, where)
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise UserError(f"{where} is {value!r}; accepted: {', '.join(map(str, typing.get_args(hint)))}")
+            accepted = ", ".join(map(str, typing.get_args(hint)))
+            raise UserError(f"{where} is {_shown(value)}; accepted: {accepted}")
         return value
     if _is_choice(hint):
         return _convert_choice(hint, value, where)
@@ -150,21 +190,43 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, (list, tuple)):
         args = typing.get_args(hint)
         if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+            return tuple(convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         if len(args) == len(value):
             return tuple(
-                _convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True))
+                convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True))
             )
     elif isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
         _, value_hint = typing.get_args(hint)
-        return {str(k): _convert(value_hint, v, f"{where}.{k}") for k, v in value.items()}
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(hint, type) and type(value) is hint:
-        return value
+        return {str(k): convert(value_hint, v, f"{where}.{k}") for k, v in value.items()}
+    elif hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return _finite(value, where)
+    elif hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
     elif hint is str and isinstance(value, (int, float)):
         return str(value)
-    raise UserError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+    elif isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint):
+        return value
+    raise UserError(f"{where} is {_shown(value)}; expected {getattr(hint, '__name__', hint)}")
+
+
+def _finite(value: numbers.Real, where: str) -> float:
+    """Finite in float32 too, which is what a device computes with."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = float("inf")
+    if not abs(number) <= float(np.finfo(np.float32).max):
+        raise UserError(f"{where} is {_shown(value)}; expected a finite number (of float32)")
+    return number
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short, whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _convert_union(hint: Any, value: Any, where: str) -> Any:
@@ -176,7 +238,7 @@ def _convert_union(hint: Any, value: Any, where: str) -> Any:
         if option is type(None):
             continue
         try:
-            return _convert(option, value, where)
+            return convert(option, value, where)
         except UserError as error:
             # The most telling complaint is that of the option which reads deepest into the value.
             if failure is None or len(str(error)) > len(str(failure)):
@@ -187,21 +249,15 @@ def _convert_union(hint: Any, value: Any, where: str) -> Any:
 
 def _convert_dataclass(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
-        raise UserError(f"{where} is {value!r}; expected the fields of {cls.__name__}")
-    hints = _hints(cls)
+        raise UserError(f"{where} is {_shown(value)}; expected the fields of {cls.__name__}")
+    hints = type_hints(cls)
     for key in value:
         if key not in hints:
             raise UserError(f"unknown key {key!r} in {where}; {nearest(key, hints)}")
     try:
-        return cls(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+        return cls(**{key: convert(hints[key], item, f"{where}.{key}") for key, item in value.items()})
     except TypeError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields."""
-    hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def _is_choice(hint: Any) -> bool:
@@ -213,10 +269,12 @@ def _convert_choice(base: type[Choice], value: Any, where: str) -> Any:
         return value
     settings = {KIND: value} if isinstance(value, str) else value
     if not isinstance(settings, Mapping) or KIND not in settings:
-        raise UserError(f"{where} is {value!r}; expected one of {', '.join(base.kinds)}, or its settings")
+        raise UserError(
+            f"{where} is {_shown(value)}; expected one of {', '.join(base.kinds)}, or its settings"
+        )
     name = settings[KIND]
     if name not in base.kinds:
-        raise UserError(f"{where} is {name!r}; accepted: {', '.join(base.kinds)}")
+        raise UserError(f"{where} is {_shown(name)}; accepted: {', '.join(base.kinds)}")
     return _convert_dataclass(base.kinds[name], {k: v for k, v in settings.items() if k != KIND}, where)
 
 
@@ -230,10 +288,10 @@ def _modern(hint: Any, data: Any) -> tuple[Any, dict[str, Any]]:
         data = {KIND: data} if isinstance(data, str) else data
         hint = hint.kinds.get(data[KIND]) if isinstance(data, Mapping) and KIND in data else None
         if hint is not None:
-            data = {key: value for key, value in data.items() if key == KIND or key in _hints(hint)}
+            data = {key: value for key, value in data.items() if key == KIND or key in type_hints(hint)}
     if not dataclasses.is_dataclass(hint) or not isinstance(data, Mapping):
         return data, {}
-    hints, moved = _hints(typing.cast(type, hint)), getattr(hint, "moved", {})
+    hints, moved = type_hints(typing.cast(type, hint)), getattr(hint, "moved", {})
     out = {key: value for key, value in data.items() if key in hints or key not in moved}
     around: dict[str, Any] = {}
     for key in data.keys() - out.keys():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from mvader_jax.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Share, Workers, between
+from mvader_jax.settings import Checked
 
 #: Where records come from: the synthetic world drawn as it is read, data sets built by `mvader data
 #: build`, or JSONL of query, positive and negatives.
@@ -11,7 +14,7 @@ SourceName = Literal["scenes", "records", "pairs"]
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """The data of one stage.
 
     source: scenes need no path; records take directories, pairs take JSONL files.
@@ -38,24 +41,24 @@ class DataConfig:
 
     source: SourceName = "scenes"
     paths: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()
-    num_records: int = 100_000
-    image_size: int = 64
-    caption_length: int = 77
-    p_image: float = 0.2
-    p_interleaved: float = 0.0
+    weights: tuple[PositiveFloat, ...] = ()
+    num_records: PositiveInt = 100_000
+    image_size: PositiveInt = 64
+    caption_length: PositiveInt = 77
+    p_image: Share = 0.2
+    p_interleaved: Share = 0.0
     interleaved: tuple[str, ...] = ()
-    interleaved_images: int = 2
-    interleaved_length: int = 0
+    interleaved_images: PositiveInt = 2
+    interleaved_length: NonNegativeInt = 0
     crop: Literal["centre", "random"] = "centre"
-    flip: float = 0.0
-    aspect_buckets: tuple[tuple[int, int], ...] = ()
+    flip: Share = 0.0
+    aspect_buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     languages: tuple[Literal["en", "de"], ...] = ("en", "de")
-    omit: float = 0.0
-    parallel: float = 0.0
+    omit: Share = 0.0
+    parallel: Share = 0.0
     precomputed: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Seed = 0
     shuffle: bool = True
-    threads: int = 2
-    workers: int = 0
-    bad_limit: int = 1000
+    threads: Annotated[int, between(1, 1024)] = 2
+    workers: Workers = 0
+    bad_limit: NonNegativeInt = 1000

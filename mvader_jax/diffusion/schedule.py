@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mvader_jax.bounds import Bound, NonNegativeInt, PositiveInt
 from mvader_jax.errors import UserError
+from mvader_jax.settings import Checked
+
+#: Of 0 the first step would add no noise, and samplers divide by it.
+_BETA = Bound(lambda x: 0 < x < 1, "more than 0, and less than 1")
 
 
 @dataclasses.dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Checked):
     """Stable Diffusion 1.4's schedule by default (its diffusers `scheduler_config.json`)."""
 
-    num_train_steps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    num_train_steps: PositiveInt = 1000
+    beta_start: Annotated[float, _BETA] = 0.00085
+    beta_end: Annotated[float, _BETA] = 0.012
     beta_schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
-    steps_offset: int = 1
+    steps_offset: NonNegativeInt = 1
     set_alpha_to_one: bool = False
 
     def alphas_cumprod(self) -> np.ndarray:

@@ -10,26 +10,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mvader_jax.bounds import PositiveFloat, PositiveInt
 from mvader_jax.condition import Condition, PromptBatch
 from mvader_jax.errors import UserError
 from mvader_jax.models.attention import attend
 from mvader_jax.parallel.sharding import constrain, partitioned
+from mvader_jax.settings import Checked
 
 Dtype = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipTextConfig:
+class ClipTextConfig(Checked):
     """A causal pre-norm transformer with learned positions."""
 
-    vocab_size: int = 49408
-    width: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    mlp_width: int = 3072
-    max_positions: int = 77
+    vocab_size: PositiveInt = 49408
+    width: PositiveInt = 768
+    num_layers: PositiveInt = 12
+    num_heads: PositiveInt = 12
+    mlp_width: PositiveInt = 3072
+    max_positions: PositiveInt = 77
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    norm_eps: float = 1e-5
+    norm_eps: PositiveFloat = 1e-5
 
     @classmethod
     def sd14(cls) -> ClipTextConfig:

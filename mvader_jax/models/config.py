@@ -15,13 +15,14 @@ from mvader_jax.models.s_magma import SMagmaConfig
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
 from mvader_jax.prompt.tokenizer import TokenizerConfig
+from mvader_jax.settings import Checked
 
 #: Which embedder turns a prompt into a Condition.
 Embedder = Literal["s_magma", "clip_text"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """The architecture of every component a bundle may hold; None where it has no such component."""
 
     embedder: Embedder = "s_magma"

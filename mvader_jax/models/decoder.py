@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mvader_jax.bounds import LARGEST_INT, Bound, PositiveFloat, PositiveInt
 from mvader_jax.errors import UserError
 from mvader_jax.models.attention import attend
 from mvader_jax.models.remat import Remat, rematerialised
 from mvader_jax.parallel.sharding import constrain, partitioned
+from mvader_jax.settings import Checked
 
 Dtype = Any
 Tree = Any
 Arrays = tuple[jax.Array, ...]
 Factors = tuple[jax.Array | None, ...]
+#: Dimensions rotate in pairs.
+_EVEN = Bound(lambda x: 0 <= x <= LARGEST_INT and x % 2 == 0, "an even number, 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Checked):
     """vocab_size: rows of `wte`; head_vocab_size: columns of `lm_head` (GPT-J's differ in MAGMA).
 
     block: "parallel" (GPT-J: attention and MLP read one norm), "parallel_two_norms" (GPT-NeoX),
@@ -36,23 +40,23 @@ class DecoderConfig:
         apart ("half", GPT-NeoX). rotary_dim: leading dimensions of a head that rotate.
     """
 
-    vocab_size: int = 50400
-    head_vocab_size: int = 50400
-    width: int = 4096
-    num_layers: int = 28
-    num_heads: int = 16
-    head_dim: int = 256
-    mlp_width: int = 16384
-    max_positions: int = 2048
+    vocab_size: PositiveInt = 50400
+    head_vocab_size: PositiveInt = 50400
+    width: PositiveInt = 4096
+    num_layers: PositiveInt = 28
+    num_heads: PositiveInt = 16
+    head_dim: PositiveInt = 256
+    mlp_width: PositiveInt = 16384
+    max_positions: PositiveInt = 2048
     block: Literal["parallel", "parallel_two_norms", "sequential"] = "parallel"
     rotary: Literal["interleaved", "half"] = "interleaved"
-    rotary_dim: int = 64
-    rotary_base: float = 10000.0
+    rotary_dim: Annotated[int, _EVEN] = 64
+    rotary_base: PositiveFloat = 10000.0
     activation: Literal["gelu_new", "gelu"] = "gelu_new"
     attention_bias: bool = False
     out_bias: bool = False
     head_bias: bool = True
-    norm_eps: float = 1e-5
+    norm_eps: PositiveFloat = 1e-5
 
     @classmethod
     def gptj_6b(cls) -> DecoderConfig:
@@ -98,13 +102,13 @@ class DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaptersConfig:
+class AdaptersConfig(Checked):
     """y + up(relu(down(y))) after a sub-layer (MAGMA section 3.3); width: of the bottleneck.
 
     parallel: the adapter reads the sub-layer's input instead of its output.
     """
 
-    width: int
+    width: PositiveInt
     mlp: bool = True
     attention: bool = False
     parallel: bool = False

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mvader_jax.bounds import PositiveInt
 from mvader_jax.parallel.sharding import constrain, partitioned
+from mvader_jax.settings import Checked
 
 Dtype = Any
 _EPS = 1e-5
@@ -22,12 +24,12 @@ _STATISTICS = "statistics"
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageEncoderConfig:
+class ImageEncoderConfig(Checked):
     """layers: blocks of the four stages; width: channels of the first; image_size: pixels a side."""
 
-    layers: tuple[int, int, int, int] = (6, 8, 18, 8)
-    width: int = 96
-    image_size: int = 384
+    layers: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (6, 8, 18, 8)
+    width: PositiveInt = 96
+    image_size: PositiveInt = 384
 
     @property
     def num_tokens(self) -> int:

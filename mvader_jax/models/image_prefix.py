@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mvader_jax.bounds import PositiveInt, below
 from mvader_jax.parallel.sharding import partitioned
+from mvader_jax.settings import Checked
 
 
 @dataclasses.dataclass(frozen=True)
-class ImagePrefixConfig:
+class ImagePrefixConfig(Checked):
     """in_width: channels of the encoder; width: of the decoder (Aleph-Alpha/magma image_prefix.py)."""
 
-    in_width: int = 3072
-    width: int = 4096
-    dropout: float = 0.1
+    in_width: PositiveInt = 3072
+    width: PositiveInt = 4096
+    dropout: Annotated[float, below(0, 1)] = 0.1
 
     @classmethod
     def magma(cls) -> ImagePrefixConfig:

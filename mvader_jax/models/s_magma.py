@@ -16,13 +16,14 @@ from mvader_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from mvader_jax.models.image_prefix import ImagePrefix, ImagePrefixConfig
 from mvader_jax.models.remat import Remat
 from mvader_jax.parallel.sharding import constrain
+from mvader_jax.settings import Checked
 
 Components = Mapping[str, Any]
 Dtype = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class SMagmaConfig:
+class SMagmaConfig(Checked):
     """The parts; without encoder and prefix it takes texts only, without adapters it is V1 of the paper."""
 
     decoder: DecoderConfig

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mvader_jax.bounds import PositiveFloat, PositiveInt
 from mvader_jax.condition import Condition
 from mvader_jax.errors import UserError
 from mvader_jax.models.remat import Remat, rematerialised
@@ -22,12 +23,13 @@ from mvader_jax.models.unet_blocks import (
     group_norm,
     timestep_embedding,
 )
+from mvader_jax.settings import Checked
 
 Dtype = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Checked):
     """Levels are counted from the highest resolution down.
 
     attention: whether a level has transformers beside its resnets (the middle block always has one).
@@ -35,18 +37,19 @@ class UNetConfig:
     sample_size: latents a side it was trained at. Raises UserError where these do not fit together.
     """
 
-    in_channels: int = 4
-    out_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
+    in_channels: PositiveInt = 4
+    out_channels: PositiveInt = 4
+    block_out_channels: tuple[PositiveInt, ...] = (320, 640, 1280, 1280)
+    layers_per_block: PositiveInt = 2
     attention: tuple[bool, ...] = (True, True, True, False)
-    cross_attention_dim: int = 768
-    num_heads: int | tuple[int, ...] = 8
-    norm_groups: int = 32
-    norm_eps: float = 1e-5
-    sample_size: int = 64
+    cross_attention_dim: PositiveInt = 768
+    num_heads: PositiveInt | tuple[PositiveInt, ...] = 8
+    norm_groups: PositiveInt = 32
+    norm_eps: PositiveFloat = 1e-5
+    sample_size: PositiveInt = 64
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         levels = len(self.block_out_channels)
         if levels == 0 or len(self.attention) != levels:
             raise UserError(

@@ -9,31 +9,34 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mvader_jax.bounds import PositiveFloat, PositiveInt
 from mvader_jax.errors import UserError
 from mvader_jax.models.attention import attend
 from mvader_jax.models.unet_blocks import Downsample, ResnetBlock, Upsample, conv, dense, group_norm
+from mvader_jax.settings import Checked
 
 Dtype = Any
 _EPS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Checked):
     """block_out_channels: from the highest resolution down.
 
     scaling_factor: what latents are multiplied by for the diffusion model, by callers, not here.
     sample_size: pixels a side it was trained at. Raises UserError where norm_groups does not divide.
     """
 
-    in_channels: int = 3
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    latent_channels: int = 4
-    norm_groups: int = 32
-    scaling_factor: float = 0.18215
-    sample_size: int = 512
+    in_channels: PositiveInt = 3
+    block_out_channels: tuple[PositiveInt, ...] = (128, 256, 512, 512)
+    layers_per_block: PositiveInt = 2
+    latent_channels: PositiveInt = 4
+    norm_groups: PositiveInt = 32
+    scaling_factor: PositiveFloat = 0.18215
+    sample_size: PositiveInt = 512
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.block_out_channels:
             raise UserError(
                 "the VAE's block_out_channels is empty; it needs one entry a level, and at least one"

@@ -6,16 +6,18 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from mvader_jax.bounds import PositiveInt, Seed, any_number
 from mvader_jax.data.scenes.captions import Language, caption
 from mvader_jax.data.scenes.judge import SCORES, compare, read_scene
 from mvader_jax.data.scenes.world import COLORS, Scene, render, scene_at
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import SITES, Element, Image, Prompt, Text
 from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.settings import Checked
 
 #: theta of the image in the element-change curves.
 THETAS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.0)
@@ -27,15 +29,15 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """How pictures are drawn; the defaults are the paper's. batch: pictures a call of the program."""
 
-    count: int = 500
-    steps: int = 50
-    guidance_scale: float = 8.0
+    count: PositiveInt = 500
+    steps: PositiveInt = 50
+    guidance_scale: Annotated[float, any_number("negative guidance turns away")] = 8.0
     sampler: str = "plms"
-    batch: int = 50
-    seed: int = 0
+    batch: PositiveInt = 50
+    seed: Seed = 0
 
 
 def held_out(count: int, two_objects: float = 0.3) -> list[Scene]:
@@ -131,13 +133,11 @@ def change_scores(
 
 
 def check(settings: Settings, parts: Sequence[str], sites: Sequence[str], phrase: str) -> None:
-    """Raises UserError for an unknown part or site, no scenes, or a phrase that names no colour."""
+    """Raises UserError for an unknown part or site, or a phrase that names no colour."""
     for name in [name for name in parts if name not in PARTS]:
         raise UserError(f"unknown part {name!r}; accepted: {', '.join(PARTS)}")
     for name in [name for name in sites if name not in SITES]:
         raise UserError(f"unknown site {name!r}; accepted: {', '.join(SITES)}")
-    if settings.count < 1:
-        raise UserError(f"count is {settings.count}; at least 1 scene is needed")
     if "{color}" not in phrase:
         raise UserError(f"the phrase {phrase!r} names no colour; expected {{color}} in it, as in {PHRASE!r}")
 

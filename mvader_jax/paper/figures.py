@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from mvader_jax.bounds import NonNegativeFloat, PositiveInt, Seed, Share, any_number
 from mvader_jax.data.scenes.world import COLORS, Scene, SceneObject, render
 from mvader_jax.errors import UserError
 from mvader_jax.images.read import load_image
@@ -18,6 +19,7 @@ from mvader_jax.images.sheet import grid
 from mvader_jax.prompt.elements import Element, Image, Text
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.tasks import composition, element, img2img, interpolation, style, variation
+from mvader_jax.settings import Checked
 
 #: Noise of the image-to-image baseline, in figure 4's row.
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -30,20 +32,20 @@ _SIDE = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """How a figure's pictures are drawn; the defaults are the paper's.
 
     strength: of the image-to-image baseline where a figure shows one. values: the words of figure 5.
     """
 
-    steps: int = 50
-    guidance_scale: float = 8.0
+    steps: PositiveInt = 50
+    guidance_scale: Annotated[float, any_number("negative guidance turns away")] = 8.0
     sampler: str = "plms"
     site: str = "both"
-    seed: int = 0
-    strength: float = 0.6
+    seed: Seed = 0
+    strength: Share = 0.6
     values: tuple[str, ...] = tuple(COLORS)[:4]
-    thetas: tuple[float, ...] = THETAS
+    thetas: tuple[NonNegativeFloat, ...] = THETAS
 
     @property
     def drawing(self) -> dict[str, Any]:

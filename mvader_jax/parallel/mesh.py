@@ -7,30 +7,35 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from mvader_jax.bounds import LARGEST_INT, Bound
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.processes import initialize_distributed
 from mvader_jax.parallel.sharding import MESH_AXES, batch_sharding, mesh_axes
+from mvader_jax.settings import Checked
+
+#: Devices along one axis of a mesh.
+_AXIS = Bound(lambda x: x == -1 or 1 <= x <= LARGEST_INT, "a positive number, or -1 for what is left")
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked):
     """Devices along each axis; one of them may be -1: what the others leave.
 
     replica: slices joined by the data-centre network; data: whole copies of the parameters; fsdp:
     parameters are sharded, batch too; tensor: heads and MLP are sharded.
     """
 
-    replica: int = 1
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+    replica: Annotated[int, _AXIS] = 1
+    data: Annotated[int, _AXIS] = 1
+    fsdp: Annotated[int, _AXIS] = 1
+    tensor: Annotated[int, _AXIS] = 1
 
     def resolve(self, devices: int) -> MeshConfig:
         """The -1 replaced. Raises UserError where the axes do not make up the number of devices."""
@@ -66,11 +71,7 @@ def parse_mesh(text: str) -> MeshConfig:
         try:
             sizes[axis] = int(number)
         except ValueError:
-            sizes[axis] = 0
-        if sizes[axis] < 1 and sizes[axis] != -1:
-            raise UserError(
-                f"{part!r} in the mesh: the size must be a positive number, or -1 for what is left"
-            )
+            raise UserError(f"{part!r} in the mesh: the size must be {_AXIS.accepted}") from None
     return MeshConfig(**sizes)
 
 

@@ -6,17 +6,19 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from mvader_jax.bounds import NonNegativeInt, PositiveInt, between
 from mvader_jax.errors import UserError
 from mvader_jax.plan.report import Plan, make_plan
 from mvader_jax.plan.topology import parse_topology, prepare_environment
+from mvader_jax.settings import Checked
 
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Request(Checked):
     """What is to be planned.
 
     config, overrides: as `mvader train`; job: "train" (the stage `objective`) or "sample"; mesh: axes as
@@ -27,15 +29,15 @@ class Request:
 
     config: str
     topology: str
-    slices: int = 1
+    slices: PositiveInt = 1
     overrides: tuple[str, ...] = ()
     job: str = "train"
     objective: str = "diffusion"
     mesh: str = "fsdp=-1"
-    accumulate: int | None = None
-    batch: int = 0
+    accumulate: PositiveInt | None = None
+    batch: NonNegativeInt = 0
     precomputed: tuple[str, ...] = ()
-    effort: float = -1.0
+    effort: Annotated[float, between(-1, 1)] = -1.0
     cache: bool = True
     search: bool = False
 
@@ -61,8 +63,6 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
 
     if request.job not in ("train", "sample"):
         raise UserError(f"unknown job {request.job!r}; accepted: train, sample")
-    if not -1.0 <= request.effort <= 1.0:
-        raise UserError(f"the effort is {request.effort}; accepted are -1 (quick) to 1")
     topology = parse_topology(request.topology, request.slices)
     config = load_config(request.config, request.overrides)
     mesh = make_mesh(parse_mesh(request.mesh), devices(topology))

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from mvader_jax.bounds import NonNegativeInt, PositiveInt
 from mvader_jax.errors import UserError
+from mvader_jax.settings import Checked
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,7 +29,7 @@ _CLIP_WORDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Checked):
     """What a prompt's tokens look like to the model behind it; the vocabulary is in tokenizer.json.
 
     kind: which byte-level BPE, where it is built from vocab.json and merges.txt.
@@ -39,13 +41,13 @@ class TokenizerConfig:
     """
 
     kind: Literal["gpt2", "clip"] = "gpt2"
-    eos_id: int = 50256
-    bos_id: int | None = None
-    pad_id: int = 0
+    eos_id: NonNegativeInt = 50256
+    bos_id: NonNegativeInt | None = None
+    pad_id: NonNegativeInt = 0
     add_bos: bool = False
     add_eos: bool = False
-    length: int | None = None
-    max_positions: int = 2048
+    length: PositiveInt | None = None
+    max_positions: PositiveInt = 2048
 
     @classmethod
     def gpt2(cls) -> TokenizerConfig:

@@ -6,28 +6,42 @@ import dataclasses
 import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from mvader_jax.bounds import (
+    Bound,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    RegularExpression,
+    Seed,
+    Share,
+    any_number,
+    at_least,
+)
 from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
-from mvader_jax.settings import nearest, override
+from mvader_jax.settings import Checked, nearest, override
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 
 Objective = Literal["vae", "captioning", "contrastive", "diffusion"]
+#: A mean is exceeded by every second loss.
+_RATIO = Bound(lambda x: x == 0 or x > 1, "0, or more than 1")
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class Group(Checked):
     """Parameters that train together: a regular expression over `component/path`, and its peak rate."""
 
-    parameters: str
-    learning_rate: float
+    parameters: RegularExpression
+    learning_rate: NonNegativeFloat
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Stage(Checked):
     """One training run of the model: what trains, on what, for how long.
 
     init: stages of the same config (their finished bundles) or bundle names and paths, in order;
@@ -38,58 +52,58 @@ class Stage:
 
     objective: Objective
     groups: Mapping[str, Group]
-    steps: int
-    batch_size: int
+    steps: PositiveInt
+    batch_size: PositiveInt
     data: DataConfig
     init: tuple[str, ...] = ()
     optimizer: OptimizerConfig = OptimizerConfig()
     #: diffusion: embedding dropout, and what the dropped rows see.
-    dropout: float = 0.1
+    dropout: Share = 0.1
     null: Literal["empty", "zeros"] = "empty"
     #: diffusion: what of the autoencoder's posterior is noised; Stable Diffusion was trained on samples.
     posterior: Literal["sample", "mean"] = "sample"
     #: diffusion: 1 draws timesteps as eq. 1 does, uniformly; more, noisy ones up to this many times as often as
     #: clean ones (diffusion/objective.py).
-    timestep_bias: float = 1.0
+    timestep_bias: Annotated[float, at_least(1)] = 1.0
     #: captioning: the image stands before the caption (False trains the bare language model).
     images: bool = True
     #: contrastive: the queries are pictures, not texts (CLIP: Radford et al. 2021).
     picture_queries: bool = False
     #: contrastive: cosine similarities are multiplied by this before the softmax.
-    similarity_scale: float = 20.0
+    similarity_scale: PositiveFloat = 20.0
     #: vae: weight of the Kullback-Leibler term beside the errors of a pixel.
-    kl_weight: float = 1e-6
+    kl_weight: NonNegativeFloat = 1e-6
     #: microbatches a step.
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     #: groups that a batch's rows are laid out in (data/rows.py); 0: one for every part of a microbatch that a
     #: device holds. A number of one's own, a multiple of these, makes batches and noise the same on any mesh.
-    row_groups: int = 0
+    row_groups: NonNegativeInt = 0
     #: which activations of the UNet and the decoder are kept for the backward pass.
     remat: Remat = "none"
     #: compute dtype; parameters that train stay float32, frozen ones are kept in `frozen_dtype`.
     dtype: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
-    log_every: int = 50
+    seed: Seed = 0
+    log_every: PositiveInt = 50
     #: steps between checkpoints; the newest `keep` stay, and for good every one that is a multiple of `keep_every`.
-    save_every: int = 500
-    keep: int = 2
-    keep_every: int = 0
-    validate_every: int = 500
+    save_every: PositiveInt = 500
+    keep: PositiveInt = 2
+    keep_every: NonNegativeInt = 0
+    validate_every: PositiveInt = 500
     #: steps between grids of pictures (0: none): of these prompts, or of held-out records where there are none.
-    sample_every: int = 0
+    sample_every: NonNegativeInt = 0
     sample_prompts: tuple[str, ...] = ()
-    sample_steps: int = 50
-    sample_guidance: float = 8.0
+    sample_steps: PositiveInt = 50
+    sample_guidance: Annotated[float, any_number("negative guidance turns away")] = 8.0
     #: an update is bad, and changes nothing, when its loss or gradient is not finite, or its loss is more than
     #: this many times the running mean of the losses (0: however large). One more than `max_bad_updates` in a
     #: run stop it.
-    max_loss_ratio: float = 0.0
-    max_bad_updates: int = 0
+    max_loss_ratio: Annotated[float, _RATIO] = 0.0
+    max_bad_updates: NonNegativeInt = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """name: directory of the runs below `runs/`; model: every component's architecture."""
 
     name: str

@@ -41,7 +41,8 @@ def test_axes_are_read_and_filled() -> None:
     ("text", "complaint"),
     [
         ("model=2", "unknown mesh axis in 'model=2'; accepted: replica=N, data=N, fsdp=N, tensor=N"),
-        ("data=0", "must be a positive number"),
+        ("data=0", "MeshConfig.data is 0; accepted: a positive number"),
+        ("data=two", "must be a positive number"),
         ("data=2,data=4", "names data twice"),
         ("data=3,fsdp=-1", "does not divide the 8 devices"),
         ("data=-1,fsdp=-1", "only one axis may be -1"),

@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from mvader_jax.bounds import NonNegativeInt, PositiveInt, Share, any_number, at_least
 from mvader_jax.data.building.schema import SPELLINGS, number
 from mvader_jax.errors import UserError
+from mvader_jax.settings import Checked
 
 #: Captions are cut at a few dozen tokens in training: a longer text than this is a page, not a caption.
 MAX_CAPTION = 2000
@@ -20,7 +22,7 @@ MAX_ASPECT = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
-class FilterConfig:
+class FilterConfig(Checked):
     """None turns a filter off.
 
     min_aesthetic: kept above it, exclusive. min_size: least original width and height in pixels.
@@ -29,15 +31,15 @@ class FilterConfig:
     min_caption, max_caption: characters. max_aspect: longer side by shorter.
     """
 
-    min_aesthetic: float | None = None
-    min_size: int | None = None
-    max_watermark: float | None = None
-    max_punsafe: float | None = None
+    min_aesthetic: Annotated[float, any_number("scores have no end")] | None = None
+    min_size: PositiveInt | None = None
+    max_watermark: Share | None = None
+    max_punsafe: Share | None = None
     nsfw: tuple[str, ...] | None = None
     languages: tuple[str, ...] | None = None
-    min_caption: int = 1
-    max_caption: int = MAX_CAPTION
-    max_aspect: float = MAX_ASPECT
+    min_caption: NonNegativeInt = 1
+    max_caption: PositiveInt = MAX_CAPTION
+    max_aspect: Annotated[float, at_least(1)] = MAX_ASPECT
 
     @classmethod
     def paper(cls) -> FilterConfig:

@@ -37,8 +37,6 @@ def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None 
     """
     if model.unet is None or model.vae is None or model.schedule is None:
         raise UserError("the diffusion objective needs unet, vae and schedule in the model's config")
-    if not stage.timestep_bias >= 1:
-        raise UserError(f"timestep_bias is {stage.timestep_bias}; it must be 1 (uniform, eq. 1) or more")
     dtype = jnp.dtype(stage.dtype)
     unet, vae, schedule = (
         UNet(model.unet, dtype=dtype, remat=stage.remat),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,19 @@ import numpy as np
 import optax
 import optax.contrib
 
+from mvader_jax.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, Share, below
 from mvader_jax.errors import UserError
+from mvader_jax.settings import Checked
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """AdamW. Stable Diffusion's values by default (facts of its training: betas .9/.999, decay 1e-2)."""
 
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
+    b1: Annotated[float, below(0, 1)] = 0.9
+    b2: Annotated[float, below(0, 1)] = 0.999
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 1e-2
     #: groups of matrices [in, out] that Muon moves (Jordan 2024): every direction of the input alike, however
     #: little of the input's variance lies in it. Its rates are the spectral norm of an update, about .02.
     muon: tuple[str, ...] = ()
@@ -30,14 +32,14 @@ class OptimizerConfig:
     #: hidden states vary alike in every direction (train/whitening.py).
     whiten: tuple[str, ...] = ()
     #: global norm over all groups; 0 turns clipping off.
-    clip_norm: float = 1.0
-    warmup_steps: int = 0
+    clip_norm: NonNegativeFloat = 1.0
+    warmup_steps: NonNegativeInt = 0
     #: after warm-up: constant, or down to `final_fraction` of the rate at `decay_steps` (0: the last step).
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    decay_steps: int = 0
-    final_fraction: float = 0.0
+    decay_steps: NonNegativeInt = 0
+    final_fraction: Share = 0.0
     #: 0 keeps no average: the last parameters are the result.
-    ema_decay: float = 0.9999
+    ema_decay: Annotated[float, below(0, 1)] = 0.9999
 
 
 def learning_rate(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
@@ -70,12 +72,9 @@ def make_optimizer(
 
     rates: peak learning rate of each group; trainable: arrays or shapes; labels: the group of each of its leaves.
     whitening: [in, in], symmetric, where groups are whitened.
-    Raises UserError for a negative rate, an unknown group, a group for Muon that is not all matrices, and one to
+    Raises UserError for an unknown group, a group for Muon that is not all matrices, and one to
     whiten that is not all matrices of the condition's width.
     """
-    for group, rate in rates.items():
-        if not rate >= 0:
-            raise UserError(f"learning rate of group {group!r} is {rate}; it must be zero or more")
     for field in ("muon", "whiten"):
         for group in getattr(config, field):
             if group not in rates:

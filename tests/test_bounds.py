@@ -1,0 +1,236 @@
+"""Settings: every number has bounds, declared at its field, and nothing gets past them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import math
+import os
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import hypothesis
+import micro
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+import mvader_jax
+import mvader_jax.data.building.filters
+import mvader_jax.paper.evaluate
+import mvader_jax.paper.figures
+import mvader_jax.plan.request
+from mvader_jax.bounds import Bound
+from mvader_jax.errors import UserError
+from mvader_jax.models.clip_text import ClipTextConfig
+from mvader_jax.models.decoder import AdaptersConfig
+from mvader_jax.plan.request import Request
+from mvader_jax.settings import Checked, convert, from_dict, override, to_dict, type_hints
+from mvader_jax.train.config import Group, load_config
+
+#: One of each class that has no defaults.
+STAGE = micro.train_config().stages["diffusion"]
+EXAMPLES: dict[str, Any] = {
+    "Group": Group("unet/.*", 1e-3),
+    "Stage": STAGE,
+    "TrainConfig": micro.train_config(),
+    "AdaptersConfig": AdaptersConfig(16),
+    "SMagmaConfig": micro.MODEL.s_magma,
+    "Request": Request("configs/tiny.py", "v5e:2x2"),
+}
+ENDINGS = ("Config", "Settings", "Options", "Request")
+#: Dataclasses so named that are made by the program, not by a person.
+NOT_SETTINGS: set[str] = set()
+#: Fields that take a number below 0.
+SIGNED = {
+    *(f"MeshConfig.{axis}" for axis in ("replica", "data", "fsdp", "tensor")),
+    "Request.effort",
+}
+
+
+def checked_classes() -> list[type[Checked]]:
+    def below(cls: type[Checked]) -> Iterator[type[Checked]]:
+        for sub in cls.__subclasses__():
+            yield sub
+            yield from below(sub)
+
+    found = {cls for cls in below(Checked) if cls.__module__.startswith("mvader_jax.")}
+    return sorted(found, key=lambda cls: (cls.__module__, cls.__name__))
+
+
+def numbers(hint: Any, bounds: tuple[Bound, ...] = ()) -> Iterator[tuple[type, tuple[Bound, ...]]]:
+    """Every int or float in a type, with its bounds."""
+    if typing.get_origin(hint) is Annotated:
+        bare, *notes = typing.get_args(hint)
+        yield from numbers(bare, (*bounds, *(note for note in notes if isinstance(note, Bound))))
+    elif hint in (int, float):
+        yield hint, bounds
+    else:
+        for part in typing.get_args(hint):
+            yield from numbers(part, bounds if type(None) in typing.get_args(hint) else ())
+
+
+#: (class, field): everything with a number in it.
+NUMERIC = [
+    (cls, name)
+    for cls in checked_classes()
+    for name, hint in type_hints(cls).items()
+    if any(True for _ in numbers(hint))
+]
+
+
+def example(cls: type[Checked]) -> Any:
+    return EXAMPLES[cls.__name__] if cls.__name__ in EXAMPLES else cls()
+
+
+def test_every_class_of_settings_is_checked() -> None:
+    """By name, in the text: one that nobody imports here is found too."""
+    names = set()
+    for path in Path(mvader_jax.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ClassDef) or not node.name.endswith(ENDINGS):
+                continue
+            if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+                names.add((node.name, str(path)))
+    known = {cls.__name__ for cls in checked_classes()}
+    assert [(name, path) for name, path in sorted(names) if name not in known | NOT_SETTINGS] == []
+
+
+@pytest.mark.parametrize(("cls", "name"), NUMERIC, ids=lambda x: getattr(x, "__name__", x))
+def test_every_number_has_bounds(cls: type[Checked], name: str) -> None:
+    """A number of which none is senseless says so with `any_number`, and why."""
+    assert all(bounds for _, bounds in numbers(type_hints(cls)[name]))
+
+
+WILD = st.one_of(
+    st.integers(),
+    st.integers(-3, 3),
+    st.floats(),
+    st.floats(-2, 2),
+    st.sampled_from([2**31 - 1, 2**31, 2**32, 10**400, -(10**400), 1e-320, 1e39, 0.99999999999, 1 - 2**-24]),
+    st.sampled_from([True, False, None, "", "1", "nan", "x", {}, {"a": 1}]),
+)
+VALUES = st.one_of(WILD, st.lists(WILD, max_size=4), st.lists(st.lists(WILD, max_size=2), max_size=2))
+
+
+@pytest.mark.parametrize(("cls", "name"), NUMERIC, ids=lambda x: getattr(x, "__name__", x))
+@hypothesis.settings(max_examples=int(os.environ.get("MVADER_EXAMPLES", "25")), deadline=None, database=None)
+@hypothesis.given(value=VALUES)
+def test_a_wild_number_is_refused_in_a_sentence_or_kept_as_it_is(
+    cls: type[Checked], name: str, value: Any
+) -> None:
+    given = example(cls)
+    outcomes: list[Any] = []
+    for make in (
+        lambda: dataclasses.replace(given, **{name: value}),
+        lambda: override(given, [f"{name}={json.dumps(value)}"]),
+        lambda: from_dict(cls, {**to_dict(given), name: value}),
+    ):
+        try:
+            outcomes.append(getattr(make(), name))
+        except UserError as error:
+            outcomes.append(UserError)
+            said = str(error)
+            hypothesis.note(said)
+            short = bool(said) and "\n" not in said and len(said) < 400
+    assert outcomes[0] is not UserError or short
+    assert outcomes[1] == outcomes[0] == outcomes[2]
+    if outcomes[0] is UserError:
+        return
+    assert to_dict(outcomes[0]) == value, "what is accepted is kept"
+    for number in leaves(outcomes[0]):
+        assert math.isfinite(np.float32(number))
+        assert not isinstance(number, int) or abs(number) < 2**32
+        allowed = f"{cls.__name__}.{name}" in SIGNED or "any finite number" in words(cls, name)
+        assert number >= 0 or allowed
+
+
+def leaves(value: Any) -> Iterator[float]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, (int, float)):
+        yield value
+
+
+def words(cls: type[Checked], name: str) -> str:
+    return " ".join(b.accepted for _, bounds in numbers(type_hints(cls)[name]) for b in bounds)
+
+
+SENSELESS = """
+steps=0 batch_size=0 batch_size=-8 log_every=0 save_every=0 validate_every=0 accumulate=0
+accumulate=-1 keep=0 keep=-1 keep_every=-1 seed=-1 seed=4294967296 dropout=1.5 dropout=NaN
+timestep_bias=0.5 timestep_bias=NaN similarity_scale=0 kl_weight=-1 row_groups=-1 sample_every=-1
+sample_steps=0 sample_guidance=NaN sample_guidance=Infinity max_loss_ratio=-1 max_loss_ratio=0.5
+max_bad_updates=-1 steps=99999999999 optimizer.b1=1 optimizer.b2=-0.1 optimizer.b2=0.99999999999
+optimizer.eps=0 optimizer.eps=1e-60 optimizer.weight_decay=-1 optimizer.clip_norm=-1
+optimizer.clip_norm=NaN optimizer.warmup_steps=-1 optimizer.decay_steps=-1
+optimizer.final_fraction=2 optimizer.ema_decay=1.5 optimizer.ema_decay=1 optimizer.ema_decay=NaN
+data.num_records=0 data.num_records=-1 data.image_size=0 data.caption_length=0 data.p_image=1.1
+data.p_interleaved=-1 data.interleaved_images=0 data.interleaved_length=-1 data.flip=2 data.omit=2
+data.parallel=2 data.seed=-1 data.threads=0 data.threads=1000000 data.workers=-1
+data.workers=1000000 data.bad_limit=-1 data.weights=[Infinity] data.weights=[NaN] data.weights=[0]
+data.aspect_buckets=[[0,8]] groups.unet.learning_rate=-1 groups.unet.learning_rate=NaN
+groups.unet.learning_rate=1e300 groups.unet.parameters=unet/(
+"""
+
+
+@pytest.mark.parametrize("text", SENSELESS.split())
+def test_what_was_accepted_or_failed_late_is_refused_at_once(text: str) -> None:
+    field = text.partition("=")[0]
+    with pytest.raises(UserError, match=rf"^{field}(\[\d\])* is .*; (accepted|expected)"):
+        override(STAGE, [text])
+
+
+def test_numbers_at_the_edge_are_accepted() -> None:
+    stage = override(
+        STAGE,
+        [
+            *("steps=1", "keep=1", "seed=4294967295", "dropout=1", "max_loss_ratio=0", "max_bad_updates=0"),
+            *("optimizer.clip_norm=0", "optimizer.ema_decay=0", "data.workers=0", "data.bad_limit=0"),
+            *("groups.unet.learning_rate=0", "data.flip=1", "data.p_image=0", "accumulate=1"),
+        ],
+    )
+    assert (stage.seed, stage.dropout, stage.data.flip) == (2**32 - 1, 1.0, 1.0)
+
+
+def test_code_is_checked_as_overrides_are() -> None:
+    with pytest.raises(UserError, match=r"^Stage.steps is 0; accepted: 1 to 2147483647$"):
+        dataclasses.replace(STAGE, steps=0)
+    with pytest.raises(UserError, match=r"^Stage.dtype is 'float16'; accepted: float32, bfloat16$"):
+        dataclasses.replace(STAGE, dtype="float16")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^Group.parameters is '\('; accepted: a regular expression"):
+        Group("(", 1e-3)
+    with pytest.raises(UserError, match=r"VAEConfig.norm_groups is 0"):
+        dataclasses.replace(micro.MODEL.vae, norm_groups=0)  # type: ignore[type-var]
+    # What NumPy counted is a number too, and a list is what a tuple says.
+    assert dataclasses.replace(STAGE, steps=np.int64(3), init=["tiny"]).init == ("tiny",)  # type: ignore[arg-type]
+    assert hash(dataclasses.replace(ClipTextConfig(), norm_eps=np.float32(1e-5)))
+
+
+def test_thousands_of_digits_or_brackets_are_one_short_sentence() -> None:
+    for text in ("steps=" + "9" * 5000, "steps=" + "[" * 100_000, "groups.unet.learning_rate=" + "9" * 400):
+        with pytest.raises(UserError) as caught:
+            override(STAGE, [text])
+        assert len(str(caught.value)) < 200
+
+
+def test_a_config_file_out_of_bounds_names_the_field(tmp_path: Path) -> None:
+    path = tmp_path / "config.py"
+    path.write_text("import micro\n\ndef get_config():\n    return micro.train_config(steps=0)\n")
+    with pytest.raises(UserError, match=r"Stage.steps is 0"):
+        load_config(path)
+
+
+def test_functions_have_types_with_bounds_too() -> None:
+    def command(steps: Annotated[int | None, Bound(lambda x: x > 0, "some")] = None) -> None: ...
+
+    assert list(inspect.signature(command).parameters) == list(type_hints(command))[:1]
+    hint = type_hints(command)["steps"]
+    assert convert(hint, None, "--steps") is None
+    with pytest.raises(UserError, match=r"^--steps is 0; accepted: some$"):
+        convert(hint, 0, "--steps")
