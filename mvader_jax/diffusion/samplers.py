@@ -1,9 +1,10 @@
-"""The samplers by name, and the one form in which they are called.
+"""The samplers by name, and the one form in which they are called: `(denoise, x, levels)`.
 
-    SAMPLERS["plms"](denoise, latents, schedule, 50)                          # from noise to the picture
-    start = start_at(50, strength=0.6)                                        # img2img: 30 of the 50 steps
-    noisy = SAMPLERS["plms"].add_noise(latents, noise, schedule, 50, start)
-    SAMPLERS["plms"](denoise, noisy, schedule, 50, start=start)
+    plms = SAMPLERS["plms"]
+    levels = plms.levels(model.schedule, 50)                       # from noise to the picture
+    latents = plms(denoise, noise, levels)
+    levels = levels[start_at(50, strength=0.6):]                   # img2img: the last 30 of the 50 steps
+    latents = plms(denoise, levels.noised(latents, noise), levels)
 
 `denoise(x, t)` is the model's noise prediction with everything else closed over: x as the latents, t a
 traced int32 []. Every sampler is pure and runs whole inside `jit` as one `lax.scan` with one call of
@@ -16,14 +17,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mvader_jax.diffusion import pndm, solvers
+from mvader_jax.diffusion.levels import Levels, levels_of
 from mvader_jax.diffusion.pndm import Denoise
-from mvader_jax.diffusion.schedule import Schedule, ScheduleConfig, leading_timesteps, linspace_timesteps
+from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
 
 
@@ -31,14 +33,16 @@ from mvader_jax.errors import UserError
 class Sampler:
     """One row of `SAMPLERS`.
 
-    solve: (denoise, latents, config, steps, start) -> latents; with `stochastic`, also eta and keys.
-    levels: the noise levels, as timesteps of the schedule, at which its steps begin: descending, [steps].
-    extra_calls: model calls beyond one a step, of a run of so many steps.
+    solve: (denoise, latents, levels) -> latents; with `stochastic`, also eta and keys.
+    about: what it is, in a line.
+    levels: (schedule, steps) -> the levels of a whole run, by the schedule's spacing or else its own.
+    extra_calls: model calls beyond one per step, of a run of so many steps.
     stochastic: whether it takes eta > 0.
     """
 
     solve: Callable[..., jax.Array]
-    levels: Callable[[ScheduleConfig, int], np.ndarray]
+    about: str
+    levels: Callable[[ScheduleConfig, int], Levels] = levels_of
     extra_calls: Callable[[int], int] = lambda _: 0
     stochastic: bool = False
 
@@ -46,57 +50,34 @@ class Sampler:
         self,
         denoise: Denoise,
         latents: jax.Array,
-        schedule: Schedule,
-        steps: int,
+        levels: Levels,
         *,
-        start: int = 0,
         eta: float = 0.0,
         keys: jax.Array | None = None,
     ) -> jax.Array:
-        """Latents [B, ...] at the noise level where step `start` begins -> the picture's latents.
+        """Latents [B, ...] at the first of `levels` -> the picture's latents; as they are where none is left.
 
-        steps, start, eta are Python numbers (static under `jit`). start: 0 (from pure noise) to `steps`
-        (nothing is left to do: the latents come back as they are); steps before it are left out. eta: 0
-        to 1, the share of fresh noise of a stochastic sampler; above 0 it needs `keys`, a PRNG key an
-        image [B] (`noise.sampler_keys`). Raises UserError for numbers outside these ranges, and for eta
-        above 0 where the sampler is deterministic.
+        levels, eta are host values (static under `jit`). eta: 0 to 1, the part of fresh noise of a
+        stochastic sampler; above 0 it needs `keys`, a PRNG key per image [B] (`noise.sampler_keys`).
+        Raises UserError for another eta, and for eta above 0 where the sampler is deterministic.
         """
-        self._check(schedule.config, steps, start)
         if not 0.0 <= eta <= 1.0:
             raise UserError(f"eta is {eta}; accepted are 0 to 1")
         if eta and not self.stochastic:
             stochastic = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.stochastic)
             raise UserError(f"eta is {eta}, but this sampler adds no noise; those that do: {stochastic}")
         x = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
-        if start == steps:
+        if not len(levels):
             return x
         if not eta:
-            return self.solve(denoise, x, schedule.config, steps, start)
+            return self.solve(denoise, x, levels)
         if keys is None:
             raise ValueError("eta > 0 draws noise and needs keys")
-        return self.solve(denoise, x, schedule.config, steps, start, eta, keys)
+        return self.solve(denoise, x, levels, eta, keys)
 
-    def calls(self, steps: int, start: int = 0) -> int:
-        """How often a run calls the model."""
-        return steps - start + self.extra_calls(steps - start)
-
-    def add_noise(
-        self, latents: jax.Array, noise: jax.Array, schedule: Schedule, steps: int, start: int
-    ) -> jax.Array:
-        """Clean latents with the noise that step `start` begins with; unchanged where `start` is `steps`.
-
-        latents, noise: [B, h, w, C]. Raises UserError as `__call__`.
-        """
-        self._check(schedule.config, steps, start)
-        if start == steps:
-            return latents
-        level = int(self.levels(schedule.config, steps)[start])
-        return schedule.add_noise(latents, noise, jnp.full(latents.shape[:1], level, jnp.int32))
-
-    def _check(self, config: ScheduleConfig, steps: int, start: int) -> None:
-        self.levels(config, steps)  # refuses step counts
-        if not 0 <= start <= steps:
-            raise UserError(f"start is {start}; accepted are 0 to the number of steps, {steps}")
+    def calls(self, steps: int) -> int:
+        """How often a run of so many steps calls the model."""
+        return steps + self.extra_calls(steps)
 
 
 def start_at(steps: int, strength: float) -> int:
@@ -110,15 +91,52 @@ def start_at(steps: int, strength: float) -> int:
     return steps - math.floor(steps * strength + 1e-9)
 
 
+def _runge_kutta(steps: int) -> int:
+    """F-PNDM calls the model four times in each of its Runge-Kutta steps."""
+    return 3 * min(3, steps)
+
+
+#: The PNDM paper takes alpha-bar one timestep after the one that the model is told.
+_paper_levels = partial(levels_of, alpha_later=1)
+
 #: `plms` is what Stable Diffusion ran and this project's default.
 SAMPLERS: dict[str, Sampler] = {
-    "plms": Sampler(pndm.plms, leading_timesteps, lambda steps: 1),
-    "pndm": Sampler(pndm.pndm, pndm.paper_levels, lambda steps: 3 * min(3, steps)),
-    "pndm-diffusers": Sampler(pndm.pndm_diffusers, leading_timesteps, lambda steps: 3 * min(3, steps)),
-    "s-pndm": Sampler(pndm.s_pndm, pndm.paper_levels, lambda steps: 1),
-    "ddim": Sampler(solvers.ddim, leading_timesteps, stochastic=True),
-    "dpm-solver++2m": Sampler(solvers.dpm_solver_2m, linspace_timesteps),
-    "euler": Sampler(solvers.euler, leading_timesteps),
+    "plms": Sampler(
+        pndm.plms,
+        "PNDM as Stable Diffusion ran it; the default",
+        extra_calls=lambda _: 1,
+    ),
+    "pndm": Sampler(
+        pndm.pndm,
+        "F-PNDM in the PNDM paper's own indexing (luping-liu/PNDM)",
+        _paper_levels,
+        extra_calls=_runge_kutta,
+    ),
+    "pndm-diffusers": Sampler(
+        pndm.pndm_diffusers,
+        "F-PNDM as diffusers' PNDMScheduler reads it",
+        extra_calls=_runge_kutta,
+    ),
+    "s-pndm": Sampler(
+        pndm.s_pndm,
+        "second-order PNDM in the paper's own indexing",
+        _paper_levels,
+        extra_calls=lambda _: 1,
+    ),
+    "ddim": Sampler(
+        solvers.ddim,
+        "DDIM; eta from 0 (deterministic) to 1 (fresh noise every step)",
+        stochastic=True,
+    ),
+    "dpm-solver++2m": Sampler(
+        solvers.dpm_solver_2m,
+        "DPM-Solver++(2M), the one for 15 to 25 steps",
+        partial(levels_of, spacing="linspace", endpoint=True),
+    ),
+    "euler": Sampler(
+        solvers.euler,
+        "Euler's method in sigma, ending at sigma 0",
+    ),
 }
 #: As they stand in this file: what is kept of their programs between runs holds for these.
 OWN = dict(SAMPLERS)

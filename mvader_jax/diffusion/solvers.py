@@ -6,28 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvader_jax.diffusion.pndm import PICTURE, Denoise
-from mvader_jax.diffusion.schedule import ScheduleConfig, leading_timesteps, linspace_timesteps
+from mvader_jax.diffusion.levels import Levels
+from mvader_jax.diffusion.pndm import Denoise
 
 
 def ddim(
     denoise: Denoise,
     latents: jax.Array,
-    config: ScheduleConfig,
-    steps: int,
-    start: int,
+    levels: Levels,
     eta: float = 0.0,
     keys: jax.Array | None = None,
 ) -> jax.Array:
     """DDIM (Song et al. 2020, eq. 12 and 16). eta 0: deterministic; 1: ancestral sampling (DDPM).
 
-    keys: [B], a PRNG key an image. Step i draws an image's noise from fold_in(its key, i) alone.
+    keys: [B], a PRNG key per image. Step i of the whole run draws an image's noise from fold_in(its key, i) alone.
     """
-    times = leading_timesteps(config, steps)[start:]
-    a, b = config.alphas(times), config.alphas(np.append(times[1:], PICTURE))
+    a, b = levels.alphas[:-1], levels.alphas[1:]
     sigma = eta * np.sqrt((1 - b) / (1 - a)) * np.sqrt(1 - a / b)
     direction = np.sqrt(np.maximum(1 - b - sigma**2, 0.0))
-    indices = jnp.arange(start, steps)
+    indices = jnp.arange(levels.first, levels.steps)
 
     def body(x: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         t, index, noise, signal, noise_after, signal_after, sigma = step
@@ -38,17 +35,16 @@ def ddim(
         return x, None
 
     rows = _rows(latents, np.sqrt(1 - a), np.sqrt(a), direction, np.sqrt(b), sigma)
-    return jax.lax.scan(body, latents, (jnp.asarray(times, jnp.int32), indices, *rows))[0]
+    return jax.lax.scan(body, latents, (_told(levels), indices, *rows))[0]
 
 
-def euler(denoise: Denoise, latents: jax.Array, config: ScheduleConfig, steps: int, start: int) -> jax.Array:
+def euler(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.Array:
     """Euler's method in sigma = sqrt((1 - abar) / abar) (Karras et al. 2022, algorithm 1; k-diffusion).
 
     State: x / sqrt(abar) = x0 + sigma eps, whose slope in sigma is eps; the model reads it times
     1 / sqrt(sigma^2 + 1). The last step ends at sigma = 0, whatever `set_alpha_to_one` says.
     """
-    times = leading_timesteps(config, steps)[start:]
-    alphas = config.alphas(times)
+    alphas = levels.alphas[:-1]
     sigma = np.append(np.sqrt((1 - alphas) / alphas), 0.0)
 
     def body(x: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
@@ -57,26 +53,23 @@ def euler(denoise: Denoise, latents: jax.Array, config: ScheduleConfig, steps: i
 
     rows = _rows(latents, 1 / np.sqrt(sigma[:-1] ** 2 + 1), np.diff(sigma))
     x = latents * jnp.asarray(np.sqrt(sigma[0] ** 2 + 1), latents.dtype)
-    return jax.lax.scan(body, x, (jnp.asarray(times, jnp.int32), *rows))[0]
+    return jax.lax.scan(body, x, (_told(levels), *rows))[0]
 
 
-def dpm_solver_2m(
-    denoise: Denoise, latents: jax.Array, config: ScheduleConfig, steps: int, start: int
-) -> jax.Array:
-    """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2), uniform in time.
+def dpm_solver_2m(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.Array:
+    """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2).
 
-    Its first step is of first order; so is the last one where `steps` is below 15 or it ends at
+    Its first step is of first order; so is the last one where the whole run is below 15 steps or it ends at
     alpha-bar 1 (lambda infinite), as in the authors' code and in diffusers.
     """
-    times = linspace_timesteps(config, steps)[start:]
-    alphas = config.alphas(np.append(times, PICTURE))
+    alphas = levels.alphas
     alpha, sigma = np.sqrt(alphas), np.sqrt(1 - alphas)
     with np.errstate(divide="ignore"):
         h = np.diff(np.log(alpha) - np.log(sigma))
     # 1 / (2 r) with r = h_before / h; timesteps that fall together (at 1000 steps) leave h_before 0.
     extrapolate = np.zeros(len(h))
     second = h[:-1] > 0
-    if steps < 15 or alphas[-1] == 1.0:
+    if levels.steps < 15 or alphas[-1] == 1.0:
         second[-1:] = False
     extrapolate[1:][second] = h[1:][second] / (2 * h[:-1][second])
 
@@ -93,7 +86,11 @@ def dpm_solver_2m(
         latents, alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], -alpha[1:] * np.expm1(-h), extrapolate
     )
     carry = (latents, jnp.zeros_like(latents))
-    return jax.lax.scan(body, carry, (jnp.asarray(times, jnp.int32), *rows))[0][0]
+    return jax.lax.scan(body, carry, (_told(levels), *rows))[0][0]
+
+
+def _told(levels: Levels) -> jax.Array:
+    return jnp.asarray(levels.timesteps, jnp.int32)
 
 
 def _rows(latents: jax.Array, *columns: np.ndarray) -> tuple[jax.Array, ...]:

@@ -14,7 +14,6 @@ from mvader_jax.condition import Array, Condition, PromptBatch
 from mvader_jax.diffusion.guidance import guided
 from mvader_jax.diffusion.noise import initial_noise, sampler_keys
 from mvader_jax.diffusion.samplers import SAMPLERS
-from mvader_jax.diffusion.schedule import Schedule
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed_rows
 from mvader_jax.models.image_encoder import ImageEncoder
@@ -94,13 +93,14 @@ def generate(
         negative = _take(conditions[2], against.rows)
         strength = jnp.asarray(against.strength)
         denoise = guided(eps, condition, null, guidance_scale, negative, strength)
-    schedule, method = Schedule.create(model.schedule), SAMPLERS[sampler]
+    method = SAMPLERS[sampler]
+    levels = method.levels(model.schedule, steps)[start:]
     latents = initial_noise(seeds, indices, (*latent_size, model.unet.in_channels))
     if init is not None:
         clean = mixed_latents(components, init, model=model, dtype=dtype)
-        latents = method.add_noise(clean, latents, schedule, steps, start)
+        latents = levels.noised(clean, latents)
     keys = sampler_keys(seeds, indices) if eta else None
-    latents = method(denoise, latents, schedule, steps, start=start, eta=eta, keys=keys)
+    latents = method(denoise, latents, levels, eta=eta, keys=keys)
     return to_pixels(components, latents, model=model, dtype=dtype)
 
 

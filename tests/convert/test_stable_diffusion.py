@@ -26,7 +26,7 @@ from mvader_jax.cli.main import main
 from mvader_jax.diffusion.guidance import guided
 from mvader_jax.diffusion.noise import initial_noise
 from mvader_jax.diffusion.samplers import SAMPLERS
-from mvader_jax.diffusion.schedule import Schedule, ScheduleConfig
+from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.models.clip_text import ClipTextConfig
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
@@ -93,7 +93,8 @@ def test_the_whole_of_it(theirs: StableDiffusionPipeline, bundle: Path) -> None:
         assert model.unet is not None and model.schedule is not None
         unet = functools.partial(UNet(model.unet).apply, {"params": components["unet"]})
         denoise = guided(unet, condition, nothing, SCALE)
-        latents = SAMPLERS["plms"](denoise, noise, Schedule.create(model.schedule), STEPS)
+        plms = SAMPLERS["plms"]
+        latents = plms(denoise, noise, plms.levels(model.schedule, STEPS))
         picture = decode_latents(components, latents, model=model, dtype="float32")
         return condition.hidden, nothing.hidden, latents, picture
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,12 +13,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 from diffusers.schedulers import scheduling_dpmsolver_multistep, scheduling_euler_discrete
+from sampler_recorded import RECORDED, field, measure
 from sampler_references import REFERENCES, ddim
 
+from mvader_jax.diffusion.levels import levels_of
 from mvader_jax.diffusion.noise import sampler_keys
-from mvader_jax.diffusion.recorded import RECORDED, field, measure
 from mvader_jax.diffusion.samplers import SAMPLERS, start_at
-from mvader_jax.diffusion.schedule import Schedule, ScheduleConfig
+from mvader_jax.diffusion.schedule import ScheduleConfig, Spacing
 from mvader_jax.errors import UserError
 
 START = np.array([1.0, -0.5, 2.0])
@@ -32,13 +32,18 @@ def x64() -> Iterator[None]:
         yield
 
 
-def schedule(to_one: bool = False) -> Schedule:
-    return Schedule.create(ScheduleConfig(set_alpha_to_one=to_one))
-
-
-def run(name: str, steps: int, *, to_one: bool = False, **options: Any) -> np.ndarray:
-    sampler = functools.partial(SAMPLERS[name], **options)
-    return np.asarray(jax.jit(lambda x: sampler(field, x, schedule(to_one), steps))(jnp.asarray(START)))
+def run(
+    name: str,
+    steps: int,
+    start: int = 0,
+    *,
+    to_one: bool = False,
+    spacing: Spacing | None = None,
+    **more: Any,
+) -> np.ndarray:
+    sampler = SAMPLERS[name]
+    levels = sampler.levels(ScheduleConfig(set_alpha_to_one=to_one, spacing=spacing), steps)[start:]
+    return np.asarray(jax.jit(lambda x: sampler(field, x, levels, **more))(jnp.asarray(START)))
 
 
 # Against diffusers.
@@ -86,8 +91,8 @@ def diffusers(
 @pytest.mark.usefixtures("x64")
 def test_plms_is_diffusers(steps: int, start: int) -> None:
     theirs, calls = diffusers(PNDMScheduler, steps, start, skip_prk_steps=True)
-    np.testing.assert_allclose(run("plms", steps, start=start), theirs, rtol=1e-12)
-    assert calls == SAMPLERS["plms"].calls(steps, start)
+    np.testing.assert_allclose(run("plms", steps, start), theirs, rtol=1e-12)
+    assert calls == SAMPLERS["plms"].calls(steps - start)
 
 
 @pytest.mark.parametrize(("steps", "to_one"), [(4, False), (27, False), (36, True), (50, False), (100, True)])
@@ -104,16 +109,16 @@ def test_pndm_diffusers_is_diffusers(steps: int, to_one: bool) -> None:
 @pytest.mark.usefixtures("x64")
 def test_ddim_is_diffusers(steps: int, start: int, to_one: bool) -> None:
     theirs, calls = diffusers(DDIMScheduler, steps, start, to_one=to_one, clip_sample=False)
-    np.testing.assert_allclose(run("ddim", steps, start=start, to_one=to_one), theirs, rtol=1e-12)
-    assert calls == SAMPLERS["ddim"].calls(steps, start)
+    np.testing.assert_allclose(run("ddim", steps, start, to_one=to_one), theirs, rtol=1e-12)
+    assert calls == SAMPLERS["ddim"].calls(steps - start)
 
 
 @pytest.mark.parametrize(("steps", "start"), [(1, 0), (20, 0), (50, 0), (50, 20)])
 @pytest.mark.usefixtures("x64", "doubles")
 def test_euler_is_diffusers(steps: int, start: int) -> None:
     theirs, calls = diffusers(EulerDiscreteScheduler, steps, start, timestep_spacing="leading")
-    np.testing.assert_allclose(run("euler", steps, start=start), theirs, rtol=1e-12)
-    assert calls == SAMPLERS["euler"].calls(steps, start)
+    np.testing.assert_allclose(run("euler", steps, start), theirs, rtol=1e-12)
+    assert calls == SAMPLERS["euler"].calls(steps - start)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +129,57 @@ def test_euler_is_diffusers(steps: int, start: int) -> None:
 def test_dpm_solver_is_diffusers(steps: int, start: int, to_one: bool) -> None:
     final = "zero" if to_one else "sigma_min"
     theirs, calls = diffusers(DPMSolverMultistepScheduler, steps, start, final_sigmas_type=final)
-    np.testing.assert_allclose(run("dpm-solver++2m", steps, start=start, to_one=to_one), theirs, rtol=1e-12)
-    assert calls == SAMPLERS["dpm-solver++2m"].calls(steps, start)
+    np.testing.assert_allclose(run("dpm-solver++2m", steps, start, to_one=to_one), theirs, rtol=1e-12)
+    assert calls == SAMPLERS["dpm-solver++2m"].calls(steps - start)
+
+
+# Spaced otherwise. diffusers' PNDM and DDIM step T // n timesteps down wherever the next step begins, so that
+# only counts whose steps lie so far apart tell something of them.
+
+_PLMS, _DPM = {"skip_prk_steps": True}, {"final_sigmas_type": "sigma_min"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "settings", "trailing", "linspace"),
+    [
+        ("plms", PNDMScheduler, _PLMS, (10, 40, 1000), (1000,)),
+        ("pndm-diffusers", PNDMScheduler, {"skip_prk_steps": False}, (10, 40), (1000,)),
+        ("ddim", DDIMScheduler, {"clip_sample": False}, (1, 10, 40), (1000,)),
+        # Its timesteps are whole at these alone.
+        ("euler", EulerDiscreteScheduler, {}, (1, 37, 50), (10, 28)),
+        ("dpm-solver++2m", DPMSolverMultistepScheduler, _DPM, (1, 15, 37, 50), (10, 37)),
+    ],
+)
+@pytest.mark.usefixtures("x64", "doubles")
+def test_spacing_is_diffusers(
+    name: str, kind: Callable[..., Any], settings: dict[str, Any], trailing: Any, linspace: Any
+) -> None:
+    for spacing, counts in (("trailing", trailing), ("linspace", linspace)):
+        for steps in counts:
+            theirs, calls = diffusers(kind, steps, timestep_spacing=spacing, **settings)
+            ours = run(name, steps, spacing=spacing)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12, err_msg=f"{spacing}, {steps}")
+            assert calls == SAMPLERS[name].calls(steps)
+    # The two differ from each other and from what the sampler takes by default.
+    assert len({tuple(run(name, 10, spacing=s)) for s in ("trailing", "linspace", "leading")}) == 3
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize(("steps", "start"), [(1, 0), (7, 0), (37, 12), (50, 0)])
+@pytest.mark.usefixtures("x64")
+def test_spaced_sampler_is_its_paper(name: str, spacing: Spacing, steps: int, start: int) -> None:
+    kind = DPMSolverMultistepScheduler if name.startswith("dpm") else DDIMScheduler
+    # The PNDM paper has no offset.
+    theirs = kind(**{**SD14, "steps_offset": int(name not in ("pndm", "s-pndm"))})
+    theirs.register_to_config(timestep_spacing=spacing)
+    theirs.set_timesteps(steps)
+    times = theirs.timesteps.tolist()
+    to_one = steps % 2 == 0
+    config = ScheduleConfig(set_alpha_to_one=to_one)
+    expected, called = REFERENCES[name](START, config, steps, start, times=times)
+    np.testing.assert_allclose(run(name, steps, start, to_one=to_one, spacing=spacing), expected, rtol=1e-12)
+    assert len(called) == SAMPLERS[name].calls(steps - start)
 
 
 # Against NumPy, at the counts where others crash, at the edges and from later steps.
@@ -138,9 +192,9 @@ def test_dpm_solver_is_diffusers(steps: int, start: int, to_one: bool) -> None:
 @pytest.mark.usefixtures("x64")
 def test_sampler_is_its_paper(name: str, steps: int, start: int) -> None:
     to_one = steps % 2 == 0
-    expected, called = REFERENCES[name](START, schedule(to_one).config, steps, start)
-    np.testing.assert_allclose(run(name, steps, start=start, to_one=to_one), expected, rtol=1e-12)
-    assert len(called) == SAMPLERS[name].calls(steps, start)
+    expected, called = REFERENCES[name](START, ScheduleConfig(set_alpha_to_one=to_one), steps, start)
+    np.testing.assert_allclose(run(name, steps, start, to_one=to_one), expected, rtol=1e-12)
+    assert len(called) == SAMPLERS[name].calls(steps - start)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -163,9 +217,9 @@ def test_counts_have_finite_tables(name: str, counts: Iterable[int], monkeypatch
     # Coefficients stay NumPy arrays: a thousand counts would otherwise dispatch to the device for minutes.
     monkeypatch.setattr(jnp, "asarray", np.asarray)
     monkeypatch.setattr(jnp, "arange", np.arange)
-    x, schedules = jnp.zeros(1), (schedule(), schedule(True))
+    x, configs = jnp.zeros(1), (ScheduleConfig(), ScheduleConfig(set_alpha_to_one=True))
     for steps in counts:
-        SAMPLERS[name](field, x, schedules[steps % 2], steps)
+        SAMPLERS[name](field, x, SAMPLERS[name].levels(configs[steps % 2], steps))
         times, *rest = tables.pop()
         assert len(times) == SAMPLERS[name].calls(steps)
         assert np.min(times) >= 0 and np.max(times) <= 999
@@ -176,7 +230,7 @@ def test_counts_have_finite_tables(name: str, counts: Iterable[int], monkeypatch
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_other_counts_are_refused(name: str, steps: int) -> None:
     with pytest.raises(UserError, match=f"steps is {steps}; accepted are 1 to 1000"):
-        SAMPLERS[name](field, jnp.zeros(3), schedule(), steps)
+        SAMPLERS[name].levels(ScheduleConfig(), steps)
 
 
 def test_recorded_vectors() -> None:
@@ -209,7 +263,8 @@ def test_model_is_called_at(name: str, expected: list[int]) -> None:
         jax.debug.callback(lambda t: called.append(int(t)), t, ordered=True)
         return jnp.zeros_like(x)
 
-    jax.block_until_ready(SAMPLERS[name](denoise, jnp.ones(3), schedule(), 50))
+    levels = SAMPLERS[name].levels(ScheduleConfig(), 50)
+    jax.block_until_ready(SAMPLERS[name](denoise, jnp.ones(3), levels))
     assert called == expected
 
 
@@ -220,20 +275,19 @@ def test_model_is_called_at(name: str, expected: list[int]) -> None:
 def test_partial_runs(name: str) -> None:
     clean, noise = jnp.full((2, 3), 5.0), jnp.ones((2, 3))
     sampler = SAMPLERS[name]
+    levels = sampler.levels(ScheduleConfig(set_alpha_to_one=True), 20)
     # Nothing to do: the image as it is.
-    np.testing.assert_array_equal(sampler.add_noise(clean, noise, schedule(), 20, 20), clean)
-    np.testing.assert_array_equal(sampler(field, clean, schedule(), 20, start=20), clean)
+    np.testing.assert_array_equal(levels[20:].noised(clean, noise), clean)
+    np.testing.assert_array_equal(sampler(field, clean, levels[20:]), clean)
     # A model that knows the noise gives the image back from any step.
     start = start_at(20, 0.6)
     assert start == 8
-    noisy = sampler.add_noise(clean, noise, schedule(True), 20, start)
-    alpha = schedule().config.alphas_cumprod()[sampler.levels(schedule().config, 20)[8]]
+    later = levels[start:]
+    noisy = later.noised(clean, noise)
+    alpha = levels.alphas[8]
     np.testing.assert_allclose(noisy, np.sqrt(alpha) * 5 + np.sqrt(1 - alpha), rtol=1e-6)
-    back = sampler(lambda x, t: jnp.ones_like(x), noisy, schedule(True), 20, start=start)
+    back = sampler(lambda x, t: jnp.ones_like(x), noisy, later)
     np.testing.assert_allclose(back, clean, rtol=1e-5)
-    for wrong in (-1, 21):
-        with pytest.raises(UserError, match=f"start is {wrong}"):
-            sampler(field, clean, schedule(), 20, start=wrong)
 
 
 def test_strength() -> None:
@@ -251,8 +305,8 @@ def test_ddim_with_eta_is_its_paper(eta: float, start: int) -> None:
     keys = sampler_keys(np.full(3, 7, np.uint32), np.arange(3))
     draw = jax.vmap(lambda i, k: jax.random.normal(jax.random.fold_in(k, i), (), jnp.float32), (None, 0))
     noise = np.asarray(jax.vmap(draw, (0, None))(jnp.arange(10), keys))
-    expected, _ = ddim(START, schedule().config, 10, start, eta, noise)
-    out = run("ddim", 10, start=start, eta=eta, keys=keys)
+    expected, _ = ddim(START, ScheduleConfig(), 10, start, eta, noise)
+    out = run("ddim", 10, start, eta=eta, keys=keys)
     np.testing.assert_allclose(out, expected, rtol=1e-6)
     theirs = DDIMScheduler(**SD14, clip_sample=False, set_alpha_to_one=False)
     theirs.set_timesteps(10)
@@ -266,7 +320,8 @@ def test_ddim_with_eta_is_its_paper(eta: float, start: int) -> None:
 def test_eta_noise_depends_on_seed_and_index_alone() -> None:
     seeds, indices = np.array([7, 7, 9], np.uint32), np.array([0, 1, 0], np.int32)
     keys, x = sampler_keys(seeds, indices), jnp.ones((3, 2))
-    sample = jax.jit(lambda x, keys: SAMPLERS["ddim"](field, x, schedule(), 5, eta=1.0, keys=keys))
+    levels = SAMPLERS["ddim"].levels(ScheduleConfig(), 5)
+    sample = jax.jit(lambda x, keys: SAMPLERS["ddim"](field, x, levels, eta=1.0, keys=keys))
     together, alone = sample(x, keys), sample(x[1:2], keys[1:2])
     np.testing.assert_array_equal(together[1], alone[0])
     assert len(np.unique(together)) == 6
@@ -276,13 +331,13 @@ def test_eta_noise_depends_on_seed_and_index_alone() -> None:
 
 
 def test_eta_is_refused_where_it_means_nothing() -> None:
-    x = jnp.zeros(3)
+    x, levels = jnp.zeros(3), levels_of(ScheduleConfig(), 5)
     with pytest.raises(UserError, match="those that do: ddim"):
-        SAMPLERS["plms"](field, x, schedule(), 5, eta=0.5)
+        SAMPLERS["plms"](field, x, levels, eta=0.5)
     with pytest.raises(UserError, match="accepted are 0 to 1"):
-        SAMPLERS["ddim"](field, x, schedule(), 5, eta=1.5)
+        SAMPLERS["ddim"](field, x, levels, eta=1.5)
     with pytest.raises(ValueError, match="keys"):
-        SAMPLERS["ddim"](field, x, schedule(), 5, eta=0.5)
+        SAMPLERS["ddim"](field, x, levels, eta=0.5)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -293,8 +348,9 @@ def test_state_is_float32_under_a_bfloat16_model(name: str) -> None:
 
     # 0.5 is a bfloat16, so that all rounding is the sampler's own.
     x = jnp.asarray(START, jnp.bfloat16)
-    out = SAMPLERS[name](half, x, schedule(), 50)
+    levels = SAMPLERS[name].levels(ScheduleConfig(), 50)
+    out = SAMPLERS[name](half, x, levels)
     assert out.dtype == jnp.float32
     with jax.enable_x64(True):
-        exact = SAMPLERS[name](lambda x, t: jnp.full(x.shape, 0.5), jnp.asarray(START), schedule(), 50)
+        exact = SAMPLERS[name](lambda x, t: jnp.full(x.shape, 0.5), jnp.asarray(START), levels)
     np.testing.assert_allclose(out, exact, rtol=3e-6)

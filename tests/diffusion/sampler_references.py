@@ -1,12 +1,14 @@
 """The samplers written again, step by step in NumPy float64 from their papers, for a scalar field.
 
-`field(x, t)` is the model. Each returns (latents, the timesteps the model was called at).
+`field(x, t)` is the model. Each returns (latents, the timesteps the model was called at). times: where the
+steps of the whole run begin, in place of the sampler's own.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -40,15 +42,19 @@ class _Run:
         return math.sqrt(b) * (x - math.sqrt(1 - a) * e) / math.sqrt(a) + math.sqrt(1 - b) * e
 
 
-def leading(config: ScheduleConfig, steps: int, start: int) -> list[int]:
-    total = config.num_train_steps
-    times = [min(i * (total // steps) + config.steps_offset, total - 1) for i in range(steps)][::-1]
-    return times[start:]
+Times = Sequence[int] | None
 
 
-def plms(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0) -> Result:
+def leading(config: ScheduleConfig, steps: int, start: int, times: Times) -> list[int]:
+    if times is None:
+        total = config.num_train_steps
+        times = [min(i * (total // steps) + config.steps_offset, total - 1) for i in range(steps)][::-1]
+    return list(times[start:])
+
+
+def plms(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0, times: Times = None) -> Result:
     run, ets = _Run(config), []
-    times = [*leading(config, steps, start), -1]
+    times = [*leading(config, steps, start, times), -1]
     for i, (t, s) in enumerate(itertools.pairwise(times)):
         e = run.model(x, t)
         ets.append(e)
@@ -64,13 +70,15 @@ def plms(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0) -> R
     return x, run.called
 
 
-def _paper(steps: int, start: int, total: int) -> list[int]:
-    return [*[i * (total // steps) for i in range(steps)][::-1][start:], -1]
+def _paper(config: ScheduleConfig, steps: int, start: int, times: Times) -> list[int]:
+    if times is None:
+        times = [i * (config.num_train_steps // steps) for i in range(steps)][::-1]
+    return [*times[start:], -1]
 
 
-def s_pndm(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0) -> Result:
+def s_pndm(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0, times: Times = None) -> Result:
     run, ets = _Run(config), []
-    times = _paper(steps, start, config.num_train_steps)
+    times = _paper(config, steps, start, times)
 
     def phi(x: np.ndarray, e: np.ndarray, t: int, s: int) -> np.ndarray:
         return run.phi(x, e, t + 1, s + 1 if s >= 0 else -1)
@@ -83,10 +91,10 @@ def s_pndm(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0) ->
     return x, run.called
 
 
-def pndm(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0) -> Result:
+def pndm(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0, times: Times = None) -> Result:
     """Algorithm 2: pseudo Runge-Kutta (eq. 13) three times, then pseudo linear multistep (eq. 12)."""
     run, ets = _Run(config), []
-    times = _paper(steps, start, config.num_train_steps)
+    times = _paper(config, steps, start, times)
 
     def phi(x: np.ndarray, e: np.ndarray, t: int, s: int) -> np.ndarray:
         return run.phi(x, e, t + 1, s + 1 if s >= 0 else -1)
@@ -106,9 +114,11 @@ def pndm(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0) -> R
     return x, run.called
 
 
-def pndm_diffusers(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0) -> Result:
+def pndm_diffusers(
+    x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0, times: Times = None
+) -> Result:
     run, ets = _Run(config), []
-    times = [*leading(config, steps, start), -1]
+    times = [*leading(config, steps, start, times), -1]
     for t, s in itertools.pairwise(times):
         half = (t - s) // 2
         e1 = run.model(x, t)
@@ -131,10 +141,11 @@ def ddim(
     start: int = 0,
     eta: float = 0.0,
     noise: np.ndarray | None = None,
+    times: Times = None,
 ) -> Result:
     """Eq. 12 and 16. noise: [steps, ...], that of every step of a whole run."""
     run = _Run(config)
-    times = [*leading(config, steps, start), -1]
+    times = [*leading(config, steps, start, times), -1]
     for i, (t, s) in enumerate(itertools.pairwise(times), start):
         a, b = run.alpha(t), run.alpha(s)
         sigma = eta * math.sqrt((1 - b) / (1 - a)) * math.sqrt(1 - a / b)
@@ -146,10 +157,10 @@ def ddim(
     return x, run.called
 
 
-def euler(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0) -> Result:
+def euler(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0, times: Times = None) -> Result:
     """Karras et al. algorithm 1 (no churn) on k-diffusion's wrapping of an eps model."""
     run = _Run(config)
-    times = leading(config, steps, start)
+    times = leading(config, steps, start, times)
     sigmas = [math.sqrt((1 - run.alpha(t)) / run.alpha(t)) for t in times] + [0.0]
     x = x * math.sqrt(sigmas[0] ** 2 + 1)
     for i, t in enumerate(times):
@@ -159,11 +170,14 @@ def euler(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0) -> 
     return x, run.called
 
 
-def dpm_solver_2m(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0) -> Result:
+def dpm_solver_2m(
+    x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0, times: Times = None
+) -> Result:
     """DPM-Solver++ algorithm 2: x_i = sigma_i / sigma_{i-1} x - alpha_i (e^{-h_i} - 1) D_i."""
     run = _Run(config)
-    even = [round(v) for v in np.linspace(0, config.num_train_steps - 1, steps + 1)]
-    times = even[:0:-1][start:]
+    if times is None:
+        times = [round(v) for v in np.linspace(0, config.num_train_steps - 1, steps + 1)][:0:-1]
+    times = times[start:]
     levels = [run.alpha(t) for t in [*times, -1]]
     alphas, sigmas = [math.sqrt(a) for a in levels], [math.sqrt(1 - a) for a in levels]
     lambdas = [math.log(a / s) if s else math.inf for a, s in zip(alphas, sigmas, strict=True)]
