@@ -14,6 +14,7 @@ this repository. There are no pairs to learn similarity from: the semantic biase
 import dataclasses
 
 from mvader_jax.data.config import DataConfig
+from mvader_jax.data.sources import Records
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.decoder import AdaptersConfig, DecoderConfig
@@ -25,7 +26,7 @@ from mvader_jax.prompt.tokenizer import TokenizerConfig
 from mvader_jax.train.config import Group, Stage, TrainConfig
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 
-EMOJI = DataConfig(source="records", paths=("data/emoji",), image_size=64, caption_length=16)
+EMOJI = DataConfig(Records(("data/emoji",)), image_size=64, caption_length=16)
 
 
 def get_config() -> TrainConfig:

@@ -16,6 +16,7 @@ V1 of the paper (semantic biases train too, no adapters) is a setting away:
 import dataclasses
 
 from mvader_jax.data.config import DataConfig
+from mvader_jax.data.sources import Scenes
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.decoder import AdaptersConfig, DecoderConfig
@@ -27,7 +28,7 @@ from mvader_jax.prompt.tokenizer import TokenizerConfig
 from mvader_jax.train.config import Group, Stage, TrainConfig
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 
-SCENES = DataConfig(source="scenes", num_records=40_000, image_size=64, caption_length=22, omit=0.3)
+SCENES = DataConfig(Scenes(num_records=40_000, omit=0.3), image_size=64, caption_length=22)
 
 
 def get_config() -> TrainConfig:
@@ -61,7 +62,9 @@ def get_config() -> TrainConfig:
             "language": Stage(
                 objective="captioning",
                 images=False,
-                data=dataclasses.replace(SCENES, parallel=0.7, caption_length=44),
+                data=dataclasses.replace(
+                    SCENES, source=dataclasses.replace(SCENES.source, parallel=0.7), caption_length=44
+                ),
                 groups={"decoder": Group("decoder/.*", 2e-3)},
                 steps=1_800,
                 batch_size=32,

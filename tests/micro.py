@@ -12,6 +12,7 @@ import numpy as np
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.scenes.captions import caption
 from mvader_jax.data.scenes.world import scene_at
+from mvader_jax.data.sources import Scenes
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.models.components import COMPONENTS, abstract_components
 from mvader_jax.models.config import ModelConfig
@@ -35,7 +36,7 @@ MODEL = ModelConfig(
     schedule=ScheduleConfig(),
     tokenizer=TokenizerConfig(eos_id=0, max_positions=96),
 )
-DATA = DataConfig(source="scenes", num_records=64, caption_length=24, threads=1)
+DATA = DataConfig(Scenes(num_records=64), caption_length=24, threads=1)
 
 
 def draw(rng: np.random.Generator, path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:

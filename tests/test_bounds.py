@@ -170,10 +170,10 @@ max_bad_updates=-1 steps=99999999999 optimizer.b1=1 optimizer.b2=-0.1 optimizer.
 optimizer.eps=0 optimizer.eps=1e-60 optimizer.weight_decay=-1 optimizer.clip_norm=-1
 optimizer.clip_norm=NaN optimizer.warmup_steps=-1 optimizer.decay_steps=-1
 optimizer.final_fraction=2 optimizer.ema_decay=1.5 optimizer.ema_decay=1 optimizer.ema_decay=NaN
-data.num_records=0 data.num_records=-1 data.image_size=0 data.caption_length=0 data.p_image=1.1
-data.p_interleaved=-1 data.interleaved_images=0 data.interleaved_length=-1 data.flip=2 data.omit=2
-data.parallel=2 data.seed=-1 data.threads=0 data.threads=1000000 data.workers=-1
-data.workers=1000000 data.bad_limit=-1 data.weights=[Infinity] data.weights=[NaN] data.weights=[0]
+data.source.num_records=0 data.source.num_records=-1 data.image_size=0 data.caption_length=0 data.p_image=1.1
+data.p_interleaved=-1 data.interleaved_images=0 data.interleaved_length=-1 data.flip=2 data.source.omit=2
+data.source.parallel=2 data.seed=-1 data.threads=0 data.threads=1000000 data.workers=-1
+data.workers=1000000 data.bad_limit=-1
 data.aspect_buckets=[[0,8]] groups.unet.learning_rate=-1 groups.unet.learning_rate=NaN
 groups.unet.learning_rate=1e300 groups.unet.parameters=unet/(
 """

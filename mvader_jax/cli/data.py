@@ -121,7 +121,8 @@ def encode(
     ],
     out: Annotated[str, typer.Argument(help="folder of the result; an unfinished one is gone on with")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, as in stages.diffusion.data.num_records=1000")
+        list[str] | None,
+        typer.Argument(help="key=value, as in stages.diffusion.data.source.num_records=1000"),
     ] = None,
     objective: Annotated[
         str, typer.Option(help="the stage whose init bundles hold the models")
@@ -136,6 +137,7 @@ def encode(
     shard_size: Annotated[int, typer.Option(help="records a file")] = 4096,
 ) -> None:
     """Compute the VAE's posterior and the image encoder's features of every picture, once, in bfloat16."""
+    from mvader_jax.data.sources import Records
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.precompute.encode import encode as run
     from mvader_jax.sampling.pipeline import compilation_cache
@@ -146,8 +148,8 @@ def encode(
     compilation_cache()
     loaded = load_config(config, overrides or ())
     chosen = loaded.stage(objective).data
-    if data != "scenes":
-        chosen = dataclasses.replace(chosen, source="records", paths=(data,))
+    if data != chosen.source.kind:
+        chosen = dataclasses.replace(chosen, source=Records((data,)))
     with _progress(0, "records") as on_progress:
         info, check = run(
             loaded,

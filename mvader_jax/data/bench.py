@@ -24,6 +24,7 @@ from mvader_jax.data.building.parts import IMAGE_SUFFIXES, TarPart, find_shards
 from mvader_jax.data.building.run import build
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of, make_loader
+from mvader_jax.data.sources import Records
 from mvader_jax.data.sources.encoded import INFO, read_info
 from mvader_jax.data.sources.stored import Stored
 from mvader_jax.errors import UserError
@@ -112,7 +113,7 @@ def _records(root: pathlib.Path, size: int, seconds: float) -> list[Rate]:
     chosen = rng.permutation(len(source))[:512]
     data = [source.record(int(number), rng)["image"] for number in chosen]
     bare = _measure("bare decoder, whole pictures", _each(_decode, data), seconds)
-    config = DataConfig(source="records", paths=(os.fspath(root),), image_size=size, p_image=0.0)
+    config = DataConfig(Records((os.fspath(root),)), image_size=size, p_image=0.0)
     tokenizer = _tokenizer(config)
     rates = [bare, _measure("Pillow's decoder", _each(_pillow, data), seconds)]
     for what, share in (("loader: decoded, cropped, tokenised", 0.0), ("loader, with image rows (0.2)", 0.2)):
@@ -122,13 +123,11 @@ def _records(root: pathlib.Path, size: int, seconds: float) -> list[Rate]:
 
 def _encoded(root: pathlib.Path, seconds: float) -> list[Rate]:
     info = read_info(root)
-    if info.origin["source"] == "scenes":
+    if info.origin["source"] != Records().kind:
         raise UserError(
-            f"{os.fspath(root)!r} was encoded from scenes; the rate is that of a built data set's"
+            f"{os.fspath(root)!r} was encoded from {info.origin['source']}; the rate is that of a built data set's"
         )
-    config = DataConfig(
-        source="records", precomputed=(os.fspath(root),), image_size=info.image_size, p_image=0.0
-    )
+    config = DataConfig(Records(), precomputed=(os.fspath(root),), image_size=info.image_size, p_image=0.0)
     return [_load("loader: precomputed, tokenised", config, _tokenizer(config), seconds)]
 
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mvader_jax.data.decode import Size
-from mvader_jax.data.order import Damage, Reader, Record, Source
+from mvader_jax.data.order import Damage, Dataset, Reader, Record
 from mvader_jax.errors import UserError
 
 
 class Subset:
     """Some records of the source number `which`, numbered anew."""
 
-    def __init__(self, which: int, source: Source, numbers: np.ndarray) -> None:
+    def __init__(self, which: int, source: Dataset, numbers: np.ndarray) -> None:
         self.which, self.source, self.numbers = which, source, numbers
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Buckets:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Dataset],
         shapes: Sequence[np.ndarray],
         sides: Sequence[Size],
         weights: Sequence[float],

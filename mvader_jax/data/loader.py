@@ -24,7 +24,7 @@ from mvader_jax.data.buckets import Buckets
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.order import Damage, Reader
 from mvader_jax.data.scenes.world import Split
-from mvader_jax.data.sources.open import interleaved_source, open_sources, picture_shapes
+from mvader_jax.data.sources.open import open_interleaved, open_pairs, open_pictures, open_texts
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import Tokenizer
 
@@ -64,15 +64,18 @@ def make_loader(
     if objective != "vae" and tokenizer is None:
         raise UserError(f"the {objective} objective needs a tokenizer")
     seed = config.seed
-    sources = open_sources(config, objective, split)
+    if config.precomputed and objective not in ("captioning", "diffusion"):
+        raise UserError(f"the {objective} objective reads no precomputed latents or features")
+    pairs = objective == "contrastive"
+    sources = open_pairs(config, split, picture_queries) if pairs else open_pictures(config, split)
     reader: Feed
-    if config.aspect_buckets and objective != "contrastive":
+    if config.aspect_buckets:
         if config.p_interleaved or config.precomputed:
             raise UserError("aspect_buckets go with neither interleaved prompts nor precomputed latents")
-        shapes = [picture_shapes(source) for source in sources]
-        reader = Buckets(sources, shapes, config.aspect_buckets, config.weights, seed, config.shuffle)
+        shapes = config.source.shapes(sources)
+        reader = Buckets(sources, shapes, config.aspect_buckets, config.source.weights, seed, config.shuffle)
     else:
-        reader = Reader(sources, config.weights, seed, config.shuffle)
+        reader = Reader(sources, config.source.weights, seed, config.shuffle)
     make: BatchFn
     if objective == "vae":
         make = pixel_batch(reader, shape, config)
@@ -81,14 +84,12 @@ def make_loader(
         make = captioning_batch(reader, shape, config, tokenizer, images)
     elif objective == "contrastive":
         assert tokenizer is not None
-        if picture_queries and config.source != "scenes":
-            raise UserError(f"data of source {config.source!r} has no pictures beside its pairs; scenes have")
         make = contrastive_batch(reader, shape, config, tokenizer, picture_queries)
     else:
         assert tokenizer is not None
         interleaved = None
         if config.p_interleaved:
-            interleaved = Reader(interleaved_source(config, split), (), seed + 1, config.shuffle)
+            interleaved = Reader(open_interleaved(config, split), (), seed + 1, config.shuffle)
         make = diffusion_batch(reader, interleaved, shape, config, tokenizer)
     return Loader(make, config, batch_size, len(reader))
 
@@ -174,8 +175,7 @@ def captions_of(config: DataConfig, count: int) -> list[str]:
 
     Contrastive pairs give queries and positives alike.
     """
-    objective: Objective = "contrastive" if config.source == "pairs" else "captioning"
-    reader = Reader(open_sources(config, objective, "train"), config.weights, config.seed, config.shuffle)
+    reader = Reader(open_texts(config), config.source.weights, config.seed, config.shuffle)
     texts: list[str] = []
     for position in itertools.count():
         if len(texts) >= count:

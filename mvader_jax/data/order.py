@@ -31,7 +31,7 @@ class DamagedRecord(ValueError):
     """A record that cannot be read or decoded, and why."""
 
 
-class Source(Protocol):
+class Dataset(Protocol):
     """Records by number."""
 
     def __len__(self) -> int: ...
@@ -97,7 +97,9 @@ class Reader:
     they are mixed in these proportions, each in epochs of its own.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float], seed: int, shuffle: bool) -> None:
+    def __init__(
+        self, sources: Sequence[Dataset], weights: Sequence[float], seed: int, shuffle: bool
+    ) -> None:
         if not sources or not all(len(source) for source in sources):
             raise UserError("a data set has no records")
         if weights and (len(weights) != len(sources) or not all(w > 0 for w in weights)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mvader_jax.data.config import DataConfig
+from mvader_jax.data.sources import Pairs, Records
 from mvader_jax.train.config import Group, Stage
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 
@@ -21,9 +22,7 @@ def laion(path: str = "data/laion_aesthetics_5plus") -> DataConfig:
 
     77 tokens a caption, as Stable Diffusion. `data.precomputed` names latents and features made before.
     """
-    return DataConfig(
-        source="records", paths=(path,), image_size=512, caption_length=77, p_image=0.2, threads=16
-    )
+    return DataConfig(source=Records((path,)), image_size=512, caption_length=77, p_image=0.2, threads=16)
 
 
 def diffusion(version: Literal["v1", "v2"], *, init: tuple[str, ...], data: DataConfig) -> Stage:
@@ -107,7 +106,7 @@ def contrastive(*, init: tuple[str, ...], pairs: str = "data/nli.jsonl") -> Stag
     return Stage(
         objective="contrastive",
         init=init,
-        data=DataConfig(source="pairs", paths=(pairs,), caption_length=75, threads=16),
+        data=DataConfig(source=Pairs((pairs,)), caption_length=75, threads=16),
         groups={"biases": Group("biases/.*", 3.2e-4)},
         steps=steps,
         batch_size=batch,

@@ -27,11 +27,10 @@ from jax.sharding import Mesh
 
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.decode import decode, encoder_pixels
-from mvader_jax.data.order import DamagedRecord, Source
+from mvader_jax.data.order import DamagedRecord, Dataset
 from mvader_jax.data.scenes.world import Split
-from mvader_jax.data.sources.encoded import BF16, INFO, PARTS, Encoded, EncodedInfo, origin, pack, shard_path
-from mvader_jax.data.sources.open import open_sources
-from mvader_jax.data.sources.stored import Stored
+from mvader_jax.data.sources.encoded import BF16, INFO, PARTS, Encoded, EncodedInfo, pack, shard_path
+from mvader_jax.data.sources.open import open_pictures
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.image_encoder import ImageEncoder
@@ -46,8 +45,8 @@ from mvader_jax.train.objectives.base import unit_pixels
 from mvader_jax.train.start import component_hash, earlier_components
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
-#: Scenes can be drawn without end: so many of their validation split are enough.
-VALIDATION_SCENES = 1024
+#: What is drawn has no end: so many pictures of its validation split are enough.
+VALIDATION_DRAWN = 1024
 _WORK, _PLAN = "unfinished", "plan.json"
 _COMPONENT = {"latents": "vae", "features": "image_encoder"}
 
@@ -137,7 +136,7 @@ def _prepare(
     parts: Sequence[str],
     batch_size: int,
     shard_size: int,
-) -> tuple[_Job, dict[Split, Source]]:
+) -> tuple[_Job, dict[Split, Dataset]]:
     model, found, _ = earlier_components(config, stage, workdir)
     if not parts:
         parts = [part for part in PARTS if getattr(model, _COMPONENT[part]) is not None]
@@ -156,13 +155,11 @@ def _prepare(
         raise UserError(f"a batch of {batch_size} does not divide over {ways} devices")
     if stage.data.crop == "random" or stage.data.flip:
         raise UserError("one crop of each picture is encoded: set crop='centre' and flip=0")
-    if len(stage.data.paths) > 1:
-        raise UserError("encode each data set into a folder of its own")
 
     factor = model.vae.multiple if model.vae else 0
     side = model.unet.sample_size * factor if model.unet and factor else stage.data.image_size
     data = dataclasses.replace(stage.data, image_size=side, precomputed=())
-    sources: dict[Split, Source] = {split: open_sources(data, "vae", split)[0] for split in SPLITS}
+    sources: dict[Split, Dataset] = {split: open_pictures(data, split)[0] for split in SPLITS}
     params = {
         _COMPONENT[part]: load_bundle(
             found[_COMPONENT[part]], components=[_COMPONENT[part]], mesh=mesh
@@ -178,8 +175,8 @@ def _prepare(
         assert encoder is not None
         features = (encoder.num_tokens, encoder.token_width)
     lengths = {split: len(sources[split]) for split in SPLITS}
-    if data.source == "scenes":
-        lengths["validation"] = min(lengths["validation"], VALIDATION_SCENES)
+    if data.source.drawn:
+        lengths["validation"] = min(lengths["validation"], VALIDATION_DRAWN)
     info = EncodedInfo(
         latents=latents,
         features=features,
@@ -187,7 +184,7 @@ def _prepare(
         encoder_size=encoder.image_size if features and encoder else 0,
         splits={str(split): length for split, length in lengths.items()},
         shard_size=shard_size,
-        origin=origin(data),
+        origin=data.source.origin(data.seed, data.image_size),
         components={_COMPONENT[p]: component_hash(found[_COMPONENT[p]], _COMPONENT[p]) for p in parts},
     )
     dtype = jnp.dtype(stage.dtype)
@@ -237,7 +234,7 @@ def _begin(directory: epath.Path, job: _Job) -> None:
 
 
 def _run(
-    job: _Job, directory: epath.Path, sources: dict[Split, Source], on_progress: Callable[[int, int], None]
+    job: _Job, directory: epath.Path, sources: dict[Split, Dataset], on_progress: Callable[[int, int], None]
 ) -> None:
     shards = [(split, number) for split in SPLITS for number in range(len(job.info.shards(split)))]
     done = by_first(lambda: [_report(directory, *shard).exists() for shard in shards])
@@ -261,7 +258,7 @@ def _run(
 def _shard(
     job: _Job,
     directory: epath.Path,
-    sources: dict[Split, Source],
+    sources: dict[Split, Dataset],
     shard: tuple[Split, int] | None,
     steps: int,
 ) -> Iterator[int]:
@@ -303,7 +300,7 @@ def _shard(
     partial.replace(report)
 
 
-def _read_ahead(job: _Job, source: Source, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _read_ahead(job: _Job, source: Dataset, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
     """The records in order, decoded by threads."""
 
     def read(number: int) -> dict[str, Any]:
@@ -314,7 +311,7 @@ def _read_ahead(job: _Job, source: Source, numbers: Sequence[int]) -> Iterator[d
     return iter(rows.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)))
 
 
-def read_picture(source: Source, number: int, data: DataConfig) -> dict[str, Any]:
+def read_picture(source: Dataset, number: int, data: DataConfig) -> dict[str, Any]:
     """{"image": uint8 [H, W, 3], "captions"}, or {"reason"} for a picture that cannot be had."""
     rng = np.random.default_rng([data.seed, number])
     try:
@@ -322,7 +319,7 @@ def read_picture(source: Source, number: int, data: DataConfig) -> dict[str, Any
         image = decode(record, data, rng, (data.image_size, data.image_size))["image"]
     except (DamagedRecord, UserError) as error:
         return {"reason": str(error)}
-    return {"image": image, "captions": source.captions(number) if isinstance(source, Stored) else []}
+    return {"image": image, "captions": data.source.captions(source, number)}
 
 
 def _arrays(job: _Job, pictures: Sequence[np.ndarray]) -> Arrays:
@@ -358,7 +355,7 @@ def _finish(job: _Job, directory: epath.Path) -> EncodedInfo:
     return info
 
 
-def _check(job: _Job, out: str, sources: dict[Split, Source], sample: int) -> Check:
+def _check(job: _Job, out: str, sources: dict[Split, Dataset], sample: int) -> Check:
     """Compares `sample` stored records with ones computed anew. Raises UserError where they differ."""
     stored = Encoded(out, "train", job.data)
     rng = np.random.default_rng(0)

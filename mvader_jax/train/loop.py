@@ -30,7 +30,7 @@ from mvader_jax.images.png import save_png
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.parallel.mesh import make_global
 from mvader_jax.parallel.processes import first_process, gather_json
-from mvader_jax.settings import to_dict
+from mvader_jax.settings import modern, to_dict
 from mvader_jax.storage.bundle import Bundle, carry_over, staged, write_bundle
 from mvader_jax.storage.checkpoint import Checkpoints, Restored
 from mvader_jax.train.assemble import Run, build_run, data_loader, encode_posterior, saved
@@ -170,8 +170,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """In words, what of a description is not as it was; only what bears on the stage's numbers."""
     found = []
     before, now = (
-        flatten_dict({"model": d["config"]["model"], "stage": d["config"]["stages"][d["stage"]]}, sep=".")
-        for d in (old, new)
+        flatten_dict({"model": config["model"], "stage": config["stages"][stage]}, sep=".")
+        for config, stage in ((modern(TrainConfig, d["config"]), d["stage"]) for d in (old, new))
     )
     for name in sorted(now.keys() | before.keys()):
         if name not in before:

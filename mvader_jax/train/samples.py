@@ -13,7 +13,7 @@ import numpy as np
 
 from mvader_jax.data.decode import decode
 from mvader_jax.data.order import Reader, Record
-from mvader_jax.data.sources.open import open_sources
+from mvader_jax.data.sources.open import open_pictures
 from mvader_jax.images.sheet import grid
 from mvader_jax.parallel.sharding import replicated
 from mvader_jax.prompt.elements import Image, Prompt, Text
@@ -109,7 +109,7 @@ def held_out_prompts(bundle: Bundle, stage: Stage) -> list[tuple[Prompt, str]]:
 def held_out(stage: Stage) -> Iterator[Record]:
     """The stage's validation records in order, decoded, those without a caption left out."""
     config = dataclasses.replace(stage.data, shuffle=False, precomputed=())
-    reader = Reader(open_sources(config, stage.objective, "validation"), (), config.seed, shuffle=False)
+    reader = Reader(open_pictures(config, "validation"), (), config.seed, shuffle=False)
     for position in range(len(reader)):
         finish = functools.partial(
             decode, config=config, rng=reader.rng(position, "decode"), size=(config.image_size,) * 2

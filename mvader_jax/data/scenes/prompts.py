@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from mvader_jax.data.config import DataConfig
 from mvader_jax.data.order import Record
 from mvader_jax.data.scenes.captions import Language, change_phrase
 from mvader_jax.data.scenes.world import BACKGROUNDS, COLORS, FILLS, SIZES, Scene, Split, render, scene_at
@@ -59,20 +58,22 @@ def scene_task(
 class SceneInterleaved:
     """{"prompt": Prompt, "image": uint8 [size, size, 3]} of scene tasks."""
 
-    def __init__(self, config: DataConfig, split: Split) -> None:
-        self._config, self._split = config, split
+    def __init__(
+        self, count: int, languages: tuple[Language, ...], split: Split, seed: int, size: int
+    ) -> None:
+        self._count, self._languages = count, languages
+        self._split, self._seed, self._size = split, seed, size
 
     def __len__(self) -> int:
-        return self._config.num_records
+        return self._count
 
     def record(self, index: int, rng: np.random.Generator) -> Record:
-        config = self._config
-        task = scene_task(config.seed, index, self._split, rng, config.languages)
+        task = scene_task(self._seed, index, self._split, rng, self._languages)
         elements: list[Any] = [
-            Text(element) if isinstance(element, str) else Image(render(element, config.image_size))
+            Text(element) if isinstance(element, str) else Image(render(element, self._size))
             for element in task.elements
         ]
-        return {"prompt": Prompt(tuple(elements)), "image": render(task.target, config.image_size)}
+        return {"prompt": Prompt(tuple(elements)), "image": render(task.target, self._size)}
 
     def where(self, index: int) -> str:
         return f"scene task {index} of the {self._split} split"

@@ -8,7 +8,6 @@ captions as UTF-8. A record of a picture that could not be read holds the reason
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -20,10 +19,9 @@ import numpy as np
 from etils import epath
 
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.order import DamagedRecord, Record
+from mvader_jax.data.order import DamagedRecord, Dataset, Record
 from mvader_jax.data.scenes.world import Split
-from mvader_jax.data.sources.scenes import SceneImages
-from mvader_jax.data.sources.stored import Stored, draw_caption
+from mvader_jax.data.sources.stored import draw_caption
 from mvader_jax.errors import UserError
 
 INFO = "encoded.json"
@@ -111,22 +109,6 @@ def parts_of(config: DataConfig) -> frozenset[str]:
     return frozenset(part for part, shape in zip(PARTS, encoded_shapes(config), strict=True) if shape)
 
 
-def origin(config: DataConfig) -> dict[str, Any]:
-    """Which pictures a config of one source names: what an encoded set must match."""
-    if config.source == "scenes":
-        scenes = SceneImages(config, "train")
-        # The drawing itself may change from one version to the next.
-        drawn = hashlib.sha256(b"".join(scenes.picture(i).tobytes() for i in range(min(len(scenes), 8))))
-        return {
-            "source": "scenes",
-            "seed": config.seed,
-            "num_records": config.num_records,
-            "image_size": config.image_size,
-            "pictures": drawn.hexdigest()[:16],
-        }
-    return {"source": config.source, "path": config.paths[0]}
-
-
 def shard_path(path: str | os.PathLike[str], split: str, shard: int) -> epath.Path:
     return epath.Path(path) / f"{split}-{shard:05d}.array_record"
 
@@ -141,7 +123,8 @@ class Encoded:
     """{"latents": (2, h, w, C), "features": (T, C), both bfloat16 and where the set holds them; "caption";
     "picture": gives the picture itself when called, for rows that need it}.
 
-    Scenes draw their captions anew at each reading, exactly as where the pictures are drawn.
+    Where the source words its captions anew at each reading, so it does here, exactly as where the pictures
+    are drawn.
     """
 
     def __init__(self, path: str, split: Split, config: DataConfig) -> None:
@@ -156,20 +139,21 @@ class Encoded:
         self._open()
 
     def _check(self) -> None:
-        kind = self.info.origin["source"]
-        if kind != self._config.source:
+        source, origin = self._config.source, self.info.origin
+        if origin["source"] != source.kind:
             raise UserError(
-                f"{self.path!r} was encoded from {kind}, but the data's source is {self._config.source}"
+                f"{self.path!r} was encoded from {origin['source']}, but the data's source is {source.kind}"
             )
         if self.info.image_size != self._config.image_size:
             raise UserError(
                 f"{self.path!r} was encoded at {self.info.image_size} pixels, but the model takes "
                 f"{self._config.image_size}"
             )
-        if kind == "scenes" and self.info.origin != origin(self._config):
+        seed, size = self._config.seed, self._config.image_size
+        if not source.is_origin(origin, seed, size):
             raise UserError(
-                f"{self.path!r} was encoded from other scenes: {_words(self.info.origin)} against the "
-                f"config's {_words(origin(self._config))}"
+                f"{self.path!r} was encoded from other {source.kind}: {_words(origin)} against the config's "
+                f"{_words(source.origin(seed, size))}"
             )
         if self._config.flip or self._config.crop == "random":
             raise UserError("precomputed latents are of the centre crop: set crop='centre' and flip=0")
@@ -186,8 +170,8 @@ class Encoded:
             raise UserError(f"the encoded set {self.path!r} cannot be opened: {error}") from None
         if found != len(self):
             raise UserError(f"the encoded set {self.path!r} has {found} records, but should have {len(self)}")
-        self._scenes = SceneImages(self._config, self.split) if self._config.source == "scenes" else None
-        self._pictures: Stored | None = None
+        self._wording = self._config.source.wording(self.split, self._config.seed, self._config.image_size)
+        self._pictures: Dataset | None = None
 
     def __len__(self) -> int:
         return self.info.splits[self.split]
@@ -205,7 +189,7 @@ class Encoded:
             record[part] = np.frombuffer(data, BF16, size // BF16.itemsize, at).reshape(shape)
             at += size
         record["caption"] = (
-            self._scenes.caption(index, rng) if self._scenes is not None else draw_caption(data[at:], rng)
+            draw_caption(data[at:], rng) if self._wording is None else self._wording(index, rng)
         )
         return record
 
@@ -215,10 +199,11 @@ class Encoded:
 
     def _picture_of(self, index: int) -> Callable[[], Any]:
         def read() -> Any:
-            if self._scenes is not None:
-                return self._scenes.picture(index)
             if self._pictures is None:
-                self._pictures = Stored(self.info.origin["path"], self.split)
+                config = self._config
+                self._pictures = config.source.of_origin(
+                    self.info.origin, self.split, config.seed, config.image_size
+                )
             return self._pictures.record(index, np.random.default_rng(0))["image"]
 
         return read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -10,16 +11,45 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mvader_jax.data.order import DamagedRecord, Record
+from mvader_jax.bounds import PositiveFloat
+from mvader_jax.data.order import DamagedRecord, Dataset, Record
+from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.base import HOLD_OUT, HoldOut, Source, split_numbers
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Prompt
 
 
-class JsonLines:
-    """Lines of several files by number; only the offsets of the lines are kept in memory."""
+@dataclasses.dataclass(frozen=True)
+class Pairs(Source):
+    """Texts that belong together, with hard negatives, in JSON lines (see `PairLines`).
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        """Raises UserError for a file that is missing or has no lines."""
+    paths: local or gs://; several are one long set, or mixed by `weights`. hold_out: one line in so many is
+    for validation, from the first on; 0 trains on all lines, and validates on them.
+    """
+
+    paths: tuple[str, ...] = ()
+    weights: tuple[PositiveFloat, ...] = ()
+    hold_out: HoldOut = HOLD_OUT
+
+    def pairs(self, split: Split, seed: int, size: int, pictures: bool = False) -> Sequence[Dataset]:
+        if pictures:
+            raise UserError("data of source 'pairs' has no pictures beside its pairs; scenes have")
+        if not self.paths:
+            raise UserError("data of source 'pairs' needs paths: JSONL files")
+        return [PairLines([path], split, self.hold_out) for path in self.paths]
+
+    def texts(self, split: Split, seed: int, size: int) -> Sequence[Dataset]:
+        return self.pairs(split, seed, size)
+
+
+class JsonLines:
+    """Lines of several files by number; only the offsets of the lines are kept in memory.
+
+    One line in `hold_out`, from the first on, is held out for validation.
+    """
+
+    def __init__(self, paths: Sequence[str], split: Split | None = None, hold_out: int = HOLD_OUT) -> None:
+        """split: None for all lines. Raises UserError for a file that is missing or has no lines."""
         self.paths = tuple(paths)
         if not self.paths:
             raise UserError("no JSONL file is named in the data's paths")
@@ -29,9 +59,10 @@ class JsonLines:
             if not len(self._starts[-1]):
                 raise UserError(f"{path!r} has no lines; expected one JSON object a line")
         self._ends = np.cumsum([len(starts) for starts in self._starts])
+        self._numbers = split_numbers(int(self._ends[-1]), split, hold_out)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._numbers)
 
     def read(self, index: int) -> tuple[dict[str, Any], str]:
         """(object, folder of its file). Raises DamagedRecord."""
@@ -53,11 +84,12 @@ class JsonLines:
 
     def _place(self, index: int) -> tuple[int, int]:
         """(file, line) of a record, both from 0."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return number, index - (int(self._ends[number - 1]) if number else 0)
+        line = self._numbers[index]
+        number = int(np.searchsorted(self._ends, line, side="right"))
+        return number, line - (int(self._ends[number - 1]) if number else 0)
 
 
-class Pairs(JsonLines):
+class PairLines(JsonLines):
     """{"query": str, "positive": str, "negatives": [str, ...]} a line; one negative is drawn at each reading.
 
     Records: {"query", "positive", "negative"}.

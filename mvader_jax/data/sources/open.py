@@ -1,55 +1,55 @@
-"""Where records come from: the synthetic scenes, built data sets, JSONL of pairs or interleaved prompts."""
+"""The data sets that a config names, opened: records to train on, and what they say of themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.order import Source
-from mvader_jax.data.scenes.prompts import SceneInterleaved
+from mvader_jax.data.order import Dataset
 from mvader_jax.data.scenes.world import Split
 from mvader_jax.data.sources.encoded import Encoded
-from mvader_jax.data.sources.jsonl import Interleaved, Pairs
-from mvader_jax.data.sources.scenes import SceneImages, ScenePairs
-from mvader_jax.data.sources.stored import Stored
+from mvader_jax.data.sources.jsonl import Interleaved
 from mvader_jax.errors import UserError
 
 
-def open_sources(config: DataConfig, objective: str, split: Split) -> Sequence[Source]:
-    """The sources of a config. Raises UserError where they do not exist or do not suit the objective."""
+def open_pictures(config: DataConfig, split: Split) -> Sequence[Dataset]:
+    """Data sets of {"image", "caption"}, or of what was precomputed of them.
+
+    Raises UserError where they do not exist, or cannot do what the config asks of them.
+    """
+    if config.source.drawn and config.crop == "random":
+        raise UserError(
+            f"data of source {config.source.kind!r} is drawn at image_size: crop='random' changes nothing; leave it out"
+        )
     if config.precomputed:
-        if objective not in ("captioning", "diffusion"):
-            raise UserError(f"the {objective} objective reads no precomputed latents or features")
         return [Encoded(path, split, config) for path in config.precomputed]
-    if config.source == "pairs":
-        if objective != "contrastive":
-            raise UserError(f"the {objective} objective needs pictures; data of source 'pairs' has none")
-        return [Pairs([path]) for path in config.paths]
-    if config.source == "scenes":
-        return [ScenePairs(config, split) if objective == "contrastive" else SceneImages(config, split)]
-    if config.source == "records":
-        if objective == "contrastive":
-            raise UserError("the contrastive objective needs pairs; data of source 'records' has none")
-        if not config.paths:
-            raise UserError("data of source 'records' needs paths: folders that `mvader data build` wrote")
-        return [Stored(path, split) for path in config.paths]
-    raise UserError(f"data source {config.source!r} is unknown; accepted: scenes, records, pairs")
+    return config.source.pictures(split, config.seed, config.image_size)
 
 
-def picture_shapes(source: Source) -> np.ndarray:
-    """int [N, 2]: height and width of every picture of a source, as stored."""
-    if not isinstance(source, Stored):
-        return np.ones((len(source), 2), np.int32)
-    columns = source.columns()
-    return np.stack([columns["height"], columns["width"]], axis=1)
+def open_pairs(config: DataConfig, split: Split, pictures: bool = False) -> Sequence[Dataset]:
+    """Data sets of {"query", "positive", "negative"}, with `pictures` also of "image".
+
+    Raises UserError as `open_pictures`.
+    """
+    if config.precomputed:
+        raise UserError("the contrastive objective reads no precomputed latents or features")
+    if config.aspect_buckets:
+        raise UserError("aspect_buckets are of pictures that are drawn; the contrastive objective draws none")
+    return config.source.pairs(split, config.seed, config.image_size, pictures)
 
 
-def interleaved_source(config: DataConfig, split: Split) -> Sequence[Source]:
-    """The interleaved prompts of a config: its JSONL files, or those made of scenes where there are none."""
+def open_interleaved(config: DataConfig, split: Split) -> Sequence[Dataset]:
+    """Interleaved prompts: of the config's JSONL files, or the source's own where there are none.
+
+    Raises UserError as `open_pictures`.
+    """
     if config.interleaved:
-        return [Interleaved(config.interleaved)]
-    if config.source == "scenes":
-        return [SceneInterleaved(config, split)]
-    raise UserError("p_interleaved is set, but the data names no interleaved JSONL file")
+        return [Interleaved(config.interleaved, split)]
+    return config.source.interleaved(split, config.seed, config.image_size)
+
+
+def open_texts(config: DataConfig) -> Sequence[Dataset]:
+    """Training records that hold "caption", or "query" and "positive"."""
+    if config.precomputed:
+        return open_pictures(config, "train")
+    return config.source.texts("train", config.seed, config.image_size)

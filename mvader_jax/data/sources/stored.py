@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from mvader_jax.bounds import PositiveFloat
 from mvader_jax.data.building.schema import COLUMN_TYPE, COLUMNS
-from mvader_jax.data.order import DamagedRecord, Record
+from mvader_jax.data.order import DamagedRecord, Dataset, Record
 from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.base import Source, split_numbers
 from mvader_jax.errors import UserError
 
-#: One record in so many is held out for validation where the set has no such split of its own.
-HOLD_OUT = 100
+
+@dataclasses.dataclass(frozen=True)
+class Records(Source):
+    """Data sets that `mvader data build` wrote.
+
+    paths: folders, local or gs://; several are one long set, or mixed by `weights`.
+    """
+
+    paths: tuple[str, ...] = ()
+    weights: tuple[PositiveFloat, ...] = ()
+
+    def pictures(self, split: Split, seed: int, size: int) -> Sequence[Stored]:
+        if not self.paths:
+            raise UserError("data of source 'records' needs paths: folders that `mvader data build` wrote")
+        return [Stored(path, split) for path in self.paths]
+
+    def shapes(self, pictures: Sequence[Stored]) -> Sequence[np.ndarray]:
+        return [data_set.shapes() for data_set in pictures]
+
+    def captions(self, pictures: Stored, index: int) -> list[str]:
+        return pictures.captions(index)
+
+    def origin(self, seed: int, size: int) -> dict[str, Any]:
+        if len(self.paths) != 1:
+            raise UserError("encode each data set into a folder of its own")
+        return {"source": self.kind, "path": self.paths[0]}
+
+    def is_origin(self, origin: Mapping[str, Any], seed: int, size: int) -> bool:
+        # Encoded sets stand in place of the paths, which need not be named.
+        return bool(origin["source"] == self.kind)
+
+    def of_origin(self, origin: Mapping[str, Any], split: Split, seed: int, size: int) -> Dataset:
+        return Stored(origin["path"], split)
 
 
 class Stored:
@@ -55,13 +89,8 @@ class Stored:
         self._records = builder.as_data_source(
             split=name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        total = len(self._records)
-        if self.split is None or "validation" in splits:
-            self._numbers: Sequence[int] = range(total)
-        elif self.split == "validation":
-            self._numbers = range(0, total, HOLD_OUT)
-        else:
-            self._numbers = AllBut(total, HOLD_OUT)
+        own = "validation" in splits
+        self._numbers = split_numbers(len(self._records), None if own else self.split)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -93,6 +122,11 @@ class Stored:
             return _text(self._stored(index, self._needed)["caption"]).split("\n")
         except DamagedRecord:
             return []
+
+    def shapes(self) -> np.ndarray:
+        """int [N, 2]: height and width of every picture. Raises UserError as `columns`."""
+        columns = self.columns()
+        return np.stack([columns["height"], columns["width"]], axis=1)
 
     def columns(self) -> np.ndarray:
         """`schema.COLUMN_TYPE` [N] of all its records; read one by one where the data set came without.
@@ -137,26 +171,6 @@ class Stored:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.path, self.split = state["path"], state["split"]
         self._open()
-
-
-class AllBut(Sequence[int]):
-    """The numbers below `total` that `every` does not divide."""
-
-    def __init__(self, total: int, every: int) -> None:
-        self._length = total - -(-total // every)
-        self._every = every
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < self._length:
-            raise IndexError(index)
-        return index + index // (self._every - 1) + 1
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        index = np.arange(self._length)
-        return np.asarray(index + index // (self._every - 1) + 1, dtype)
 
 
 def draw_caption(stored: bytes | str, rng: np.random.Generator) -> str:

@@ -8,6 +8,8 @@ from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of, make_loader
 from mvader_jax.data.scenes.prompts import KINDS, SceneInterleaved, scene_task
 from mvader_jax.data.scenes.world import Scene, render
+from mvader_jax.data.sources import Records, Scenes
+from mvader_jax.data.sources.open import open_interleaved
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Text
 from mvader_jax.prompt.tokenizer import train_tokenizer
@@ -53,8 +55,7 @@ def test_words_say_the_one_difference_between_picture_and_target():
 
 
 def test_records_are_prompts_and_pictures():
-    config = DataConfig(seed=3, image_size=40)
-    source = SceneInterleaved(config, "validation")
+    source = SceneInterleaved(100, ("en", "de"), "validation", seed=3, size=40)
     record = source.record(5, np.random.default_rng(1))
     task = scene_task(3, 5, "validation", np.random.default_rng(1))
     np.testing.assert_array_equal(record["image"], render(task.target, 40))
@@ -67,11 +68,11 @@ def test_records_are_prompts_and_pictures():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(captions_of(DataConfig(omit=0.3, num_records=300), 300), 500)
+    return train_tokenizer(captions_of(DataConfig(Scenes(300, omit=0.3)), 300), 500)
 
 
 def loader(tokenizer, **changes):
-    config = DataConfig(num_records=70, image_size=24, caption_length=30, p_interleaved=0.5, **changes)
+    config = DataConfig(Scenes(70), image_size=24, caption_length=30, p_interleaved=0.5, **changes)
     sizes = {"batch_size": 12, "groups": 2, "image_tokens": 4, "encoder_size": 24}
     return make_loader(config, "diffusion", tokenizer, **sizes)
 
@@ -93,7 +94,7 @@ def test_training_batches_hold_them_at_their_share(tokenizer):
 
 def test_every_prompt_and_every_record_is_seen_once_an_epoch(tokenizer):
     """70 scenes in each of the two orders, counted apart."""
-    run = loader(tokenizer, shuffle=False, omit=0.0)
+    run = loader(tokenizer, shuffle=False)
     plain, mixed = 0, 0
     for _ in range(7):
         batch = next(run)
@@ -113,6 +114,5 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted(tokenizer):
 
 
 def test_interleaved_prompts_need_a_source():
-    config = DataConfig(source="pairs", p_interleaved=0.5, paths=("x",))
-    with pytest.raises(UserError):
-        make_loader(config, "diffusion", train_tokenizer(["a"], 257), batch_size=4)
+    with pytest.raises(UserError, match="data of source 'records' makes no such prompts itself"):
+        open_interleaved(DataConfig(Records(("x",)), p_interleaved=0.5), "train")

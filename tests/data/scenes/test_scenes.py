@@ -24,6 +24,7 @@ from mvader_jax.data.scenes.world import (
     render,
     scene_at,
 )
+from mvader_jax.data.sources import Pairs, Scenes
 from mvader_jax.data.sources.scenes import SceneImages
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import train_tokenizer
@@ -137,11 +138,11 @@ def test_export_to_files_reads_back_as_any_data_set(tmp_path, format: str) -> No
         write_files(tmp_path / "out", 1)
 
 
-CONFIG = DataConfig(source="scenes", num_records=50, caption_length=48, threads=1)
+CONFIG = DataConfig(Scenes(num_records=50), caption_length=48, threads=1)
 
 
 def test_parallel_captions_tell_the_same_scene_twice() -> None:
-    source = SceneImages(dataclasses.replace(CONFIG, parallel=1.0, languages=("en",)), "train")
+    source = SceneImages(Scenes(50, ("en",), parallel=1.0), "train", 0, 64)
     for index in range(20):
         first, second = source.record(index, np.random.default_rng(index))["caption"].split("; ")
         assert scene_at(0, index).background in first and scene_at(0, index).background in second
@@ -161,7 +162,7 @@ def test_queries_may_be_pictures() -> None:
 def test_pairs_have_no_pictures(tmp_path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"query": "a", "positive": "b", "negatives": ["c"]}\n' * 4)
-    config = dataclasses.replace(CONFIG, source="pairs", paths=(str(path),))
+    config = dataclasses.replace(CONFIG, source=Pairs((str(path),)))
     tokenizer = train_tokenizer(["a b c"], 300, max_positions=96)
     with pytest.raises(UserError, match="no pictures beside its pairs"):
         make_loader(config, "contrastive", tokenizer, batch_size=2, picture_queries=True)

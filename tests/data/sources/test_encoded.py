@@ -17,6 +17,7 @@ from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.parts import find_shards
 from mvader_jax.data.building.run import build
 from mvader_jax.data.loader import make_loader
+from mvader_jax.data.sources import Records, Scenes
 from mvader_jax.data.sources.encoded import INFO, Encoded, parts_of, read_info
 from mvader_jax.errors import UserError
 from mvader_jax.models.image_encoder import ImageEncoder
@@ -28,7 +29,7 @@ from mvader_jax.train.assemble import build_run, stage_loader
 from mvader_jax.train.objectives.base import unit_pixels
 
 #: 60 training scenes in shards of 16 records, the last one not full; as many for validation.
-DATA = dataclasses.replace(micro.DATA, num_records=60, threads=2)
+DATA = dataclasses.replace(micro.DATA, source=Scenes(60), threads=2)
 
 
 def mesh(count=1):
@@ -170,7 +171,7 @@ def test_a_stopped_encoding_goes_on_with_another_mesh_and_ends_the_same(scenes, 
     with pytest.raises(UserError, match="no finished encoded set"):
         read_info(out)
     with pytest.raises(UserError, match="unfinished encoding of other data"):
-        run(out, workdir, data=dataclasses.replace(DATA, num_records=59))
+        run(out, workdir, data=dataclasses.replace(DATA, source=Scenes(59)))
     seen = []
     run(out, workdir, count=4, on_progress=lambda done, total: seen.append(done))
     assert seen[0] == 32 and seen[-1] == 120
@@ -199,7 +200,7 @@ def test_pictures_of_a_data_set_and_the_damaged_among_them(workdir, tmp_path):
     like.make(tmp_path / "in", shards=2, per_shard=120, size=(80, 72))
     built = tmp_path / "built"
     build(find_shards(tmp_path / "in"), built, "laion_aesthetics", FilterConfig())
-    data = dataclasses.replace(DATA, source="records", paths=(str(built),))
+    data = dataclasses.replace(DATA, source=Records((str(built),)))
     spoil(built, (5, 60))
     damaged = unreadable(built)
     assert damaged

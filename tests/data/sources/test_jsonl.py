@@ -9,9 +9,10 @@ import pytest
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of, make_loader
 from mvader_jax.data.order import DamagedRecord
-from mvader_jax.data.sources.jsonl import Interleaved, Pairs
+from mvader_jax.data.sources import Pairs, Scenes
+from mvader_jax.data.sources.jsonl import Interleaved, PairLines
 from mvader_jax.errors import UserError
-from mvader_jax.prompt.elements import Image, Text
+from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.prompt.tokenizer import train_tokenizer
 
 
@@ -23,7 +24,9 @@ def write(path, lines):
 def test_pairs_draw_one_of_their_negatives(tmp_path):
     first = {"query": "q0", "positive": "p0", "negatives": ["n0", "n1", "n2"]}
     second = {"query": "größe", "positive": "p1", "negatives": ["n3"]}
-    source = Pairs([write(tmp_path / "a.jsonl", [first, "", second]), write(tmp_path / "b.jsonl", [second])])
+    source = PairLines(
+        [write(tmp_path / "a.jsonl", [first, "", second]), write(tmp_path / "b.jsonl", [second])]
+    )
     assert len(source) == 3
     drawn = {source.record(0, np.random.default_rng(seed))["negative"] for seed in range(30)}
     assert drawn == {"n0", "n1", "n2"}
@@ -42,7 +45,7 @@ def test_pairs_draw_one_of_their_negatives(tmp_path):
      {"query": "q", "positive": "p", "negatives": [None]}],
 )  # fmt: skip
 def test_bad_pairs_are_damaged_records(tmp_path, line):
-    source = Pairs([write(tmp_path / "a.jsonl", [line])])
+    source = PairLines([write(tmp_path / "a.jsonl", [line])])
     with pytest.raises(DamagedRecord):
         source.record(0, np.random.default_rng(0))
 
@@ -51,9 +54,8 @@ def test_contrastive_batches_come_from_pairs(tmp_path):
     pairs = [
         {"query": f"question {i}", "positive": f"answer {i}", "negatives": [f"wrong {i}"]} for i in range(9)
     ]
-    config = DataConfig(
-        source="pairs", paths=(write(tmp_path / "a.jsonl", [*pairs, "{"]),), caption_length=12
-    )
+    path = write(tmp_path / "a.jsonl", [{"query": "held out"}, *pairs, "{"])
+    config = DataConfig(Pairs((path,)), caption_length=12)
     texts = captions_of(config, 18)
     assert {"question 3", "answer 3"} <= set(texts)
     tokenizer = train_tokenizer(texts, 300)
@@ -72,11 +74,40 @@ def test_contrastive_batches_come_from_pairs(tmp_path):
         make_loader(config, "diffusion", tokenizer, batch_size=5)
 
 
+@pytest.mark.parametrize("count", [2, 300])
+def test_validation_is_on_lines_that_training_does_not_read(tmp_path, count):
+    path = write(
+        tmp_path / "a.jsonl", [{"query": f"{i}", "positive": "p", "negatives": ["n"]} for i in range(count)]
+    )
+
+    def queries(source):
+        (lines,) = source
+        return [int(lines.record(i, np.random.default_rng(0))["query"]) for i in range(len(lines))]
+
+    source = Pairs((path,))
+    train, held_out = (queries(source.pairs(split, 0, 0)) for split in ("train", "validation"))
+    assert held_out == list(range(0, count, 100))
+    assert sorted(train + held_out) == list(range(count))
+    assert source.pairs("train", 0, 0)[0].where(0) == f"record 1 of {path}"
+    # A run of before, that read them all, goes on with all.
+    every = Pairs((path,), hold_out=0)
+    assert (
+        queries(every.pairs("train", 0, 0)) == queries(every.pairs("validation", 0, 0)) == list(range(count))
+    )
+
+
+def test_interleaved_prompts_are_held_out_too(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": [str(i)], "target": "a.png"} for i in range(250)])
+    train, held_out = (Interleaved([path], split) for split in ("train", "validation"))
+    assert (len(train), len(held_out)) == (247, 3)
+    assert held_out.record(2, np.random.default_rng(0))["prompt"] == Prompt((Text("200"),))
+
+
 def test_missing_and_empty_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
-        Pairs([str(tmp_path / "none.jsonl")])
+        PairLines([str(tmp_path / "none.jsonl")])
     with pytest.raises(UserError, match="has no lines"):
-        Pairs([write(tmp_path / "a.jsonl", [""])])
+        PairLines([write(tmp_path / "a.jsonl", [""])])
     with pytest.raises(UserError, match="no JSONL file"):
         Interleaved([])
 
@@ -90,11 +121,14 @@ def interleaved(tmp_path):
         for n in range(4)
     ]
     lines += [{"prompt": [], "target": "0.png"}, {"prompt": ["a"]}, {"prompt": ["a"], "target": "none.png"}]
-    return write(tmp_path / "prompts.jsonl", [*lines, {"prompt": [{"image": "none.png"}], "target": "1.png"}])
+    return write(
+        tmp_path / "prompts.jsonl",
+        [{"held": "out"}, *lines, {"prompt": [{"image": "none.png"}], "target": "1.png"}],
+    )
 
 
 def test_interleaved_prompts_keep_order_and_weights(interleaved):
-    record = Interleaved([interleaved]).record(2, np.random.default_rng(0))
+    record = Interleaved([interleaved]).record(3, np.random.default_rng(0))
     picture, text = record["prompt"].elements
     assert isinstance(picture, Image)
     assert isinstance(text, Text)
@@ -104,7 +138,7 @@ def test_interleaved_prompts_keep_order_and_weights(interleaved):
 
 def test_interleaved_rows_in_the_diffusion_batch(interleaved):
     config = DataConfig(
-        num_records=50, image_size=16, caption_length=40, p_image=0.25, p_interleaved=0.5,
+        Scenes(num_records=50), image_size=16, caption_length=40, p_image=0.25, p_interleaved=0.5,
         interleaved=(interleaved,), interleaved_length=20, interleaved_images=1,
     )  # fmt: skip
     tokenizer = train_tokenizer(captions_of(config, 50) + ["in red"] * 9, 400)

@@ -20,7 +20,7 @@ from mvader_jax.data.building.schema import COLUMNS
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of, make_loader
 from mvader_jax.data.order import DamagedRecord
-from mvader_jax.data.sources import encoded, jsonl
+from mvader_jax.data.sources import Records, encoded, jsonl
 from mvader_jax.data.sources.stored import Stored
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import train_tokenizer
@@ -75,7 +75,7 @@ def test_damaged_bytes_are_skipped_counted_and_named(copy):
             bad.append(index)
     assert 1 <= len(bad) <= 2
     assert str(file) in source.where(bad[0])
-    config = DataConfig(source="records", paths=(str(copy),), image_size=24, caption_length=9)
+    config = DataConfig(Records((str(copy),)), image_size=24, caption_length=9)
     loader = make_loader(config, "vae", None, batch_size=23)
     for _ in range(9):
         assert next(loader)["pixels"].shape == (23, 24, 24, 3)
@@ -87,14 +87,14 @@ def test_a_cut_file_stops_the_run_with_its_name(copy):
     file = copy / "laion_aesthetics-train.array_record-00002-of-00003"
     with file.open("r+b") as stream:
         stream.truncate(file.stat().st_size // 2)
-    config = DataConfig(source="records", paths=(str(copy),), image_size=24, bad_limit=20, shuffle=True)
+    config = DataConfig(Records((str(copy),)), image_size=24, bad_limit=20, shuffle=True)
     loader = make_loader(config, "vae", None, batch_size=23)
     with pytest.raises(UserError, match=r"more than bad_limit 20; the last: .* of .*00002-of-00003"):
         collections.deque(itertools.islice(loader, 9))
 
 
 def test_every_objective_reads_records(data):
-    config = DataConfig(source="records", paths=(str(data), str(data)), image_size=24, caption_length=9)
+    config = DataConfig(Records((str(data), str(data))), image_size=24, caption_length=9)
     tokenizer = train_tokenizer(captions_of(config, 50), 300)
     sizes = {"batch_size": 10, "image_tokens": 4, "encoder_size": 16}
     diffusion = next(make_loader(config, "diffusion", tokenizer, **sizes))
@@ -110,9 +110,7 @@ def test_every_objective_reads_records(data):
 def test_buckets_follow_the_shapes_that_are_stored(tmp_path):
     like.make(tmp_path / "in", shards=1, per_shard=40, damage=dict.fromkeys(range(0, 40, 5), "rotated"))
     build(find_shards(tmp_path / "in"), tmp_path / "out", "laion_aesthetics", FilterConfig.paper())
-    config = DataConfig(
-        source="records", paths=(str(tmp_path / "out"),), aspect_buckets=((24, 32), (32, 24)), image_size=24
-    )
+    config = DataConfig(Records((str(tmp_path / "out"),)), aspect_buckets=((24, 32), (32, 24)), image_size=24)
     # 39 records to train on; 7 of them stand upright.
     loader = make_loader(config, "vae", None, batch_size=4)
     shapes = collections.Counter(next(loader)["pixels"].shape[1:3] for _ in range(39))
@@ -120,7 +118,7 @@ def test_buckets_follow_the_shapes_that_are_stored(tmp_path):
 
 
 def test_workers_are_processes_and_change_nothing(data):
-    config = DataConfig(source="records", paths=(str(data),), image_size=24, threads=1)
+    config = DataConfig(Records((str(data),)), image_size=24, threads=1)
     here = make_loader(config, "vae", None, batch_size=11)
     there = make_loader(dataclasses.replace(config, workers=2), "vae", None, batch_size=11)
     before = len(multiprocessing.active_children())
@@ -136,7 +134,7 @@ def test_no_data_set_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="there is no data set at"):
         Stored(str(tmp_path), "train")
     with pytest.raises(UserError, match="needs paths"):
-        make_loader(DataConfig(source="records"), "vae", None, batch_size=4)
+        make_loader(DataConfig(Records()), "vae", None, batch_size=4)
 
 
 def test_description_counts_and_draws(data, copy):
@@ -187,7 +185,7 @@ def test_gs_paths_reach_the_libraries_unchanged(monkeypatch):
     with pytest.raises(UserError, match="no data set at 'gs://bucket/set': no network here"):
         Stored("gs://bucket/set", "train")
     with pytest.raises(UserError, match=r"cannot read 'gs://bucket/pairs\.jsonl': no network here"):
-        jsonl.Pairs(["gs://bucket/pairs.jsonl"])
+        jsonl.PairLines(["gs://bucket/pairs.jsonl"])
     with pytest.raises(UserError, match="no finished encoded set at 'gs://bucket/encoded'"):
         encoded.read_info("gs://bucket/encoded")
     assert seen == [
