@@ -250,7 +250,7 @@ def _convert_union(hint: Any, value: Any, where: str) -> Any:
 def _convert_dataclass(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(f"{where} is {_shown(value)}; expected the fields of {cls.__name__}")
-    if issubclass(cls, Choice) and cls.kinds.get(value.get(KIND)) is cls:
+    if issubclass(cls, Choice) and cls.kinds.get(str(value.get(KIND))) is cls:
         value = {key: item for key, item in value.items() if key != KIND}
     hints = type_hints(cls)
     for key in value:

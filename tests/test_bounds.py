@@ -23,6 +23,7 @@ import mvader_jax
 import mvader_jax.data.building.filters
 import mvader_jax.paper.evaluate
 import mvader_jax.paper.figures
+import mvader_jax.parallel.mesh
 import mvader_jax.plan.request
 from mvader_jax.bounds import Bound
 from mvader_jax.errors import UserError
@@ -58,7 +59,8 @@ def checked_classes() -> list[type[Checked]]:
             yield sub
             yield from below(sub)
 
-    found = {cls for cls in below(Checked) if cls.__module__.startswith("mvader_jax.")}
+    made = {cls for cls in below(Checked) if dataclasses.is_dataclass(cls)}
+    found = {cls for cls in made if cls.__module__.startswith("mvader_jax.")}
     return sorted(found, key=lambda cls: (cls.__module__, cls.__name__))
 
 
