@@ -21,8 +21,8 @@ def convert(
         str | None,
         typer.Option(
             "--as",
-            help="instead of telling by the content: stable-diffusion, gptj, gpt-neox, magma, sgpt-biases, "
-            "clip-resnet or clip-text",
+            help="the kind, instead of telling it by the content: stable-diffusion, gptj, gpt-neox, magma, "
+            "sgpt-biases, clip-resnet, clip-text",
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="of the weights written: keep, float32 or bfloat16")] = "keep",
@@ -48,11 +48,12 @@ def convert(
 ) -> None:
     """Turn public PyTorch weights into a bundle."""
     from mvader_jax.convert.convert import convert as run
-    from mvader_jax.convert.sources import Options, open_source
+    from mvader_jax.convert.kinds.base import Options
+    from mvader_jax.convert.sources import open_source
 
     options = Options(config=config, ema=ema, variant=variant, trust_pickle=trust_pickle)
     opened = open_source(source, kind, options)
-    print(f"{source} is {opened.kind}")
+    print(f"{source} is {opened.kind.name}")
     with progress_bar("converting", quiet) as progress:
         report = run(
             opened,

@@ -13,7 +13,7 @@ import numpy as np
 
 from mvader_jax.convert.convert import Progress, counter, is_bundle
 from mvader_jax.convert.engine import shapes
-from mvader_jax.convert.sources import has_vocabulary
+from mvader_jax.convert.kinds.base import has_vocabulary
 from mvader_jax.convert.staging import workplace
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import COMPONENTS, abstract_components

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from mvader_jax.convert.engine import Matched, Paired, converted, match
-from mvader_jax.convert.kinds.sgpt import check_base
-from mvader_jax.convert.sources import Options, Source, has_vocabulary
+from mvader_jax.convert.kinds.base import Options, Source, has_vocabulary
 from mvader_jax.convert.staging import workplace
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
@@ -57,13 +56,15 @@ def convert(
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; accepted: {', '.join(DTYPES)}")
-    if (source.kind == "sgpt-biases") != (base is not None):
+    if source.kind.needs_base != (base is not None):
         raise UserError(
-            "--base belongs to sgpt-biases alone"
+            f"--base belongs to finetunes of biases alone (sgpt-biases), and this is {source.kind.name}"
             if base is not None
             else "this is a finetune of GPT-J's biases; pass --base with the GPT-J it starts from (a folder or a bundle), "
             "so that everything else can be checked to be the same"
         )
+    if tokenizer is not None and source.model.tokenizer is None:
+        raise UserError(f"--tokenizer has no place here: {source.kind.name} holds nothing that reads a text")
     matched = [
         match(part.source_map, part.weights.tensors, source.abstract, dtype=dtype) for part in source.parts
     ]
@@ -79,8 +80,7 @@ def convert(
     advance = counter(progress, written + compared)
     notes = list(source.notes)
     if base is not None:
-        count = check_base(source, base, options or Options(), advance)
-        notes.append(f"all {count} tensors that are no biases equal those of {base}")
+        notes.append(source.kind.compare(source, base, options or Options(), advance))
     found = tokenizer or source.tokenizer
     vocabulary, model = _tokenizer(source.model, found)
     not_finite: list[str] = []
@@ -92,7 +92,7 @@ def convert(
                     work / component, [_leaf(leaf, allow_nan, not_finite.append) for leaf in leaves], advance
                 )
                 origin = {
-                    "kind": source.kind,
+                    "kind": source.kind.name,
                     "source": path.name,
                     "files": [f.name for f in part.weights.files],
                 }

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from mvader_jax.convert import foreign
 from mvader_jax.convert.formats.safetensors import open_safetensors
 from mvader_jax.convert.formats.torch_archive import is_torchscript, open_torchscript
 from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, refuse_pointer
@@ -105,29 +106,48 @@ def open_folder(folder: Path, *, variant: str | None = None, trust_pickle: bool 
     variant: which of several sets, as "fp16" in model.fp16.safetensors; without it the plain set is
     taken, or the only variant. Raises UserError where there is none, or several to choose from.
     """
-    found: dict[str, dict[bool, Path]] = {}
-    for file in sorted(folder.iterdir()):
-        match = _STEM.fullmatch(file.name)
-        if match and not match["shard"]:
-            name = match["variant"] or match["index_variant"] or "none"
-            found.setdefault(name, {})[match["kind"] == "bin"] = file
+    found = _sets(folder)
     if not found:
         files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", *_PICKLES)]
         if len(files) == 1:
+            if variant is not None:
+                raise UserError(f"{folder} has one file of weights, so --variant has nothing to choose from")
             return open_file(files[0], trust_pickle=trust_pickle)
+        what = foreign.folder_of(folder)
+        if what is not None and not (files and "folders" in what):
+            raise UserError(f"{folder} {what}")
         raise UserError(
             f"{folder} holds no weights that are known by their name: looked for model.safetensors, "
             "pytorch_model.bin, diffusion_pytorch_model.safetensors or .bin, sharded or not, or one file alone"
+            + (f"; it has {', '.join(file.name for file in files[:4])}: name one of them" if files else "")
         )
-    wanted = variant or ("none" if "none" in found or len(found) > 1 else next(iter(found)))
+    wanted = variant or (None if None in found or len(found) > 1 else next(iter(found)))
     if wanted not in found:
-        raise UserError(
-            f"{folder} has no weights of variant {wanted!r}; pass --variant with one of: {', '.join(found)}"
-        )
+        known = [one for one in found if one is not None]
+        remedy = f"pass --variant with one of: {', '.join(known)}" if known else "leave out --variant"
+        plain = " (without it the plain ones are taken)" if known and None in found else ""
+        have = f"no weights of variant {wanted!r}" if wanted else "only weights of several variants"
+        raise UserError(f"{folder} has {have}; {remedy}{plain}")
     kinds = found[wanted]
     file = kinds[min(kinds)]
     opener = open_index if file.suffix == ".json" else open_file
     return opener(file, trust_pickle=trust_pickle)
+
+
+def variants(folder: Path) -> tuple[str | None, ...]:
+    """The sets of weights of a Hugging Face folder, as "fp16"; None for the plain one."""
+    return tuple(_sets(folder)) if folder.is_dir() else ()
+
+
+def _sets(folder: Path) -> dict[str | None, dict[bool, Path]]:
+    """{variant: {whether it is a pickle: its file, or its index}}."""
+    found: dict[str | None, dict[bool, Path]] = {}
+    for file in sorted(folder.iterdir()):
+        match = _STEM.fullmatch(file.name)
+        if match and not match["shard"]:
+            name = match["variant"] or match["index_variant"]
+            found.setdefault(name, {})[match["kind"] == "bin"] = file
+    return found
 
 
 _STEM = re.compile(

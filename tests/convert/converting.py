@@ -7,7 +7,8 @@ from typing import Any
 
 from mvader_jax.convert.convert import Report
 from mvader_jax.convert.convert import convert as run
-from mvader_jax.convert.sources import Options, open_source
+from mvader_jax.convert.kinds.base import Options
+from mvader_jax.convert.sources import open_source
 from mvader_jax.storage.bundle import Bundle, load_bundle, summary
 
 

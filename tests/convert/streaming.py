@@ -50,7 +50,6 @@ def names_of(layers: int) -> Names:
 def make_source(folder: Path, layers: int, kind: str) -> int:
     """Writes the shards; returns their bytes."""
     from mvader_jax.convert.formats.safetensors import write_safetensors
-    from mvader_jax.convert.formats.torch_archive import write_state_dict
 
     names = names_of(layers)
     rng = np.random.default_rng(0)
@@ -70,7 +69,9 @@ def make_source(folder: Path, layers: int, kind: str) -> int:
         if kind == "safetensors":
             write_safetensors(folder / file, described, arrays())
         else:
-            write_state_dict(folder / file, described, arrays(), None)
+            import torch
+
+            torch.save({name: torch.from_numpy(array) for name, array in arrays()}, folder / file)
         weight_map.update(dict.fromkeys(chosen, file))
     (folder / f"model.{kind}.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps({**SETTINGS, "n_layer": layers}))

@@ -155,10 +155,10 @@ def test_malicious_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["TEXT", "out", "--dtype", "int4"], "unknown dtype 'int4'; accepted: keep, float32, bfloat16"),
         (
             ["TEXT", "out", "--variant", "fp16"],
-            "has no weights of variant 'fp16'; pass --variant with one of",
+            "has no weights of variant 'fp16'; leave out --variant",
         ),
         (["TEXT", "out", "--config", "absent.json"], "cannot read absent.json"),
-        (["TEXT", "out", "--base", "TEXT"], "--base belongs to sgpt-biases alone"),
+        (["TEXT", "out", "--base", "TEXT"], "--base belongs to finetunes of biases alone"),
         (["TEXT", "out", "--tokenizer", "TEXT"], "has no tokenizer"),
         (["TEXT", "empty"], "exists already; choose another place or pass --overwrite"),
         (["TEXT", "TEXT"], "is the source itself"),

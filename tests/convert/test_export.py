@@ -21,8 +21,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from vocabularies import clip_vocabulary
 
 from mvader_jax.condition import Condition
-from mvader_jax.convert.export import COMPVIS_FILE, MAGMA_FILE, export
-from mvader_jax.convert.sources import Options, open_source
+from mvader_jax.convert.export import export
+from mvader_jax.convert.kinds.base import Options
+from mvader_jax.convert.kinds.magma import MAGMA_FILE
+from mvader_jax.convert.kinds.sd_compvis import COMPVIS_FILE
+from mvader_jax.convert.sources import open_source
+from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.unet import UNet
@@ -147,7 +151,7 @@ def test_compvis_round_trip(sd: Converted, tmp_path: Path) -> None:
     same_bundles(tmp_path / "again", sd.bundle)
     # diffusers' own reader of this format finds the same tensors.
     unet, vae = sd.models["unet"], sd.models["vae"]
-    state = torch.load(tmp_path / "out" / COMPVIS_FILE, weights_only=True)["state_dict"]
+    state = load_file(tmp_path / "out" / COMPVIS_FILE)
     same_state(convert_ldm_unet_checkpoint(dict(state), {**unet.config}), dict(unet.state_dict()))
     read = convert_ldm_vae_checkpoint(dict(state), {**vae.config})
     same_state(read, dict(vae.state_dict()))
@@ -156,8 +160,10 @@ def test_compvis_round_trip(sd: Converted, tmp_path: Path) -> None:
 @pytest.mark.parametrize("sd", ["float32"], indirect=True)
 def test_compvis_with_moving_average_and_its_other_entries(sd: Converted, tmp_path: Path) -> None:
     export(sd.bundle, tmp_path / "out", "compvis")
-    file = tmp_path / "out" / COMPVIS_FILE
-    state = torch.load(file, weights_only=True)["state_dict"]
+    (tmp_path / "out" / COMPVIS_FILE).rename(tmp_path / "out" / "state.safetensors")
+    state = load_file(tmp_path / "out" / "state.safetensors")
+    (tmp_path / "out" / "state.safetensors").unlink()
+    file = tmp_path / "out" / "model.ckpt"
     unet = "model.diffusion_model."
     ema = {
         "model_ema." + f"diffusion_model.{name.removeprefix(unet)}".replace(".", ""): tensor + 1
@@ -169,6 +175,7 @@ def test_compvis_with_moving_average_and_its_other_entries(sd: Converted, tmp_pa
     state |= {**ema, "model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
     names = ("betas", "alphas_cumprod", "posterior_mean_coef1", "sqrt_recipm1_alphas_cumprod", "lvlb_weights")
     state |= {name: torch.zeros(1000) for name in names}
+    state["alphas_cumprod"] = torch.from_numpy(ScheduleConfig().alphas_cumprod()).float()
     state["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(20)[None]
     torch.save({"state_dict": state, "global_step": 3}, file)
     report = convert(file, tmp_path / "plain")

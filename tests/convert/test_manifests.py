@@ -31,6 +31,7 @@ from mvader_jax.convert.kinds import gpt_neox as gpt_neox_keys
 from mvader_jax.convert.kinds import gptj as gptj_keys
 from mvader_jax.convert.kinds import magma as magma_keys
 from mvader_jax.convert.kinds import sd_compvis as sd_compvis_keys
+from mvader_jax.convert.kinds import sd_configs
 from mvader_jax.convert.kinds import sd_diffusers as sd_diffusers_keys
 from mvader_jax.convert.settings import Settings
 from mvader_jax.models.clip_text import ClipTextConfig
@@ -204,12 +205,6 @@ def test_gpt_neox_20b() -> None:
 
 def test_public_settings_give_the_presets() -> None:
     unet = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8, "norm_num_groups": 32}
-    assert sd_diffusers_keys.unet_config(Settings(unet, "x")) == UNetConfig.sd14()
-    assert (
-        sd_diffusers_keys.unet_config(Settings(sd_diffusers_keys.unet_settings(UNetConfig.sd14())))
-        == UNetConfig.sd14()
-    )
-    assert (
-        sd_diffusers_keys.vae_config(Settings(sd_diffusers_keys.vae_settings(VAEConfig.sd14())))
-        == VAEConfig.sd14()
-    )
+    assert sd_configs.unet_config(Settings(unet, "x")) == UNetConfig.sd14()
+    assert sd_configs.unet_config(Settings(sd_configs.unet_settings(UNetConfig.sd14()))) == UNetConfig.sd14()
+    assert sd_configs.vae_config(Settings(sd_configs.vae_settings(VAEConfig.sd14()))) == VAEConfig.sd14()

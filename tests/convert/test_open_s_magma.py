@@ -12,8 +12,9 @@ import jax
 from test_manifests import Names, recorded
 
 from mvader_jax.convert.engine import match
-from mvader_jax.convert.kinds import sd_diffusers as sd_diffusers_keys
-from mvader_jax.convert.sources import Options, open_source
+from mvader_jax.convert.kinds import sd_configs
+from mvader_jax.convert.kinds.base import Options
+from mvader_jax.convert.sources import open_source
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.unet import UNetConfig
@@ -41,7 +42,7 @@ def hollow(file: Path, names: Names) -> Path:
 def model_of(path: Path, kind: str) -> ModelConfig:
     """What `mvader convert` takes a source for, every tensor of it paired with ours."""
     source = open_source(path, None, Options())
-    assert source.kind == kind
+    assert source.kind.name == kind
     for part in source.parts:
         assert match(part.source_map, part.weights.tensors, source.abstract).leaves
     return source.model
@@ -63,8 +64,8 @@ def test_the_public_files_need_no_settings_and_make_the_open_s_magma(tmp_path: P
     assert (config.vae, config.schedule) == (sd.vae, sd.schedule)
     folder = tmp_path / "diffusers"
     for name, settings in (
-        ("unet", sd_diffusers_keys.unet_settings(UNetConfig.sd14())),
-        ("vae", sd_diffusers_keys.vae_settings(VAEConfig.sd14())),
+        ("unet", sd_configs.unet_settings(UNetConfig.sd14())),
+        ("vae", sd_configs.vae_settings(VAEConfig.sd14())),
         ("text_encoder", {"num_attention_heads": 12, "hidden_act": "quick_gelu"}),
     ):
         stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"

@@ -1,5 +1,5 @@
-"""torch's zip archives without torch: TorchScript read by an unpickler that makes nothing but plain data,
-and state dicts written one tensor at a time (pytorch/pytorch torch/serialization.py)."""
+"""torch's zip archives: TorchScript read without torch, by an unpickler that makes nothing but plain data
+(pytorch/pytorch torch/serialization.py); state dicts written by torch, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ _STORAGES = {
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
 }
-_STORAGE_OF = {DTYPES[name]: storage for storage, name in _STORAGES.items()}
 
 
 def is_torchscript(file: Path) -> bool:
@@ -143,80 +142,44 @@ def _first(value: Any = None, *_: Any) -> Any:
     return value
 
 
-def write_state_dict(
+def write_torch(
     file: Path,
     tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     arrays: Iterable[tuple[str, np.ndarray]],
-    under: str | None,
+    under: str,
 ) -> None:
-    """Writes what `torch.save({under: {name: tensor}})` would (or the bare dict), one tensor at a time.
+    """`torch.save({under: {name: tensor}})` without holding the tensors in memory.
 
-    tensors: {name: (shape, dtype)} in the order that `arrays` brings them. The pickle names only
-    torch's own tensor rebuilder, so weights-only loaders take it.
+    They wait in a file beside `file`, as large as it, which torch maps: its pages are the kernel's to
+    take back. tensors: {name: (shape, dtype)} in the order that `arrays` brings them. Raises UserError
+    without PyTorch.
     """
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        archive.writestr("archive/data.pkl", _pickled(tensors, under))
-        archive.writestr("archive/byteorder", b"little")
-        for key, ((name, array), expected) in enumerate(zip(arrays, tensors, strict=True)):
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{file} is written by PyTorch, which is not installed: pip install 'mvader-jax[convert]'"
+        ) from None
+    waiting = file.with_name(f"{file.name}.waiting")
+    places: dict[str, int] = {}
+    with waiting.open("wb") as stream:
+        for (name, array), expected in zip(arrays, tensors, strict=True):
             assert name == expected, f"{name} came where {expected} belongs"
             assert (array.shape, array.dtype) == tensors[name], f"{name} is {array.shape} {array.dtype}"
-            info = zipfile.ZipInfo(f"archive/data/{key}")
-            info.file_size = array.nbytes
-            # torch maps the file: its tensors want addresses that their type can stand on.
-            start = archive.start_dir + 30 + len(info.filename) + 4 + 20
-            padding = -start % 64
-            info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-            with archive.open(info, "w", force_zip64=True) as member:
-                member.write(bytes_of(array))
-        archive.writestr("archive/version", b"3\n")
-
-
-def _pickled(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]], under: str | None) -> bytes:
-    """The pickle of the dict, written opcode by opcode: pickle itself would have to import torch."""
-    out = io.BytesIO()
-
-    def text(value: str) -> None:
-        data = value.encode()
-        out.write(b"X" + struct.pack("<I", len(data)) + data)
-
-    def integer(value: int) -> None:
-        if value < 1 << 31:
-            out.write(b"J" + struct.pack("<i", value))
+            stream.write(b"\0" * (-stream.tell() % 64))
+            places[name] = stream.tell()
+            stream.write(bytes_of(array))
+    state = {}
+    for name, (shape, dtype) in tensors.items():
+        # NumPy's bfloat16 is none that torch knows: its bits travel as integers.
+        bits = np.dtype(np.int16) if dtype == DTYPES["BF16"] else dtype
+        if 0 in shape:
+            tensor = torch.from_numpy(np.zeros(shape, bits))
         else:
-            data = value.to_bytes((value.bit_length() + 8) // 8, "little", signed=True)
-            out.write(b"\x8a" + bytes([len(data)]) + data)
-
-    def integers(values: Iterable[int]) -> None:
-        out.write(b"(")
-        for value in values:
-            integer(value)
-        out.write(b"t")
-
-    out.write(b"\x80\x02")
-    if under is not None:
-        out.write(b"}")
-        text(under)
-    out.write(b"}(")
-    for key, (name, (shape, dtype)) in enumerate(tensors.items()):
-        text(name)
-        strides: list[int] = []
-        step = 1
-        for length in reversed(shape):
-            strides.insert(0, step)
-            step *= length
-        out.write(b"ctorch._utils\n_rebuild_tensor_v2\n((")
-        text("storage")
-        out.write(b"ctorch\n" + _STORAGE_OF[dtype].encode() + b"\n")
-        text(str(key))
-        text("cpu")
-        integer(step)
-        out.write(b"tQ")
-        integer(0)
-        integers(shape)
-        integers(strides)
-        out.write(b"\x89ccollections\nOrderedDict\n)RtR")
-    out.write(b"u")
-    if under is not None:
-        out.write(b"s")
-    out.write(b".")
-    return out.getvalue()
+            tensor = torch.from_numpy(
+                np.memmap(waiting, bits, "c", places[name], shape or (1,)).reshape(shape)
+            )
+        state[name] = tensor.view(torch.bfloat16) if dtype == DTYPES["BF16"] else tensor
+    torch.save({under: state}, file)
+    del state
+    waiting.unlink()

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mvader_jax.convert.engine import Link, Skip, SourceMap, links_of
+from mvader_jax.convert.kinds.base import Kind, Options, Part, Source, abstract_of
 from mvader_jax.convert.layouts import CONV, SAME, Layout
-from mvader_jax.convert.settings import Settings, count, shape_of
-from mvader_jax.convert.tensors import Tensor
+from mvader_jax.convert.settings import Settings, count, shape_of, shown, spelled
+from mvader_jax.convert.tensors import Tensor, Weights
 from mvader_jax.errors import UserError
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.image_encoder import ImageEncoderConfig
 
 #: A state dict of the visual tower alone has no `visual.` in front.
@@ -42,6 +44,23 @@ _PUBLIC = {
     ((3, 15, 36, 10), 128): 448,
 }
 
+#: What a config.json beside the whole of CLIP says of its other tower.
+_UNUSED = {r"num_attention_heads|hidden_act": "CLIP's text tower's"}
+
+
+class ClipResNet(Kind):
+    """The visual tower of the whole CLIP, or alone."""
+
+    name = "clip-resnet"
+    signs = ((r"(visual\.)?layer1\.0\.conv1\.weight",),)
+
+    def read(self, weights: Weights, settings: Settings, options: Options) -> Source:
+        config = encoder_config(spelled(weights.tensors, SPELLINGS), settings, "visual.")
+        settings.done(_UNUSED)
+        model = ModelConfig(image_encoder=config)
+        abstract = abstract_of(model, "image_encoder")
+        return Source(self, (Part(weights, clip_resnet_map(abstract["image_encoder"])),), model, abstract)
+
 
 def encoder_links(encoder: Any, prefix: str) -> tuple[Link, ...]:
     """encoder: the tree of our `image_encoder` component; prefix: what stands before CLIP's own names."""
@@ -65,6 +84,8 @@ def encoder_config(tensors: Mapping[str, Tensor], settings: Settings, prefix: st
     width = shape_of(tensors, f"{prefix}layer1.0.conv1.weight", 4)[0]
     blocks = tuple(count(tensors, rf"{re.escape(prefix)}layer{i}\.(\d+)\.") for i in range(1, 5))
     layers = (blocks[0], blocks[1], blocks[2], blocks[3])
+    if 0 in layers:
+        raise UserError(f"a ResNet of {'/'.join(map(str, layers))} blocks has a stage without any")
     size = settings.get("image_size")
     positions = tensors.get(f"{prefix}attnpool.positional_embedding")
     if positions is not None and len(positions.shape) == 2:
@@ -78,6 +99,6 @@ def encoder_config(tensors: Mapping[str, Tensor], settings: Settings, prefix: st
             f"a ResNet of width {width} and {'/'.join(map(str, layers))} blocks is none of OpenAI's, so its image "
             "size cannot be told; pass --config FILE.json with image_size"
         )
-    if not isinstance(size, int) or size < 32 or size % 32:
-        raise UserError(f"image_size is {size!r}; accepted are positive multiples of 32")
+    if isinstance(size, bool) or not isinstance(size, int) or not 32 <= size <= 1 << 14 or size % 32:
+        raise UserError(f"image_size is {shown(size)}; accepted are positive multiples of 32")
     return ImageEncoderConfig(layers=layers, width=width, image_size=size)

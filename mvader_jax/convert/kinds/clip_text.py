@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from mvader_jax.convert.engine import Link, Skip, SourceMap, links_of
+from mvader_jax.convert.kinds import transformers
+from mvader_jax.convert.kinds.base import Kind, Options, Part, Source, abstract_of
 from mvader_jax.convert.layouts import LINEAR, SAME, Layout, fused_linear, fused_vector
-from mvader_jax.convert.settings import Settings, count, divide, shape_of
-from mvader_jax.convert.tensors import Tensor
+from mvader_jax.convert.settings import Settings, count, divide, shape_of, spelled
+from mvader_jax.convert.tensors import Tensor, Weights
 from mvader_jax.errors import UserError
 from mvader_jax.models.clip_text import ClipTextConfig
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.prompt.tokenizer import TokenizerConfig
 
 SPELLINGS = ((r"^(?=embeddings\.|encoder\.layers\.|final_layer_norm\.)", "text_model."),)
 _SKIPS = (
@@ -24,7 +29,23 @@ _OPENAI_SKIPS = (
     Skip(r"(text_projection|logit_scale)", "CLIP's projection: hidden states come before it"),
     Skip(r"(input_resolution|context_length|vocab_size)", "CLIP's constants"),
 )
-_ACTIVATIONS = ("quick_gelu", "gelu")
+ACCEPTED: dict[str, tuple[Any, ...]] = {
+    **transformers.ACCEPTED,
+    "hidden_act": ("quick_gelu", "gelu"),
+    "model_type": ("clip_text_model",),
+    "tie_word_embeddings": (True, False),
+}
+_UNUSED = {
+    **transformers.UNUSED,
+    r"eos_token_id": "the tokenizer says it; public files say 2",
+    r"(attention_)?dropout": "dropout acts in training alone",
+    r"projection_dim|logit_scale_init_value": "CLIP's projection: hidden states come before it",
+}
+#: The text tower is one of two in transformers' whole CLIP.
+_UNUSED_WHOLE = {
+    **_UNUSED,
+    r"vision_config(_dict)?|text_config_dict": "CLIP's vision tower, and copies",
+}
 _OPENAI_MODULES = {
     "layers/layer_norm1": "ln_1",
     "layers/layer_norm2": "ln_2",
@@ -33,6 +54,55 @@ _OPENAI_MODULES = {
     "layers/mlp/fc2": "mlp.c_proj",
 }
 _FUSED = {"layers/self_attn/q_proj": 0, "layers/self_attn/k_proj": 1, "layers/self_attn/v_proj": 2}
+
+
+class ClipText(Kind):
+    """The text tower alone or of a whole CLIP, of transformers or OpenAI's."""
+
+    name = "clip-text"
+    signs = (
+        (r"transformer\.resblocks\.0\.", r"token_embedding\.weight"),
+        (r"(text_model\.)?encoder\.layers\.0\.self_attn\.", r"(text_model\.)?embeddings\.token_embedding\."),
+    )
+
+    def read(self, weights: Weights, settings: Settings, options: Options) -> Source:
+        openai = "transformer.resblocks.0.ln_1.weight" in weights.tensors
+        if openai:
+            config = openai_text_config(weights.tensors, settings)
+            settings.done({r"image_size": "CLIP's image tower's"})
+        else:
+            config = transformers_text_config(weights, settings)
+        model = ModelConfig(embedder="clip_text", text_encoder=config, tokenizer=clip_tokenizer(config))
+        abstract = abstract_of(model, "text_encoder")
+        make = openai_text_map if openai else clip_text_map
+        return Source(self, (Part(weights, make(abstract["text_encoder"])),), model, abstract)
+
+
+def transformers_text_config(weights: Weights, settings: Settings) -> ClipTextConfig:
+    """The architecture by transformers' names, each key of its config.json accounted for."""
+    if "text_config" in settings.values:
+        inner = settings.inner("text_config")
+        settings.require({"model_type": ("clip",)})
+        settings.done(_UNUSED_WHOLE)
+        settings = inner
+    config = clip_text_config(spelled(weights.tensors, SPELLINGS), settings)
+    settings.require(ACCEPTED)
+    settings.done(_UNUSED)
+    return config
+
+
+def clip_tokenizer(text: ClipTextConfig) -> TokenizerConfig:
+    """CLIP's: two tokens, the last of its own vocabulary, start and end a text, and the end pads it."""
+    # Rows beyond the public vocabulary are tokens learnt later.
+    eos = min(text.vocab_size, ClipTextConfig.sd14().vocab_size) - 1
+    return dataclasses.replace(
+        TokenizerConfig.clip(),
+        bos_id=eos - 1,
+        eos_id=eos,
+        pad_id=eos,
+        length=text.max_positions,
+        max_positions=text.max_positions,
+    )
 
 
 def text_links(text_encoder: Any, prefix: str = "") -> tuple[Link, ...]:
@@ -82,7 +152,6 @@ def clip_text_config(tensors: Mapping[str, Tensor], settings: Settings, prefix: 
 
     tensors: by the map's names. Raises UserError where the settings lack something.
     """
-    settings = settings.inner("text_config") if "text_config" in settings.values else settings
     root = f"{prefix}text_model."
     vocabulary, width = shape_of(tensors, f"{root}embeddings.token_embedding.weight", 2)
     return _config(
@@ -136,7 +205,7 @@ def _config(
         ("max_position_embeddings", positions),
     ):
         settings.agree(key, value)
-    settings.require({"hidden_act": _ACTIVATIONS})
+    settings.require({"hidden_act": ACCEPTED["hidden_act"]})
     heads = settings.whole("num_attention_heads", heads)
     divide(width, heads, settings.where or "the text tower")
     return ClipTextConfig(
@@ -147,7 +216,7 @@ def _config(
         mlp_width=mlp_width,
         max_positions=positions,
         activation=settings.get("hidden_act", "quick_gelu"),
-        norm_eps=float(settings.get("layer_norm_eps", 1e-5)),
+        norm_eps=settings.number("layer_norm_eps", 1e-5),
     )
 
 

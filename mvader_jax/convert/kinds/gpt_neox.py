@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mvader_jax.convert.engine import Skip, SourceMap, links_of
+from mvader_jax.convert.kinds import transformers
+from mvader_jax.convert.kinds.base import Kind, Options, Part, Source, abstract_of
+from mvader_jax.convert.kinds.gptj import gpt2_tokenizer, rotary_width
 from mvader_jax.convert.layouts import LINEAR, SAME, Layout, fused_linear, fused_vector
-from mvader_jax.convert.settings import Settings, count, divide, shape_of
-from mvader_jax.convert.tensors import Tensor
+from mvader_jax.convert.settings import Settings, count, divide, shape_of, spelled
+from mvader_jax.convert.tensors import Tensor, Weights
 from mvader_jax.errors import UserError
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.decoder import DecoderConfig
 
 #: A bare GPTNeoXModel has no `gpt_neox.` in front; newer releases of transformers say lm_head.
@@ -38,6 +42,33 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
 }
+_ACCEPTED: dict[str, tuple[Any, ...]] = {
+    **transformers.ACCEPTED,
+    "hidden_act": tuple(_ACTIVATIONS),
+    "model_type": ("gpt_neox",),
+    "tie_word_embeddings": (False,),
+}
+_UNUSED = {
+    **transformers.UNUSED,
+    r"(attention|hidden|attention_probs|embd|resid)_?(dropout|pdrop)(_prob)?": "dropout acts in training alone",
+}
+
+
+class GptNeoX(Kind):
+    """A decoder, with the vocabulary beside it."""
+
+    name = "gpt-neox"
+    signs = ((r"(gpt_neox\.)?layers\.0\.attention\.query_key_value\.",),)
+
+    def read(self, weights: Weights, settings: Settings, options: Options) -> Source:
+        config = gpt_neox_config(spelled(weights.tensors, SPELLINGS), settings)
+        # GPT-NeoX's vocabulary ends a text with token 0.
+        eos = settings.whole("eos_token_id", 0, least=0)
+        settings.done(_UNUSED)
+        model = ModelConfig(decoder=config, tokenizer=gpt2_tokenizer(config.max_positions, eos))
+        abstract = abstract_of(model, "decoder")
+        source_map = gpt_neox_map(abstract["decoder"], config)
+        return Source(self, (Part(weights, source_map),), model, abstract)
 
 
 def gpt_neox_map(decoder: Any, config: DecoderConfig) -> SourceMap:
@@ -60,6 +91,7 @@ def gpt_neox_config(tensors: Mapping[str, Tensor], settings: Settings) -> Decode
     vocabulary, width = shape_of(tensors, "gpt_neox.embed_in.weight", 2)
     layers = count(tensors, r"gpt_neox\.layers\.(\d+)\.")
     mlp_width, _ = shape_of(tensors, "gpt_neox.layers.0.mlp.dense_h_to_4h.weight", 2)
+    attention_bias = "gpt_neox.layers.0.attention.query_key_value.bias" in tensors
     if not settings.given:
         raise UserError(
             "the shapes of GPT-NeoX do not tell its heads; pass --config FILE.json with num_attention_heads and rotary_pct"
@@ -68,16 +100,15 @@ def gpt_neox_config(tensors: Mapping[str, Tensor], settings: Settings) -> Decode
         ("hidden_size", width),
         ("num_hidden_layers", layers),
         ("intermediate_size", mlp_width),
+        ("vocab_size", vocabulary),
+        ("attention_bias", attention_bias),
     ):
         settings.agree(key, value)
-    settings.require({"hidden_act": tuple(_ACTIVATIONS), "tie_word_embeddings": (False,)})
-    rope = settings.inner("rope_parameters")
-    rope.require({"rope_type": ("default",)})
+    settings.require(_ACCEPTED)
     heads = settings.whole("num_attention_heads")
     head_dim = divide(width, heads, settings.where)
-    share = rope.get("partial_rotary_factor", settings.get("rotary_pct", 0.25))
-    base = rope.get("rope_theta", settings.get("rope_theta", settings.get("rotary_emb_base", 10000)))
-    parallel = settings.get("use_parallel_residual", True)
+    rotary_dim, rotary_base = _rotary(settings, head_dim)
+    parallel = settings.flag("use_parallel_residual", True)
     head = shape_of(tensors, "embed_out.weight", 2)[0] if "embed_out.weight" in tensors else vocabulary
     return DecoderConfig(
         vocab_size=vocabulary,
@@ -90,11 +121,26 @@ def gpt_neox_config(tensors: Mapping[str, Tensor], settings: Settings) -> Decode
         max_positions=settings.whole("max_position_embeddings", 2048),
         block="parallel_two_norms" if parallel else "sequential",
         rotary="half",
-        rotary_dim=int(head_dim * float(share)),
-        rotary_base=float(base),
+        rotary_dim=rotary_dim,
+        rotary_base=rotary_base,
         activation="gelu" if _ACTIVATIONS[settings.get("hidden_act", "gelu")] == "gelu" else "gelu_new",
-        attention_bias="gpt_neox.layers.0.attention.query_key_value.bias" in tensors,
+        attention_bias=attention_bias,
         out_bias="gpt_neox.layers.0.attention.dense.bias" in tensors,
         head_bias=False,
-        norm_eps=float(settings.get("layer_norm_eps", 1e-5)),
+        norm_eps=settings.number("layer_norm_eps", 1e-5),
     )
+
+
+def _rotary(settings: Settings, head_dim: int) -> tuple[int, float]:
+    """(dimensions of a head that rotate, their base), by the keys of transformers 4 or of 5."""
+    rope = settings.inner("rope_parameters")
+    scaling = settings.inner("rope_scaling")
+    for one in (rope, scaling):
+        one.require({"rope_type": ("default",), "type": ("default",)})
+    share = rope.number("partial_rotary_factor", settings.number("rotary_pct", 0.25))
+    older = settings.number("rope_theta", settings.number("rotary_emb_base", 10000))
+    base = rope.number("rope_theta", older)
+    for one in (rope, scaling):
+        one.done({})
+    width = int(head_dim * share) if share <= 1 else head_dim + 1
+    return rotary_width(width, head_dim, f"{settings.where}: the share {share} of a head that rotates"), base

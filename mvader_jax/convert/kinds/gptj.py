@@ -1,28 +1,67 @@
-"""GPT-J of transformers (GPTJForCausalLM), and SGPT's BitFit finetunes of it (Muennighoff/sgpt)."""
+"""GPT-J of transformers (GPTJForCausalLM)."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from mvader_jax.convert.engine import Skip, SourceMap, links_of
+from mvader_jax.convert.kinds import transformers
+from mvader_jax.convert.kinds.base import Kind, Options, Part, Source, abstract_of
 from mvader_jax.convert.layouts import LINEAR, SAME, Layout
-from mvader_jax.convert.settings import Settings, count, divide, shape_of
-from mvader_jax.convert.tensors import Tensor
+from mvader_jax.convert.settings import Settings, count, divide, shape_of, spelled
+from mvader_jax.convert.tensors import Tensor, Weights
 from mvader_jax.errors import UserError
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.decoder import DecoderConfig
+from mvader_jax.prompt.tokenizer import TokenizerConfig
 
-#: SGPT saves a bare GPTJModel, whose names have no `transformer.` in front.
+#: A bare GPTJModel's names have no `transformer.` in front.
 SPELLINGS = ((r"^(?=h\.\d+\.|wte\.|ln_f\.)", "transformer."),)
 SKIPS = (
     Skip(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)", "causal mask, a buffer"),
     Skip(r"transformer\.h\.\d+\.attn\.embed_positions", "rotary table, a buffer"),
 )
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+_ACCEPTED: dict[str, tuple[Any, ...]] = {
+    **transformers.ACCEPTED,
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
+    "model_type": ("gptj",),
+    "rotary": (True,),
+    "scale_attn_weights": (True,),
+    "tie_word_embeddings": (False,),
+}
+_UNUSED = {
+    **transformers.UNUSED,
+    r"(attn|embd|resid)_pdrop": "dropout acts in training alone",
+    r"n_ctx": "an older name of n_positions, which transformers does not read",
+}
 
 
-def _rule(path: str, shape: tuple[int, ...]) -> tuple[str, Layout, int]:
+class GptJ(Kind):
+    """A decoder, with the vocabulary beside it."""
+
+    name = "gptj"
+    signs = ((r"transformer\.h\.0\.attn\.q_proj\.", r"lm_head\."),)
+
+    def read(self, weights: Weights, settings: Settings, options: Options) -> Source:
+        config = gptj_config(spelled(weights.tensors, SPELLINGS), settings)
+        eos = settings.whole("eos_token_id", TokenizerConfig.gpt2().eos_id, least=0)
+        settings.done(_UNUSED)
+        model = ModelConfig(decoder=config, tokenizer=gpt2_tokenizer(config.max_positions, eos))
+        abstract = abstract_of(model, "decoder")
+        return Source(self, (Part(weights, gptj_map(abstract["decoder"])),), model, abstract)
+
+
+def gpt2_tokenizer(positions: int, eos_id: int | None = None) -> TokenizerConfig:
+    """GPT-2's, for a decoder of so many positions."""
+    config = dataclasses.replace(TokenizerConfig.gpt2(), max_positions=positions)
+    return config if eos_id is None else dataclasses.replace(config, eos_id=eos_id)
+
+
+def gptj_rule(path: str, shape: tuple[int, ...]) -> tuple[str, Layout, int]:
+    """Our path of a decoder's leaf -> (transformers' name, layout, part)."""
     *module, leaf = path.split("/")
     if module[0] == "layers":
         module[0:1] = ["transformer", "h", "{layer}"]
@@ -33,17 +72,7 @@ def _rule(path: str, shape: tuple[int, ...]) -> tuple[str, Layout, int]:
 
 def gptj_map(decoder: Any) -> SourceMap:
     """decoder: the tree of our `decoder` component."""
-    return SourceMap("GPT-J", links_of("decoder", decoder, _rule), SKIPS, spellings=SPELLINGS)
-
-
-def sgpt_map(biases: Any) -> SourceMap:
-    """The biases alone; every other tensor is left out, to be compared with the base's.
-
-    biases: the tree of our `biases` component.
-    """
-    links = links_of("biases", biases, _rule)
-    others = Skip(r"(.*\.weight|lm_head\.bias)", "not among the biases: compared with the base's")
-    return SourceMap("an SGPT bias finetune of GPT-J", links, (*SKIPS, others), spellings=SPELLINGS)
+    return SourceMap("GPT-J", links_of("decoder", decoder, gptj_rule), SKIPS, spellings=SPELLINGS)
 
 
 def gptj_config(tensors: Mapping[str, Tensor], settings: Settings) -> DecoderConfig:
@@ -72,16 +101,29 @@ def gptj_config(tensors: Mapping[str, Tensor], settings: Settings) -> DecoderCon
         ("vocab_size", vocabulary),
     ):
         settings.agree(key, value)
-    settings.require({"activation_function": _ACTIVATIONS, "tie_word_embeddings": (False,)})
+    settings.require(_ACCEPTED)
+    return gptj_with_heads(dimensions, settings)
+
+
+def gptj_with_heads(dimensions: Mapping[str, Any], settings: Settings) -> DecoderConfig:
+    """The decoder of these dimensions with what the settings say of its heads."""
     heads = settings.whole("n_head")
+    head_dim = divide(dimensions["width"], heads, settings.where)
     return DecoderConfig(
         **dimensions,
         num_heads=heads,
-        head_dim=divide(width, heads, settings.where),
-        rotary_dim=settings.whole("rotary_dim"),
+        head_dim=head_dim,
+        rotary_dim=rotary_width(settings.whole("rotary_dim"), head_dim, f"{settings.where}: rotary_dim"),
         max_positions=settings.whole("n_positions", 2048),
-        norm_eps=float(settings.get("layer_norm_epsilon", 1e-5)),
+        norm_eps=settings.number("layer_norm_epsilon", 1e-5),
     )
+
+
+def rotary_width(width: int, head_dim: int, what: str) -> int:
+    """The dimensions of a head that rotate. Raises UserError where they are no pairs, or more than it has."""
+    if width % 2 or not 2 <= width <= head_dim:
+        raise UserError(f"{what} is {width}; accepted are even numbers from 2 to a head's width, {head_dim}")
+    return width
 
 
 def gptj_6b_like(dimensions: Mapping[str, Any], needed: str) -> DecoderConfig:
@@ -94,21 +136,3 @@ def gptj_6b_like(dimensions: Mapping[str, Any], needed: str) -> DecoderConfig:
                 f"and its shapes do not tell everything; pass --config FILE.json with {needed}"
             )
     return DecoderConfig(**dimensions)
-
-
-def gptj_settings(config: DecoderConfig) -> dict[str, Any]:
-    """transformers' config.json of a decoder that GPTJForCausalLM can be."""
-    return {
-        "model_type": "gptj",
-        "architectures": ["GPTJForCausalLM"],
-        "n_embd": config.width,
-        "n_layer": config.num_layers,
-        "n_head": config.num_heads,
-        "n_inner": config.mlp_width,
-        "n_positions": config.max_positions,
-        "rotary_dim": config.rotary_dim,
-        "vocab_size": config.vocab_size,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": False,
-    }

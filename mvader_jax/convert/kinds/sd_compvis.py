@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from mvader_jax.convert.engine import Abstract, Link, Skip, SourceMap, links_of
-from mvader_jax.convert.kinds.clip_text import clip_text_config, text_links
-from mvader_jax.convert.layouts import CONV, LINEAR, POINTWISE, SAME, Layout
-from mvader_jax.convert.settings import Settings, count, shape_of
-from mvader_jax.convert.tensors import Tensor
+import numpy as np
+
+from mvader_jax.convert import foreign
+from mvader_jax.convert.engine import Abstract, Link, Skip, SourceMap
+from mvader_jax.convert.formats.safetensors import write_safetensors
+from mvader_jax.convert.kinds.base import Export, Kind, Options, Part, Source, abstract_of
+from mvader_jax.convert.kinds.clip_text import ACCEPTED, clip_text_config, text_links
+from mvader_jax.convert.kinds.sd_compvis_names import UNET, VAE, unet_links, vae_links
+from mvader_jax.convert.kinds.sd_parts import sd_model
+from mvader_jax.convert.settings import Settings, count, shape_of, spelled
+from mvader_jax.convert.tensors import Tensor, Weights, is_float
+from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.clip_text import ClipTextConfig
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
 
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
+if TYPE_CHECKING:
+    from mvader_jax.convert.export import Job
+
 TEXT = "cond_stage_model.transformer."
-_LAYOUTS = {1: SAME, 2: LINEAR, 4: CONV}
+COMPVIS_FILE = "model.safetensors"
+BETA_SCHEDULES: tuple[Literal["linear", "scaled_linear"], ...] = ("linear", "scaled_linear")
 _EMA = Skip(r"model_ema\..*", "moving average of the UNet (--ema takes it instead)")
 _REPLACED = Skip(r"model\.diffusion_model\..*", "the UNet itself: its moving average was taken")
 _EMA_COUNTERS = Skip(r"model_ema\.(decay|num_updates)", "counter of the moving average")
@@ -39,119 +49,36 @@ _SKIPS = (
 SPELLINGS = (
     (r"^cond_stage_model\.transformer\.(?!text_model\.)", "cond_stage_model.transformer.text_model."),
 )
-_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
-_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out_0": "proj_out"}
 
 
-def _unet_places(config: UNetConfig) -> dict[str, str]:
-    """{our module: theirs}: their blocks are one running list a way, ours are nested by level."""
-    places = {
-        "time_embedding/linear_1": "time_embed.0",
-        "time_embedding/linear_2": "time_embed.2",
-        "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-        "mid_block/resnets_0": "middle_block.0",
-        "mid_block/attentions_0": "middle_block.1",
-        "mid_block/resnets_1": "middle_block.2",
-    }
-    index, last = 1, len(config.block_out_channels) - 1
-    for level, attention in enumerate(config.attention):
-        for i in range(config.layers_per_block):
-            places[f"down_blocks_{level}/resnets_{i}"] = f"input_blocks.{index}.0"
-            if attention:
-                places[f"down_blocks_{level}/attentions_{i}"] = f"input_blocks.{index}.1"
-            index += 1
-        if level < last:
-            places[f"down_blocks_{level}/downsamplers_0/conv"] = f"input_blocks.{index}.0.op"
-            index += 1
-    index = 0
-    for block, attention in enumerate(reversed(config.attention)):
-        for i in range(config.layers_per_block + 1):
-            places[f"up_blocks_{block}/resnets_{i}"] = f"output_blocks.{index}.0"
-            if attention:
-                places[f"up_blocks_{block}/attentions_{i}"] = f"output_blocks.{index}.1"
-            if block < last and i == config.layers_per_block:
-                places[f"up_blocks_{block}/upsamplers_0/conv"] = f"output_blocks.{index}.{1 + attention}.conv"
-            index += 1
-    return places
+class CompVis(Kind):
+    """One file of the whole model, with or without its moving average, VAE and text tower."""
 
+    name = "stable-diffusion"
+    signs = ((r"model\.diffusion_model\.input_blocks\.", r"model\.diffusion_model\..*attn2\.to_k\.weight"),)
+    has_ema = True
 
-def _vae_places(config: VAEConfig) -> dict[str, str]:
-    """{our module: theirs}: their levels on the way up are numbered from the highest resolution."""
-    places = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
-    last = len(config.block_out_channels) - 1
-    for half in ("encoder", "decoder"):
-        places |= {
-            f"{half}/conv_in": f"{half}.conv_in",
-            f"{half}/conv_norm_out": f"{half}.norm_out",
-            f"{half}/conv_out": f"{half}.conv_out",
-            f"{half}/mid_block/resnets_0": f"{half}.mid.block_1",
-            f"{half}/mid_block/attentions_0": f"{half}.mid.attn_1",
-            f"{half}/mid_block/resnets_1": f"{half}.mid.block_2",
-        }
-    for level in range(last + 1):
-        for i in range(config.layers_per_block):
-            places[f"encoder/down_blocks_{level}/resnets_{i}"] = f"encoder.down.{level}.block.{i}"
-        for i in range(config.layers_per_block + 1):
-            places[f"decoder/up_blocks_{level}/resnets_{i}"] = f"decoder.up.{last - level}.block.{i}"
-        if level < last:
-            places[f"encoder/down_blocks_{level}/downsamplers_0/conv"] = (
-                f"encoder.down.{level}.downsample.conv"
-            )
-            places[f"decoder/up_blocks_{level}/upsamplers_0/conv"] = (
-                f"decoder.up.{last - level}.upsample.conv"
-            )
-    return places
+    def __init__(self) -> None:
+        self.export = Export("compvis", ("unet", "vae", "text_encoder"), write_compvis)
 
+    def recognises(self, names: Collection[str]) -> bool:
+        return super().recognises(names) and foreign.named(names) is None
 
-def _placed(path: str, places: Mapping[str, str]) -> tuple[str, str, str]:
-    """(their module, the rest of our path within it, bias or weight)."""
-    module, leaf = path.rsplit("/", 1)
-    rest: list[str] = []
-    while module not in places:
-        module, _, inner = module.rpartition("/")
-        rest.insert(0, inner)
-    return places[module], "/".join(rest), "bias" if leaf == "bias" else "weight"
-
-
-def _unet_links(unet: Any, config: UNetConfig, ema: bool) -> tuple[Link, ...]:
-    places = _unet_places(config)
-
-    def rule(path: str, shape: tuple[int, ...]) -> tuple[str, Layout, int]:
-        place, rest, kind = _placed(path, places)
-        if "resnets" in path:
-            rest = _RESNET[rest]
-        rest = re.sub(r"\b(transformer_blocks|to_out|net)_(\d)", r"\1.\2", rest).replace("/", ".")
-        name = ".".join(filter(None, (place, rest, kind)))
-        if ema:
-            # Buffers cannot have dots in their names, so ldm/modules/ema.py takes them out.
-            name = "model_ema." + f"diffusion_model.{name}".replace(".", "")
-            return name, _LAYOUTS[len(shape)], 0
-        return UNET + name, _LAYOUTS[len(shape)], 0
-
-    return links_of("unet", unet, rule)
-
-
-def _vae_links(vae: Any, config: VAEConfig) -> tuple[Link, ...]:
-    places = _vae_places(config)
-
-    def rule(path: str, shape: tuple[int, ...]) -> tuple[str, Layout, int]:
-        place, rest, kind = _placed(path, places)
-        names = _VAE_ATTENTION if "attentions" in path else _VAE_RESNET
-        rest = names.get(rest, rest)
-        layout = POINTWISE if len(shape) == 2 else _LAYOUTS[len(shape)]
-        return VAE + ".".join(filter(None, (place, rest, kind))), layout, 0
-
-    return links_of("vae", vae, rule)
+    def read(self, weights: Weights, settings: Settings, options: Options) -> Source:
+        tensors = spelled(weights.tensors, SPELLINGS)
+        unet, vae, text = compvis_config(tensors, settings)
+        if options.ema and not any(name.startswith("model_ema.diffusion_model") for name in tensors):
+            raise UserError("this checkpoint has no moving average of its UNet; leave out --ema")
+        settings.require({"hidden_act": ACCEPTED["hidden_act"]})
+        settings.done({})
+        model = sd_model(unet, vae, text, schedule_of(tensors))
+        present = (("unet", unet), ("vae", vae), ("text_encoder", text))
+        abstract = abstract_of(model, *[name for name, config in present if config is not None])
+        source_map = compvis_map(abstract, unet, vae, ema=options.ema)
+        notes = (
+            ("this kind of file has no tokenizer; add CLIP's with --tokenizer",) if text is not None else ()
+        )
+        return Source(self, (Part(weights, source_map),), model, abstract, None, notes)
 
 
 def compvis_map(
@@ -161,9 +88,9 @@ def compvis_map(
     the UNet instead of the UNet itself."""
     links: tuple[Link, ...] = ()
     if unet is not None and "unet" in abstract:
-        links += _unet_links(abstract["unet"], unet, ema)
+        links += unet_links(abstract["unet"], unet, ema)
     if vae is not None and "vae" in abstract:
-        links += _vae_links(abstract["vae"], vae)
+        links += vae_links(abstract["vae"], vae)
     if "text_encoder" in abstract:
         links += text_links(abstract["text_encoder"], TEXT)
     skips = (*_SKIPS, _EMA_COUNTERS, _REPLACED) if ema else (*_SKIPS, _EMA)
@@ -185,6 +112,17 @@ def compvis_config(
     vae_norm_groups and num_attention_heads (of the text tower), and optionally sample_size and
     scaling_factor. Raises UserError where they lack something.
     """
+    unet = _unet_config(tensors, settings)
+    vae = None
+    if f"{VAE}quant_conv.weight" in tensors:
+        vae = _vae_config(tensors, settings, unet)
+    text = None
+    if f"{TEXT}text_model.embeddings.token_embedding.weight" in tensors:
+        text = clip_text_config(tensors, settings, TEXT)
+    return unet, vae, text
+
+
+def _unet_config(tensors: Mapping[str, Tensor], settings: Settings) -> UNetConfig:
     width, in_channels = shape_of(tensors, f"{UNET}input_blocks.0.0.weight", 4)[:2]
     known = width == 320
     if not known and not settings.given:
@@ -203,12 +141,16 @@ def compvis_config(
         widths.append(shape_of(tensors, f"{block}.0.out_layers.3.weight", 4)[0])
         attention.append(any(name.startswith(f"{block}.1.") for name in tensors))
     layers = layers or len(widths)
-    contexts = [t.shape[1] for name, t in tensors.items() if re.match(rf"{UNET}.*attn2\.to_k\.weight", name)]
-    if not contexts or len(widths) % layers:
+    contexts = [
+        shape_of(tensors, name, 2)[1]
+        for name in tensors
+        if re.match(rf"{re.escape(UNET)}.*attn2\.to_k\.weight", name)
+    ]
+    if not contexts or not layers or len(widths) % layers:
         raise UserError(
             "its UNet has no cross-attention, or blocks of different length: not Stable Diffusion's"
         )
-    unet = UNetConfig(
+    return UNetConfig(
         in_channels=in_channels,
         out_channels=shape_of(tensors, f"{UNET}out.2.weight", 4)[0],
         block_out_channels=tuple(widths[::layers]),
@@ -217,27 +159,66 @@ def compvis_config(
         cross_attention_dim=contexts[0],
         num_heads=settings.heads("num_heads", 8 if known else None),
         norm_groups=settings.whole("norm_groups", 32 if known else None),
-        sample_size=settings.whole("sample_size", 64),
+        sample_size=settings.side("sample_size", 64),
     )
-    vae = None
-    if f"{VAE}quant_conv.weight" in tensors:
-        levels = count(tensors, rf"{re.escape(VAE)}encoder\.down\.(\d+)\.")
-        vae_widths = tuple(
-            shape_of(tensors, f"{VAE}encoder.down.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)
+
+
+def _vae_config(tensors: Mapping[str, Tensor], settings: Settings, unet: UNetConfig) -> VAEConfig:
+    known = unet.block_out_channels[0] == 320
+    levels = count(tensors, rf"{re.escape(VAE)}encoder\.down\.(\d+)\.")
+    widths = tuple(
+        shape_of(tensors, f"{VAE}encoder.down.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)
+    )
+    scaling = settings.number("scaling_factor", 0.18215)
+    told = tensors.get("scale_factor")
+    if told is not None and is_float(told.dtype) and told.shape == ():
+        value = float(told.read())
+        if not np.isclose(value, scaling, rtol=1e-3):
+            raise UserError(
+                f"its scale_factor is {value:.6g}, but latents are scaled by {scaling}; pass --config FILE.json with "
+                "scaling_factor"
+            )
+    return VAEConfig(
+        in_channels=shape_of(tensors, f"{VAE}encoder.conv_in.weight", 4)[1],
+        block_out_channels=widths,
+        layers_per_block=count(tensors, rf"{re.escape(VAE)}encoder\.down\.0\.block\.(\d+)\."),
+        latent_channels=shape_of(tensors, f"{VAE}post_quant_conv.weight", 4)[0],
+        norm_groups=settings.whole("vae_norm_groups", 32 if known else None),
+        scaling_factor=scaling,
+        sample_size=unet.sample_size * 2 ** (levels - 1),
+    )
+
+
+def schedule_of(tensors: Mapping[str, Tensor]) -> ScheduleConfig:
+    """The schedule whose table the checkpoint holds; Stable Diffusion 1.x's where it holds none.
+
+    Raises UserError for the table of a schedule that is not computed here.
+    """
+    table = tensors.get("alphas_cumprod")
+    if table is None:
+        return ScheduleConfig()
+    if len(table.shape) != 1 or not is_float(table.dtype) or not 2 <= table.shape[0] <= 100_000:
+        raise UserError(
+            f"its alphas_cumprod is {list(table.shape)} {table.dtype}, which is no schedule's table"
         )
-        vae = VAEConfig(
-            in_channels=shape_of(tensors, f"{VAE}encoder.conv_in.weight", 4)[1],
-            block_out_channels=vae_widths,
-            layers_per_block=count(tensors, rf"{re.escape(VAE)}encoder\.down\.0\.block\.(\d+)\."),
-            latent_channels=shape_of(tensors, f"{VAE}post_quant_conv.weight", 4)[0],
-            norm_groups=settings.whole("vae_norm_groups", 32 if known else None),
-            scaling_factor=float(settings.get("scaling_factor", 0.18215)),
-            sample_size=unet.sample_size * 2 ** (levels - 1),
-        )
-    text = None
-    if f"{TEXT}text_model.embeddings.token_embedding.weight" in tensors:
-        text = clip_text_config(tensors, settings, TEXT)
-    return unet, vae, text
+    steps = table.shape[0]
+    said = table.read().astype(np.float64)
+    own = ScheduleConfig(num_train_steps=steps)
+    first, last = 1 - said[0], 1 - said[-1] / said[-2] if said[-2] else 1.0
+    # Tables are kept in float32: the ends of the betas come back to five digits.
+    start, end = float(f"{first:.5g}"), float(f"{last:.5g}")
+    candidates = [own, *(ScheduleConfig(steps, start, end, kind) for kind in BETA_SCHEDULES)]
+    tolerance = 2e-3 if table.dtype.itemsize == 2 else 2e-5
+    for config in candidates:
+        with np.errstate(invalid="ignore"):
+            if np.allclose(config.alphas_cumprod(), said, rtol=0, atol=tolerance):
+                return config
+    off = int(np.argmax(~np.isclose(own.alphas_cumprod(), said, rtol=0, atol=tolerance)))
+    raise UserError(
+        f"its alphas_cumprod is of another noise schedule than Stable Diffusion 1.x's (at timestep {off} it says "
+        f"{said[off]:.6g}, not {own.alphas_cumprod()[off]:.6g}), and of none that is computed here (linear, "
+        "scaled_linear)"
+    )
 
 
 def compvis_settings(
@@ -256,3 +237,19 @@ def compvis_settings(
     if text is not None:
         settings |= {"num_attention_heads": text.num_heads, "hidden_act": text.activation}
     return settings
+
+
+def write_compvis(job: Job, out: Path) -> list[str]:
+    """One safetensors file, as the programs that read this format load it, and its settings beside it."""
+    model = job.model
+    if "unet" not in job.readers or model.unet is None:
+        raise UserError("a CompVis checkpoint is told by its UNet, which this bundle lacks")
+    if model.unet.norm_eps != 1e-5:
+        raise UserError(f"CompVis' UNet has norms of eps 1e-5, but this one {model.unet.norm_eps}")
+    trees = job.trees()
+    source_map = compvis_map(trees, model.unet, model.vae)
+    write_safetensors(out / COMPVIS_FILE, job.described(source_map, trees), job.arrays(source_map, trees))
+    text = model.text_encoder if "text_encoder" in job.readers else None
+    vae = model.vae if "vae" in job.readers else None
+    job.write_json(out / "config.json", compvis_settings(model.unet, vae, text))
+    return []

@@ -1,17 +1,192 @@
-"""Stable Diffusion as a diffusers folder: UNet2DConditionModel, AutoencoderKL, PNDMScheduler."""
+"""Stable Diffusion as a diffusers folder: UNet2DConditionModel, AutoencoderKL, CLIP's text model, a scheduler."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mvader_jax.convert.engine import SourceMap, links_of
+from mvader_jax.convert.formats.safetensors import write_safetensors
+from mvader_jax.convert.kinds import schedulers
+from mvader_jax.convert.kinds.base import (
+    Export,
+    Kind,
+    Options,
+    Part,
+    Source,
+    abstract_of,
+    fits,
+    has_vocabulary,
+    open_weights,
+)
+from mvader_jax.convert.kinds.clip_text import (
+    clip_text_map,
+    clip_text_settings,
+    transformers_text_config,
+)
+from mvader_jax.convert.kinds.sd_configs import unet_config, unet_settings, vae_config, vae_settings
+from mvader_jax.convert.kinds.sd_parts import sd_model
 from mvader_jax.convert.layouts import CONV, LINEAR, SAME, Layout
+from mvader_jax.convert.read import variants
 from mvader_jax.convert.settings import Settings
+from mvader_jax.convert.tensors import Weights
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
+from mvader_jax.models.clip_text import ClipTextConfig
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
+from mvader_jax.prompt.tokenizer import Tokenizer, write_vocabulary
+
+if TYPE_CHECKING:
+    from mvader_jax.convert.export import Job
+
+PARTS = ("unet", "vae", "text_encoder")
+_SIGNS = {
+    "unet": (r"down_blocks\.0\.resnets\.", r"time_embedding\.linear_1\.", r"up_blocks\.0\.resnets\."),
+    "vae": (r"encoder\.down_blocks\.0\.resnets\.", r"post_quant_conv\."),
+}
+_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionPipelineSafe")
+
+
+class Diffusers(Kind):
+    """A pipeline's folder, or its unet or vae alone."""
+
+    name = "stable-diffusion"
+    signs = tuple(_SIGNS.values())
+
+    def __init__(self) -> None:
+        self.export = Export("diffusers", PARTS, write_diffusers, tokenizer=True)
+
+    def read(self, weights: Weights, settings: Settings, options: Options) -> Source:
+        name = next((name for name, sign in _SIGNS.items() if fits(sign, weights.tensors)), None)
+        if name is None:
+            raise UserError(
+                "these weights are neither a UNet nor a VAE of diffusers, nor CompVis' Stable Diffusion"
+            )
+        if not settings.given:
+            raise UserError(
+                f"the {name} of diffusers needs its config.json beside it; pass --config FILE.json"
+            )
+        return self._source({name: (weights, settings)}, None)
+
+    def recognises_folder(self, folder: Path) -> bool:
+        return (folder / "model_index.json").is_file() or (folder / "unet" / "config.json").is_file()
+
+    def read_folder(self, folder: Path, options: Options) -> Source:
+        if options.config is not None:
+            raise UserError(
+                "a diffusers folder brings its own config.json files; --config is for other sources"
+            )
+        if options.ema:
+            raise UserError("a diffusers folder has one UNet, so --ema does not apply; see --variant")
+        notes = _check_index(folder)
+        found = {name: _open(folder / name, options) for name in PARTS if _is_there(folder / name)}
+        if not found:
+            raise UserError(f"{folder} has none of the folders unet, vae and text_encoder with a config.json")
+        if options.variant is not None:
+            notes += _variant_notes(folder, tuple(found), options.variant)
+        file = folder / "scheduler" / "scheduler_config.json"
+        schedule = None
+        if file.is_file() and "unet" in found:
+            schedule, said = schedulers.schedule_config(Settings.load(file))
+            notes += said
+        source = self._source(found, schedule)
+        tokenizer = folder / "tokenizer"
+        here = "text_encoder" in found and tokenizer.is_dir() and has_vocabulary(tokenizer)
+        notes = (*source.notes, *notes, *_left_out(folder, tuple(found)))
+        return dataclasses.replace(source, notes=notes, tokenizer=tokenizer if here else None)
+
+    def _source(
+        self, found: Mapping[str, tuple[Weights, Settings]], schedule: ScheduleConfig | None
+    ) -> Source:
+        """Components of a pipeline, each with its config.json."""
+        unet = unet_config(found["unet"][1]) if "unet" in found else None
+        vae = vae_config(found["vae"][1]) if "vae" in found else None
+        text = transformers_text_config(*found["text_encoder"]) if "text_encoder" in found else None
+        notes: tuple[str, ...] = ()
+        if unet is not None and schedule is None:
+            schedule, notes = (
+                ScheduleConfig(),
+                ("no scheduler folder: Stable Diffusion 1.4's schedule was taken",),
+            )
+        model = sd_model(unet, vae, text, schedule)
+        abstract = abstract_of(model, *found)
+        parts = tuple(Part(weights, _MAPS[name](abstract[name])) for name, (weights, _) in found.items())
+        return Source(self, parts, model, abstract, None, notes)
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether a part's folder can be read. Raises UserError for weights without their config.json."""
+    if (folder / "config.json").is_file():
+        return True
+    if folder.is_dir() and (variants(folder) or any(folder.glob("*.safetensors"))):
+        raise UserError(f"{folder} has weights but no config.json: a partial download; fetch the rest of it")
+    return False
+
+
+def _open(folder: Path, options: Options) -> tuple[Weights, Settings]:
+    """A part's weights, of the variant where it has one, and its config."""
+    if options.variant not in variants(folder):
+        options = dataclasses.replace(options, variant=None)
+    return open_weights(folder, options), Settings.load(folder / "config.json")
+
+
+def _variant_notes(folder: Path, names: tuple[str, ...], variant: str) -> tuple[str, ...]:
+    """Which parts lack the variant, as diffusers takes their plain weights too. Raises UserError if all do."""
+    lacking = [name for name in names if variant not in variants(folder / name)]
+    if len(lacking) == len(names):
+        known = sorted({one for name in names for one in variants(folder / name) if one is not None})
+        raise UserError(
+            f"no part of {folder} has weights of variant {variant!r}; "
+            + (f"pass --variant with one of: {', '.join(known)}" if known else "leave out --variant")
+        )
+    return (f"no {variant} weights, so the plain ones were taken: {', '.join(lacking)}",) if lacking else ()
+
+
+def _check_index(folder: Path) -> tuple[str, ...]:
+    """Notes on parts that model_index.json names and that are not there. Raises UserError for other pipelines."""
+    file = folder / "model_index.json"
+    if not file.is_file():
+        return ()
+    index = Settings.load(file)
+    name = index.get("_class_name")
+    if name is not None and name not in _PIPELINES:
+        raise UserError(
+            f"{folder} is a pipeline of class {str(name)[:80]}, not Stable Diffusion 1.x's (StableDiffusionPipeline)"
+        )
+    named = [
+        part
+        for part, made in index.values.items()
+        if isinstance(made, list) and any(made) and not (folder / part).is_dir()
+    ]
+    return (f"named in model_index.json but not there: {', '.join(sorted(named))}",) if named else ()
+
+
+def _left_out(folder: Path, taken: tuple[str, ...]) -> tuple[str, ...]:
+    """What of a pipeline's folder is not taken: each in its own words."""
+    known = {*taken, "scheduler", "tokenizer"}
+    harmless = {"safety_checker", "feature_extractor", "image_encoder"}
+    others = sorted(
+        path.name + ("/" if path.is_dir() else "")
+        for path in folder.iterdir()
+        if path.name not in known | harmless
+        and not path.name.startswith(".")
+        and (path.is_dir() or path.suffix in (".safetensors", ".ckpt", ".bin", ".pt", ".pth"))
+    )
+    left = sorted(name for name in harmless if (folder / name).is_dir())
+    notes = []
+    if left:
+        notes.append(f"left out, as no picture depends on it: {', '.join(left)}")
+    if others:
+        notes.append(f"left out, as nothing here reads it: {', '.join(others)}")
+    for name, needs in (("tokenizer", "text_encoder"), ("scheduler", "unet")):
+        if (folder / name).is_dir() and needs not in taken:
+            notes.append(f"left out, as there is no {needs}: {name}")
+    return tuple(notes)
+
 
 _INDEXED = re.compile(
     r"\b(down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers|to_out|net)_(\d+)"
@@ -47,168 +222,69 @@ def vae_map(vae: Any) -> SourceMap:
     return SourceMap("diffusers' AutoencoderKL", links_of("vae", vae, _rule), spellings=VAE_SPELLINGS)
 
 
-_UNET_ACCEPTED: dict[str, tuple[Any, ...]] = {
-    "_class_name": ("UNet2DConditionModel",),
-    "act_fn": ("silu",),
-    "addition_embed_type": (),
-    "center_input_sample": (False,),
-    "class_embed_type": (),
-    "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,),
-    "downsample_padding": (1,),
-    "dual_cross_attention": (False,),
-    "encoder_hid_dim": (),
-    "encoder_hid_dim_type": (),
-    "flip_sin_to_cos": (True,),
-    "freq_shift": (0,),
-    "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "num_class_embeds": (),
-    "only_cross_attention": (False,),
-    "resnet_time_scale_shift": ("default",),
-    "time_embedding_type": ("positional",),
-    "transformer_layers_per_block": (1,),
-    "use_linear_projection": (False,),
+_MAPS: dict[str, Callable[[Any], SourceMap]] = {
+    "unet": unet_map,
+    "vae": vae_map,
+    "text_encoder": clip_text_map,
+}
+_CLASSES = {
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
 }
 
 
-def unet_config(settings: Settings) -> UNetConfig:
-    """From diffusers' config.json. Raises UserError for what the UNet here does not compute."""
-    settings.require(_UNET_ACCEPTED)
-    down = settings.get("down_block_types", ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
-    widths = settings.get("block_out_channels", [320, 640, 1280, 1280])
-    attention = tuple(kind == "CrossAttnDownBlock2D" for kind in down)
-    up = settings.get("up_block_types")
-    kinds = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
-    mirrored = up is None or tuple(kind == "CrossAttnUpBlock2D" for kind in reversed(up)) == attention
-    if set(down) | set(up or ()) > kinds or not mirrored or len(down) != len(widths):
-        raise UserError(
-            f"{settings.where}: its blocks {down} and {up} are not Stable Diffusion's kind (CrossAttnDownBlock2D, "
-            "DownBlock2D and the same on the way up)"
-        )
-    return UNetConfig(
-        in_channels=settings.whole("in_channels", 4),
-        out_channels=settings.whole("out_channels", 4),
-        block_out_channels=tuple(widths),
-        layers_per_block=settings.whole("layers_per_block", 2),
-        attention=attention,
-        cross_attention_dim=settings.whole("cross_attention_dim", 1280),
-        # diffusers' older key names the heads of a level, whatever it is called.
-        num_heads=settings.heads(
-            "attention_head_dim" if settings.get("num_attention_heads") is None else "num_attention_heads", 8
-        ),
-        norm_groups=settings.whole("norm_num_groups", 32),
-        norm_eps=float(settings.get("norm_eps", 1e-5)),
-        sample_size=settings.whole("sample_size", 64),
-    )
+def write_diffusers(job: Job, out: Path) -> list[str]:
+    """A pipeline's folder of a bundle's unet, vae and text tower, those that it has."""
+    model = job.model
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.6.0"}
+    absent: list[str | None] = [None, None]
+    index |= dict.fromkeys(("feature_extractor", "safety_checker", "tokenizer", *PARTS), absent)
+    index["requires_safety_checker"] = False
+    for name in job.readers:
+        tree = job.tree(name)
+        source_map, trees = _MAPS[name](tree), {name: tree}
+        (out / name).mkdir()
+        stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+        file = out / name / f"{stem}.safetensors"
+        write_safetensors(file, job.described(source_map, trees), job.arrays(source_map, trees))
+        job.write_json(out / name / "config.json", _settings_of(job, name))
+        index[name] = _CLASSES[name]
+    if model.schedule is not None:
+        (out / "scheduler").mkdir()
+        file = out / "scheduler" / "scheduler_config.json"
+        job.write_json(file, schedulers.schedule_settings(model.schedule))
+        index["scheduler"] = ["diffusers", "PNDMScheduler"]
+    if "text_encoder" in job.readers and (job.path / "tokenizer").is_dir() and model.tokenizer is not None:
+        (out / "tokenizer").mkdir()
+        tokenizer = Tokenizer.load(job.path / "tokenizer", model.tokenizer)
+        write_vocabulary(tokenizer, out / "tokenizer")
+        job.write_json(out / "tokenizer" / "tokenizer_config.json", _clip_tokenizer_settings(tokenizer))
+        index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+    job.write_json(out / "model_index.json", index)
+    return []
 
 
-def unet_settings(config: UNetConfig) -> dict[str, Any]:
-    """diffusers' config.json of a UNet."""
+def _settings_of(job: Job, name: str) -> dict[str, Any]:
+    """The config.json of a part."""
+    config, tokenizer = getattr(job.model, name), job.model.tokenizer
+    if isinstance(config, UNetConfig):
+        return unet_settings(config)
+    if isinstance(config, VAEConfig):
+        return vae_settings(config)
+    assert isinstance(config, ClipTextConfig)
+    bos, eos = (tokenizer.bos_id or 0, tokenizer.eos_id) if tokenizer is not None else (0, 0)
+    return clip_text_settings(config, eos, bos)
+
+
+def _clip_tokenizer_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    config = tokenizer.config
+    token = tokenizer.backend.id_to_token
     return {
-        "_class_name": "UNet2DConditionModel",
-        "_diffusers_version": "0.6.0",
-        "act_fn": "silu",
-        "attention_head_dim": config.num_heads
-        if isinstance(config.num_heads, int)
-        else list(config.num_heads),
-        "block_out_channels": list(config.block_out_channels),
-        "center_input_sample": False,
-        "cross_attention_dim": config.cross_attention_dim,
-        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention],
-        "downsample_padding": 1,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "in_channels": config.in_channels,
-        "layers_per_block": config.layers_per_block,
-        "mid_block_scale_factor": 1,
-        "norm_eps": config.norm_eps,
-        "norm_num_groups": config.norm_groups,
-        "out_channels": config.out_channels,
-        "sample_size": config.sample_size,
-        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)],
-    }
-
-
-_VAE_ACCEPTED: dict[str, tuple[Any, ...]] = {
-    "_class_name": ("AutoencoderKL",),
-    "act_fn": ("silu",),
-    "latents_mean": (),
-    "latents_std": (),
-    "mid_block_add_attention": (True,),
-    "shift_factor": (),
-    "use_post_quant_conv": (True,),
-    "use_quant_conv": (True,),
-}
-
-
-def vae_config(settings: Settings) -> VAEConfig:
-    """From diffusers' config.json. Raises UserError for what the VAE here does not compute."""
-    settings.require(_VAE_ACCEPTED)
-    widths = settings.get("block_out_channels", [128, 256, 512, 512])
-    channels = settings.whole("in_channels", 3)
-    settings.agree("out_channels", channels)
-    for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        settings.require({key: ([kind] * len(widths),)})
-    return VAEConfig(
-        in_channels=channels,
-        block_out_channels=tuple(widths),
-        layers_per_block=settings.whole("layers_per_block", 2),
-        latent_channels=settings.whole("latent_channels", 4),
-        norm_groups=settings.whole("norm_num_groups", 32),
-        scaling_factor=float(settings.get("scaling_factor", 0.18215)),
-        sample_size=settings.whole("sample_size", 512),
-    )
-
-
-def vae_settings(config: VAEConfig) -> dict[str, Any]:
-    """diffusers' config.json of a VAE."""
-    levels = len(config.block_out_channels)
-    return {
-        "_class_name": "AutoencoderKL",
-        "_diffusers_version": "0.6.0",
-        "act_fn": "silu",
-        "block_out_channels": list(config.block_out_channels),
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "in_channels": config.in_channels,
-        "latent_channels": config.latent_channels,
-        "layers_per_block": config.layers_per_block,
-        "norm_num_groups": config.norm_groups,
-        "out_channels": config.in_channels,
-        "sample_size": config.sample_size,
-        "scaling_factor": config.scaling_factor,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-    }
-
-
-def schedule_config(settings: Settings) -> ScheduleConfig:
-    """From diffusers' scheduler_config.json, of whichever sampler. Raises UserError for another prediction."""
-    settings.require({"prediction_type": ("epsilon",), "beta_schedule": ("linear", "scaled_linear")})
-    if settings.get("trained_betas") is not None:
-        raise UserError(f"{settings.where}: a list of trained_betas is not supported")
-    return ScheduleConfig(
-        num_train_steps=settings.whole("num_train_timesteps", 1000),
-        beta_start=float(settings.get("beta_start", 0.00085)),
-        beta_end=float(settings.get("beta_end", 0.012)),
-        beta_schedule=settings.get("beta_schedule", "scaled_linear"),
-        # Stable Diffusion 1.1's file lacks the offset that its own code uses.
-        steps_offset=int(settings.get("steps_offset", 1)),
-        set_alpha_to_one=bool(settings.get("set_alpha_to_one", False)),
-    )
-
-
-def schedule_settings(config: ScheduleConfig) -> dict[str, Any]:
-    """diffusers' scheduler_config.json."""
-    return {
-        "_class_name": "PNDMScheduler",
-        "_diffusers_version": "0.6.0",
-        "beta_end": config.beta_end,
-        "beta_schedule": config.beta_schedule,
-        "beta_start": config.beta_start,
-        "num_train_timesteps": config.num_train_steps,
-        "prediction_type": "epsilon",
-        "set_alpha_to_one": config.set_alpha_to_one,
-        "skip_prk_steps": True,
-        "steps_offset": config.steps_offset,
-        "trained_betas": None,
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": config.max_positions,
+        "bos_token": token(config.bos_id) if config.bos_id is not None else None,
+        "eos_token": token(config.eos_id),
+        "unk_token": token(config.eos_id),
+        "pad_token": token(config.pad_id),
     }

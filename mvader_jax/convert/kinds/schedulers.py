@@ -1,0 +1,166 @@
+"""diffusers' scheduler_config.json: the noise schedule in it, whichever sampler it names, and ours as PNDM's."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mvader_jax.convert.settings import Settings
+from mvader_jax.diffusion.schedule import ScheduleConfig
+from mvader_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Class:
+    """What a scheduler of diffusers takes for keys that its file lacks."""
+
+    betas: tuple[float, float] = (0.0001, 0.02)
+    beta_schedule: str = "linear"
+    spacing: str = "linspace"
+    alpha_to_one: bool = False
+
+
+_LEADING = _Class(spacing="leading")
+_KARRAS = _Class(betas=(0.00085, 0.012))
+#: Those whose noise is Stable Diffusion's: the schedule below, at whole timesteps. What draws is chosen later.
+_CLASSES = {
+    "DDIMScheduler": dataclasses.replace(_LEADING, alpha_to_one=True),
+    "DDIMParallelScheduler": dataclasses.replace(_LEADING, alpha_to_one=True),
+    "DDPMScheduler": _LEADING,
+    "DDPMParallelScheduler": _LEADING,
+    "DEISMultistepScheduler": _Class(),
+    "DPMSolverMultistepScheduler": _Class(),
+    "DPMSolverSDEScheduler": _KARRAS,
+    "DPMSolverSinglestepScheduler": _Class(),
+    "EulerAncestralDiscreteScheduler": _Class(),
+    "EulerDiscreteScheduler": _Class(),
+    "HeunDiscreteScheduler": _KARRAS,
+    "KDPM2AncestralDiscreteScheduler": _KARRAS,
+    "KDPM2DiscreteScheduler": _KARRAS,
+    "LMSDiscreteScheduler": _Class(),
+    "PNDMScheduler": _LEADING,
+    "SASolverScheduler": _Class(),
+    "UniPCMultistepScheduler": _Class(),
+}
+#: Classes of other kinds of model, by a part of their name.
+_OTHERS = {
+    "FlowM": "a flow-matching model's scheduler (Stable Diffusion 3, FLUX)",
+    "EDM": "a scheduler of an EDM model",
+    "LCM": "a scheduler of a latent consistency model, distilled to a few steps",
+    "TCD": "a scheduler of a trajectory consistency model, distilled to a few steps",
+    "CMStochastic": "a consistency model's scheduler",
+    "UnCLIP": "unCLIP's scheduler",
+    "Karras": "a scheduler of a score-based model",
+    "ScoreSde": "a scheduler of a score-based model",
+    "VQDiffusion": "VQ-Diffusion's scheduler",
+    "CogVideoX": "CogVideoX's scheduler",
+}
+_ACCEPTED: dict[str, tuple[Any, ...]] = {
+    "beta_schedule": ("linear", "scaled_linear"),
+    "interpolation_type": ("linear",),
+    "prediction_type": ("epsilon",),
+    "rescale_betas_zero_snr": (False,),
+    "shift_terminal": (),
+    "sigma_max": (),
+    "sigma_min": (),
+    "thresholding": (False,),
+    "timestep_type": ("discrete",),
+    "trained_betas": (),
+    "use_beta_sigmas": (False,),
+    "use_dynamic_shifting": (False,),
+    "use_exponential_sigmas": (False,),
+    "use_flow_sigmas": (False,),
+    "use_karras_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+}
+_SAMPLER = "a sampler's own setting; samplers are chosen when drawing"
+_UNUSED = {
+    r"_diffusers_version|_use_default_values|_name_or_path|_commit_hash": "how it was saved",
+    r"skip_prk_steps|solver_(order|type|p)|algorithm_type|lower_order_final|euler_at_final": _SAMPLER,
+    r"predict_x0|disable_corrector|(predictor|corrector)_order|tau_func|noise_sampler_seed": _SAMPLER,
+    r"final_sigmas_type|lambda_min_clipped|variance_type": _SAMPLER,
+    r"clip_sample": "StableDiffusionPipeline sets it to false",
+    r"clip_sample_range|dynamic_thresholding_ratio|sample_max_value": "of clipping, which is off",
+    r"flow_shift|time_shift_type": "of flow matching, which is off",
+}
+
+
+def schedule_config(settings: Settings) -> tuple[ScheduleConfig, tuple[str, ...]]:
+    """(the schedule of a scheduler_config.json, notes). Raises UserError for what is not computed here.
+
+    Keys that the file lacks are what its class takes for them. steps_offset is what Stable Diffusion's
+    pipeline makes of it: 1, whatever the file says.
+    """
+    name = settings.get("_class_name")
+    kind = _class(settings, name)
+    settings.require(_ACCEPTED)
+    beta_start, beta_end = (
+        settings.number(key, default)
+        for key, default in zip(("beta_start", "beta_end"), kind.betas, strict=True)
+    )
+    if not beta_start <= beta_end < 1:
+        raise UserError(f"{settings.where}: beta_start {beta_start} and beta_end {beta_end} are no schedule")
+    spacing = settings.get("timestep_spacing", kind.spacing)
+    _check_spacing(settings, spacing)
+    notes = []
+    if name not in (None, "PNDMScheduler"):
+        notes.append(f"its sampler is {name}'s; `mvader sample --sampler` chooses one (mvader samplers)")
+    offset = settings.whole("steps_offset", 1, least=0)
+    if offset != 1:
+        notes.append(
+            f"{settings.where} says steps_offset {offset}: 1 is taken, as diffusers' StableDiffusionPipeline does"
+        )
+    config = ScheduleConfig(
+        num_train_steps=settings.whole("num_train_timesteps", 1000),
+        beta_start=beta_start,
+        beta_end=beta_end,
+        beta_schedule=settings.get("beta_schedule", kind.beta_schedule),
+        steps_offset=1,
+        set_alpha_to_one=settings.flag("set_alpha_to_one", kind.alpha_to_one),
+    )
+    settings.done(_UNUSED)
+    return config, tuple(notes)
+
+
+def _class(settings: Settings, name: Any) -> _Class:
+    """The class's defaults. Raises UserError for a class of another kind of model."""
+    if name is None:
+        missing = [key for key in ("beta_start", "beta_end", "beta_schedule") if settings.get(key) is None]
+        if missing:
+            raise UserError(
+                f"{settings.where} has no _class_name, so nothing tells its {' and '.join(missing)}"
+            )
+        return _LEADING
+    if name in _CLASSES:
+        return _CLASSES[name]
+    what = next((text for part, text in _OTHERS.items() if isinstance(name, str) and part in name), None)
+    raise UserError(
+        f"{settings.where}: _class_name is {name!r}, {what or 'which is not known'}; accepted are schedulers of "
+        "Stable Diffusion 1.x, such as PNDMScheduler"
+    )
+
+
+def _check_spacing(settings: Settings, spacing: Any) -> None:
+    if spacing != "leading":
+        raise UserError(
+            f"{settings.where}: timestep_spacing is {spacing!r}, which is not supported; accepted: 'leading' "
+            "(Stable Diffusion 1.x as it was released; DPM-Solver's, Euler's and their like differ unless told)"
+        )
+
+
+def schedule_settings(config: ScheduleConfig) -> dict[str, Any]:
+    """diffusers' scheduler_config.json."""
+    return {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": "0.6.0",
+        "beta_end": config.beta_end,
+        "beta_schedule": config.beta_schedule,
+        "beta_start": config.beta_start,
+        "num_train_timesteps": config.num_train_steps,
+        "prediction_type": "epsilon",
+        "set_alpha_to_one": config.set_alpha_to_one,
+        "skip_prk_steps": True,
+        "steps_offset": config.steps_offset,
+        "timestep_spacing": "leading",
+        "trained_betas": None,
+    }
