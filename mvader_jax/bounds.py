@@ -59,8 +59,10 @@ def _compiles(text: str) -> bool:
     return True
 
 
-PositiveInt = Annotated[int, between(1, LARGEST_INT)]
-NonNegativeInt = Annotated[int, between(0, LARGEST_INT)]
+POSITIVE = between(1, LARGEST_INT)
+NON_NEGATIVE = between(0, LARGEST_INT)
+PositiveInt = Annotated[int, POSITIVE]
+NonNegativeInt = Annotated[int, NON_NEGATIVE]
 PositiveFloat = Annotated[float, above(0)]
 NonNegativeFloat = Annotated[float, at_least(0)]
 #: A probability, or a part of a whole.

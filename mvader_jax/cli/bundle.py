@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mvader_jax.bounds import Seed
 from mvader_jax.errors import UserError
 
 _From = "the bundle it comes from"
@@ -28,7 +29,7 @@ def bundle(
     embedder: Annotated[
         str | None, typer.Option(help="s_magma or clip_text [default: s_magma with a decoder]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of freshly initialised matrices")] = 0,
+    seed: Annotated[Seed, typer.Option(help="of freshly initialised matrices")] = 0,
     describe: Annotated[bool, typer.Option("--describe", help="print what the bundle at OUT holds")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the bundle at OUT")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mvader_jax.bounds import PositiveFloat, PositiveInt, Seed, Workers, above
+
 app = typer.Typer(
     name="data", help="Build, describe and precompute data sets.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -24,7 +26,7 @@ def build(
         str, typer.Argument(help="img2dataset's output, captions' folder or file, or the number of scenes")
     ],
     out: Annotated[Path, typer.Argument(help="folder of the data set; an unfinished one is gone on with")],
-    workers: Annotated[int, typer.Option(help="processes, a part each [default: one a core]")] = 0,
+    workers: Annotated[Workers, typer.Option(help="processes, a part each [default: one a core]")] = 0,
     pictures: Annotated[Path | None, typer.Option(help="what paths in a caption file start from")] = None,
     no_filters: Annotated[
         bool, typer.Option("--no-filters", help="only the filters named here, not the data set's own")
@@ -76,8 +78,8 @@ def build(
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="new folder for the pictures and their captions")],
-    count: Annotated[int, typer.Option(help="scenes")] = 100,
-    seed: Annotated[int, typer.Option(help="which scenes")] = 0,
+    count: Annotated[PositiveInt, typer.Option(help="scenes")] = 100,
+    seed: Annotated[Seed, typer.Option(help="which scenes")] = 0,
     split: Annotated[str, typer.Option(help="train or validation")] = "train",
     format: Annotated[str, typer.Option(help="png or jpg")] = "png",
 ) -> None:
@@ -87,8 +89,6 @@ def scenes(
     from mvader_jax.data.scenes.parts import write_files
     from mvader_jax.errors import UserError
 
-    if count < 1:
-        raise UserError(f"count is {count}; at least 1 scene is needed")
     if split not in ("train", "validation"):
         raise UserError(f"unknown split {split!r}; accepted: train, validation")
     if format not in ("png", "jpg"):
@@ -101,8 +101,8 @@ def scenes(
 def describe(
     out: Annotated[Path, typer.Argument(help="folder of a data set")],
     sheet: Annotated[Path | None, typer.Option(help="where the contact sheet goes")] = None,
-    count: Annotated[int, typer.Option(help="pictures on the contact sheet")] = 24,
-    seed: Annotated[int, typer.Option(help="which pictures")] = 0,
+    count: Annotated[PositiveInt, typer.Option(help="pictures on the contact sheet")] = 24,
+    seed: Annotated[Seed, typer.Option(help="which pictures")] = 0,
 ) -> None:
     """Print what a data set holds, and draw a sheet of its pictures with their captions."""
     from mvader_jax.data.building.describe import contact_sheet, describe
@@ -133,8 +133,8 @@ def encode(
         typer.Option(help="latents or features; may be repeated [default: what the model has]"),
     ] = None,
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
-    batch_size: Annotated[int, typer.Option(help="pictures a step, of all processes together")] = 64,
-    shard_size: Annotated[int, typer.Option(help="records a file")] = 4096,
+    batch_size: Annotated[PositiveInt, typer.Option(help="pictures a step, of all processes together")] = 64,
+    shard_size: Annotated[PositiveInt, typer.Option(help="records a file")] = 4096,
 ) -> None:
     """Compute the VAE's posterior and the image encoder's features of every picture, once, in bfloat16."""
     from mvader_jax.data.sources import Records
@@ -182,10 +182,12 @@ def encode(
 @app.command()
 def bench(
     path: Annotated[Path, typer.Argument(help="img2dataset's tars, a built data set or an encoded one")],
-    size: Annotated[int, typer.Option(help="side of the pictures that are loaded, in pixels")] = 512,
-    seconds: Annotated[float, typer.Option(help="processor time for each rate")] = 10.0,
+    size: Annotated[PositiveInt, typer.Option(help="side of the pictures that are loaded, in pixels")] = 512,
+    seconds: Annotated[PositiveFloat, typer.Option(help="processor time for each rate")] = 10.0,
     needed: Annotated[
-        float | None, typer.Option(help="samples a second that a training run takes: how many cores is that?")
+        float | None,
+        above(0),
+        typer.Option(help="samples a second that a training run takes: how many cores is that?"),
     ] = None,
 ) -> None:
     """Measure reading, decoding, building and loading, in records a second of one core."""

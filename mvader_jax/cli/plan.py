@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mvader_jax.bounds import POSITIVE, NonNegativeInt, PositiveInt, between
 from mvader_jax.errors import UserError
 
 
@@ -21,23 +22,27 @@ def plan(
         list[str] | None, typer.Argument(help="key=value, as in stages.diffusion.remat=none")
     ] = None,
     topology: Annotated[str, typer.Option(help="of the pod, as v5e:16x16 or v5p:4x4x8")] = "v5e:16x16",
-    slices: Annotated[int, typer.Option(help="such pods, joined by the data-centre network")] = 1,
+    slices: Annotated[PositiveInt, typer.Option(help="such pods, joined by the data-centre network")] = 1,
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=16,fsdp=16")] = "fsdp=-1",
     search: Annotated[
         bool, typer.Option("--search", help="rank meshes and batch splits, compile the best")
     ] = False,
     compiled: Annotated[
-        int, typer.Option(help="with --search: how many of the best to compile, 0 for none")
+        NonNegativeInt, typer.Option(help="with --search: how many of the best to compile, 0 for none")
     ] = 1,
     job: Annotated[str, typer.Option(help="train or sample")] = "train",
     objective: Annotated[str, typer.Option(help="train: which of the config's stages")] = "diffusion",
-    accumulate: Annotated[int | None, typer.Option(help="microbatches a step [default: the stage's]")] = None,
-    batch: Annotated[int, typer.Option(help="sample: images a run [default: one a chip]")] = 0,
+    accumulate: Annotated[
+        int | None, POSITIVE, typer.Option(help="microbatches a step [default: the stage's]")
+    ] = None,
+    batch: Annotated[NonNegativeInt, typer.Option(help="sample: images a run [default: one a chip]")] = 0,
     precomputed: Annotated[
         str,
         typer.Option(help="parts of the batch that come computed: latents, features, or latents,features"),
     ] = "",
-    effort: Annotated[float, typer.Option(help="of XLA, -1 (quick) to 1; 0 is its default")] = -1.0,
+    effort: Annotated[
+        float, between(-1, 1), typer.Option(help="of XLA, -1 (quick) to 1; 0 is its default")
+    ] = -1.0,
     padding: Annotated[
         bool, typer.Option("--padding", help="what rows of their own length save the decoder, and stop")
     ] = False,

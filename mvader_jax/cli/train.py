@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mvader_jax.bounds import NonNegativeInt
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="a file of configs/, such as configs/tiny.py")],
@@ -16,7 +18,7 @@ def train(
     objective: Annotated[str, typer.Option(help="which of the config's stages to train")] = "diffusion",
     workdir: Annotated[Path | None, typer.Option(help="where runs live [default: runs/NAME]")] = None,
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
-    profile: Annotated[int, typer.Option(min=0, help="steps to profile, from the third on")] = 0,
+    profile: Annotated[NonNegativeInt, typer.Option(help="steps to profile, from the third on")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> int:
     """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved."""

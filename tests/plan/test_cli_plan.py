@@ -91,7 +91,10 @@ def test_the_diffusion_step_and_the_sampler_compile(config: Path, capsys: pytest
         (["{config}", "--topology", "v5e:2x2", "--mesh", "data=3"], "has 3 devices, but there are 4"),
         (["{config}", "--topology", "v5e:2x2", "--objective", "difusion"], "did you mean 'diffusion'"),
         (["{config}", "--topology", "v5e:2x2", "stages.vae.stepz=3"], "did you mean 'steps'"),
-        (["{config}", "--effort", "2"], "accepted are -1 (quick) to 1"),
+        (["{config}", "--effort", "2"], "--effort is 2.0; accepted: -1 to 1"),
+        (["{config}", "--accumulate", "0"], "--accumulate is 0; accepted: 1 to 2147483647"),
+        (["{config}", "--slices", "0"], "--slices is 0"),
+        (["{config}", "--batch=-1"], "--batch is -1"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_code_2(

@@ -137,17 +137,17 @@ def spoilt(workdir: Path, rate: float, **changes: Any) -> TrainConfig:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(workdir: Path, tmp_path: Path) -> None:
     adam = OptimizerConfig(warmup_steps=0)
-    config = spoilt(workdir, float("inf"), optimizer=adam, save_every=100)
+    config = spoilt(workdir, 1e38, optimizer=adam, save_every=100)
     with pytest.raises(
         Diverged, match=r"at step 2 the loss is nan, which is not finite.*max_bad_updates is 0"
     ):
         train(config, "language", tmp_path, one_device(), quiet=True)
     assert Checkpoints(tmp_path / "language" / "checkpoints").latest() == 2
     # Allowed to, the run skips such updates to its end; the count goes with the checkpoint.
-    config = spoilt(workdir, float("inf"), optimizer=adam, max_bad_updates=4)
+    config = spoilt(workdir, 1e38, optimizer=adam, max_bad_updates=4)
     with pytest.raises(Diverged, match="bad update number 5"):
         train(config, "language", tmp_path, one_device(), quiet=True)
-    config = spoilt(workdir, float("inf"), optimizer=adam, max_bad_updates=50, steps=8)
+    config = spoilt(workdir, 1e38, optimizer=adam, max_bad_updates=50, steps=8)
     assert train(config, "language", tmp_path, one_device(), quiet=True) == 0
 
 
