@@ -106,10 +106,21 @@ def describe(
 ) -> None:
     """Print what a data set holds, and draw a sheet of its pictures with their captions."""
     from mvader_jax.data.building.describe import contact_sheet, describe
+    from mvader_jax.errors import UserError
+    from mvader_jax.storage.atomic import whole_file
 
     print("\n".join(describe(out)))
     target = sheet or Path("contact_sheet.png")
-    contact_sheet(out, count, seed).save(target)
+    import PIL.Image
+
+    format = PIL.Image.registered_extensions().get(target.suffix.lower())
+    if format not in PIL.Image.SAVE:
+        raise UserError(
+            f"cannot write {str(target)!r}: its name ends in no picture's suffix, as .png or .jpg"
+        )
+    picture = contact_sheet(out, count, seed)
+    with whole_file(target) as partial:
+        picture.save(partial, format=format)
     print(f"\n{target}")
 
 

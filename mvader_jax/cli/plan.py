@@ -60,12 +60,15 @@ def plan(
     from mvader_jax.plan.request import Request
     from mvader_jax.plan.runner import ask, run_request
     from mvader_jax.plan.topology import parse_topology
+    from mvader_jax.storage.atomic import make_directory, write_file
 
     parse_topology(topology, slices)
     if not config.is_file():
         raise UserError(f"no config file {str(config)!r}; the project's own are in configs/")
     if search and job != "train":
         raise UserError("--search ranks meshes for training; name a mesh for --job sample")
+    if out is not None:
+        make_directory(out.parent)
     request = Request(
         config=str(config),
         topology=topology,
@@ -105,8 +108,7 @@ def plan(
         else:
             found = {"plans": [run_request(request, say)]}
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found["plans"][0] if found.get("plans") else found, indent=1) + "\n")
+        write_file(out, json.dumps(found["plans"][0] if found.get("plans") else found, indent=1) + "\n")
     if as_json:
         print(json.dumps(found, indent=1))
         return

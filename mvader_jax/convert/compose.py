@@ -11,16 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from mvader_jax.convert.convert import Progress, counter, is_bundle
+from mvader_jax.convert.convert import Progress, counter
 from mvader_jax.convert.engine import shapes
 from mvader_jax.convert.kinds.base import has_vocabulary
-from mvader_jax.convert.staging import workplace
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import COMPONENTS, abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.settings import from_dict
-from mvader_jax.storage.bundle import find_bundle, read_config, write_config
+from mvader_jax.storage.atomic import whole_directory
+from mvader_jax.storage.bundle import find_bundle, not_ours, read_config, write_config
 from mvader_jax.storage.stream import ComponentReader, Leaf, write_component
 
 EMBEDDERS = ("s_magma", "clip_text")
@@ -73,7 +73,10 @@ def compose(
         sizes["unet"] *= 2  # at most: the new matrices are wider than the old ones
     advance = counter(progress, sum(sizes.values()))
     records = {}
-    with workplace(out, overwrite=overwrite, ours=is_bundle, needed=sum(sizes.values())) as work:
+    sources = _others(out, found)
+    with whole_directory(
+        out, overwrite=overwrite, not_ours=not_ours, sources=sources, needed=sum(sizes.values())
+    ) as work:
         for name, item in found.items():
             records[name] = item.record
             if name == "unet" and stale:
@@ -101,6 +104,16 @@ def _find(path: Path, name: str) -> _Found:
         raise UserError(f"{path} has no {name}; it holds {', '.join(sorted(records)) or 'nothing'}")
     model = from_dict(ModelConfig, data.get("model", {}), f"{bundle}/config.json: model")
     return _Found(bundle / name, model, records[name])
+
+
+def _others(out: Path, found: Mapping[str, _Found]) -> list[Path]:
+    """The bundles read beside `out` itself. Raises UserError where `out` has components that would be lost."""
+    bundles = {item.directory.parent for item in found.values()}
+    own = {bundle for bundle in bundles if out.exists() and bundle.samefile(out)}
+    lost = sorted({name for bundle in own for name in read_config(bundle)["components"]} - set(found))
+    if lost:
+        raise UserError(f"{out} is a source itself and would lose its {', '.join(lost)}; name another place")
+    return sorted(bundles - own)
 
 
 def _model(found: Mapping[str, _Found], embedder: str | None) -> tuple[ModelConfig, list[str]]:

@@ -12,11 +12,11 @@ import numpy as np
 
 from mvader_jax.convert.engine import Matched, Paired, converted, match
 from mvader_jax.convert.kinds.base import Options, Source, has_vocabulary
-from mvader_jax.convert.staging import workplace
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.prompt.tokenizer import Tokenizer
-from mvader_jax.storage.bundle import write_config
+from mvader_jax.storage.atomic import whole_directory
+from mvader_jax.storage.bundle import not_ours, write_config
 from mvader_jax.storage.stream import Leaf, write_component
 
 DTYPES = ("keep", "float32", "bfloat16")
@@ -85,7 +85,7 @@ def convert(
     vocabulary, model = _tokenizer(source.model, found)
     not_finite: list[str] = []
     records: dict[str, dict[str, Any]] = {}
-    with workplace(out, overwrite=overwrite, ours=is_bundle, needed=written, source=path) as work:
+    with whole_directory(out, overwrite=overwrite, not_ours=not_ours, sources=[path], needed=written) as work:
         for part, m in zip(source.parts, matched, strict=True):
             for component, leaves in m.leaves.items():
                 made = write_component(
@@ -102,11 +102,6 @@ def convert(
             vocabulary.save(work / "tokenizer")
         write_config(work, model, records)
     return Report(records, _merged(source, matched), tuple(dict.fromkeys(not_finite)), tuple(notes))
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether a directory is a bundle, or empty."""
-    return path.is_dir() and ((path / "config.json").is_file() or not any(path.iterdir()))
 
 
 def _leaf(paired: Paired, allow_nan: bool, report: Callable[[str], None]) -> Leaf:

@@ -14,11 +14,11 @@ from mvader_jax.convert.convert import Progress, counter
 from mvader_jax.convert.engine import SourceMap, external, manifest
 from mvader_jax.convert.kinds import KINDS
 from mvader_jax.convert.kinds.base import Export
-from mvader_jax.convert.staging import workplace
 from mvader_jax.convert.tensors import DTYPES
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.settings import from_dict
+from mvader_jax.storage.atomic import whole_directory
 from mvader_jax.storage.bundle import find_bundle, read_config
 from mvader_jax.storage.stream import ComponentReader
 
@@ -72,21 +72,25 @@ def export(
         left.append("tokenizer")
     total = sum(job.nbytes(name) for name in names)
     job.advance = counter(progress, total)
-    with workplace(
+    with whole_directory(
         out,
         overwrite=overwrite,
-        ours=lambda path: path.is_dir() and (_is_export(path, to) or not any(path.iterdir())),
+        not_ours=lambda path: _not_ours(path, to),
+        sources=[job.path],
         needed=total * form.copies,
-        source=job.path,
     ) as work:
         notes = [f"left out, {to} has no place for it: {name}" for name in left]
         notes += form.write(job, work)
     return Exported(tuple(names), tuple(notes))
 
 
-def _is_export(path: Path, to: str) -> bool:
+def _not_ours(path: Path, to: str) -> str:
+    """What, in words, of a directory that is to be replaced is no export; "" where it is one, or empty."""
     marks = {"diffusers": "model_index.json", "compvis": "model.safetensors"}
-    return (path / marks.get(to, "mp_rank_00_model_states.pt")).is_file()
+    mark = path / marks.get(to, "mp_rank_00_model_states.pt")
+    if path.is_dir() and (mark.is_file() or not any(path.iterdir())):
+        return ""
+    return "it holds no export that mvader wrote"
 
 
 class Job:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from mvader_jax.errors import UserError
 from mvader_jax.images.read import load_image
+from mvader_jax.storage.atomic import write_file
 
 #: IPTC's term for a picture made by a trained model, in the XMP packet every written PNG carries.
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 def save_png(path: str | os.PathLike[str], image: Any, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write a PNG whole or not at all: under a temporary name, then renamed.
+    """Writes a PNG, whole or not at all.
 
     image: uint8 [H, W, 3], floats in [-1, 1], or a Pillow image.
     metadata: kept in text chunks, values that are no strings as JSON; every file is marked as
@@ -30,18 +31,9 @@ def save_png(path: str | os.PathLike[str], image: Any, metadata: Mapping[str, An
     for key, value in entries.items():
         info.add_itxt(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     info.add_itxt("XML:com.adobe.xmp", _xmp_packet())
-    target = pathlib.Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")
-    picture = load_image(image)
-    try:
-        try:
-            picture.save(temporary, format="PNG", pnginfo=info)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot write {os.fspath(path)!r}: {error.strerror or error}") from None
+    data = io.BytesIO()
+    load_image(image).save(data, format="PNG", pnginfo=info)
+    write_file(path, data.getvalue())
 
 
 def _xmp_packet() -> str:

@@ -18,6 +18,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import SITES, Element, Image, Prompt, Text
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.settings import Checked
+from mvader_jax.storage.atomic import write_file
 
 #: theta of the image in the element-change curves.
 THETAS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.0)
@@ -217,4 +218,4 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 def save(result: dict[str, Any], path: str | Path) -> None:
     """Writes the result as JSON."""
-    Path(path).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(result, indent=1) + "\n")

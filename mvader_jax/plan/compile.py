@@ -21,6 +21,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.plan.hlo import cost
 from mvader_jax.plan.program import Program
 from mvader_jax.plan.topology import Topology, places
+from mvader_jax.storage.atomic import make_directory, sweep, write_file
 
 #: Raised when what is kept of a program changes. Its text is kept too: reading more of it compiles nothing.
 FORMAT = 2
@@ -70,20 +71,14 @@ def compile_program(
     result["cpu_seconds"] = time.process_time() - worked
     result["versions"] = versions
     if cache:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(make_directory(path.parent))
         if compiled_text:
-            _write(kept, gzip.compress(compiled_text.encode(), 3))
-        _write(path, json.dumps(result).encode())
+            write_file(kept, gzip.compress(compiled_text.encode(), 3))
+        write_file(path, json.dumps(result))
     if compiled_text:
         say("reading the compiled program")
         result.update(measure(compiled_text, program, topology))
     return result
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 def cache_directory() -> Path:

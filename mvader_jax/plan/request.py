@@ -165,6 +165,7 @@ def counts(request: Request, config: Any, stage: Any) -> tuple[float, float]:
     from mvader_jax.plan.compile import cache_directory
     from mvader_jax.plan.counted import step_flops
     from mvader_jax.settings import to_dict
+    from mvader_jax.storage.atomic import make_directory, write_file
 
     stage = dataclasses.replace(stage, accumulate=1, init=())
     recipe = json.dumps([2, to_dict(config.model), to_dict(stage), sorted(request.precomputed)], default=str)
@@ -175,8 +176,8 @@ def counts(request: Request, config: Any, stage: Any) -> tuple[float, float]:
     needs = step_flops(config, stage, request.precomputed)
     does = needs if stage.remat == "none" else step_flops(config, stage, request.precomputed, remat=True)
     if request.cache:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([needs, does]), encoding="utf-8")
+        make_directory(path.parent)
+        write_file(path, json.dumps([needs, does]))
     return needs, does
 
 

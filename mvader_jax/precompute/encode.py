@@ -39,6 +39,7 @@ from mvader_jax.parallel.mesh import make_global
 from mvader_jax.parallel.processes import barrier, by_first, first_process
 from mvader_jax.parallel.sharding import batch_sharding
 from mvader_jax.settings import to_dict
+from mvader_jax.storage.atomic import make_directory, write_file
 from mvader_jax.storage.bundle import load_bundle
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.objectives.base import unit_pixels
@@ -225,8 +226,8 @@ def _begin(directory: epath.Path, job: _Job) -> None:
             elif directory.exists() and any(directory.iterdir()):
                 raise UserError(f"{os.fspath(directory)!r} is not empty; name a new folder")
             else:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(plan)
+                make_directory(file.parent)
+                write_file(file, plan)
         except OSError as error:
             raise UserError(f"cannot write to {os.fspath(directory)!r}: {error.strerror or error}") from None
 
@@ -295,9 +296,7 @@ def _shard(
     finally:
         writer.close()
     report = _report(directory, split, number)
-    partial = report.parent / f".{report.name}"
-    partial.write_text(json.dumps(damaged))
-    partial.replace(report)
+    write_file(report, json.dumps(damaged))
 
 
 def _read_ahead(job: _Job, source: Dataset, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -350,7 +349,7 @@ def _finish(job: _Job, directory: epath.Path) -> EncodedInfo:
             damaged.update(json.loads(_report(directory, split, number).read_text()))
     info = dataclasses.replace(job.info, damaged=dict(damaged.most_common()))
     if first_process():
-        (directory / INFO).write_text(json.dumps(info.to_json(), indent=1))
+        write_file(directory / INFO, json.dumps(info.to_json(), indent=1))
     barrier()
     return info
 

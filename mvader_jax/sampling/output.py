@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mvader_jax.errors import UserError
+from mvader_jax.storage.atomic import make_directory, sweep
 
 MANIFEST = "manifest.jsonl"
 
@@ -16,10 +17,7 @@ MANIFEST = "manifest.jsonl"
 def make_writable(directory: Path) -> None:
     """Makes a directory for results. Raises UserError when that, or writing in it, is not possible."""
     check_writable(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write into {str(directory)!r}: {error.strerror}") from None
+    sweep(make_directory(directory))
 
 
 def check_writable(directory: Path) -> None:

@@ -6,16 +6,11 @@ architecture and, for every component, where it came from, its parameters, dtype
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +25,17 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.unet import factors_shape
-from mvader_jax.parallel.processes import barrier, by_first, first_process
+from mvader_jax.parallel.processes import first_process
 from mvader_jax.parallel.sharding import param_shardings
 from mvader_jax.prompt.layout import lay_out
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.settings import from_dict, to_dict
 from mvader_jax.storage import checkpoint
+from mvader_jax.storage.atomic import whole_directory
 
 Tree = Any
 FORMAT = 1
 ASSETS = Path(__file__).parents[1] / "assets"
-#: Of Linux' fcntl.h and stdio.h.
-_AT_FDCWD, _EXCHANGE = -100, 2
 
 
 @dataclasses.dataclass
@@ -145,74 +139,36 @@ def load_bundle(
     return Bundle(model, trees, tokenizer, {c: records[c] for c in wanted})
 
 
-@contextmanager
-def staged(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary directory beside `path` that takes its place when the block ends well.
+def not_ours(path: Path) -> str:
+    """What, in words, of a directory that is to be replaced is no bundle of this package; "" where it is one.
 
-    An interrupted block leaves nothing behind. Raises UserError when `path` exists and `overwrite`
-    is not set, or the place is not writable. The processes of a job enter and leave together; the first
-    of them makes the directory and moves it.
+    An empty directory may be replaced too.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already; choose another place or pass --overwrite")
-
-    def make() -> str:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from None
-
-    work = Path(by_first(make))
+    if not path.is_dir():
+        return "it is not a directory"
+    held = {entry.name for entry in path.iterdir()}
+    if not held:
+        return ""
     try:
-        yield work
-        barrier()
-        if first_process():
-            _take_place(work, path)
-        barrier()
-    finally:
-        if first_process():
-            _remove(work)
-
-
-def _remove(work: Path) -> None:
-    """Removes a directory that a writer's threads, after an interruption, may still be filling."""
-    for _ in range(50):
-        shutil.rmtree(work, ignore_errors=True)
-        if not work.exists():
-            return
-        time.sleep(0.1)
-
-
-def _take_place(work: Path, path: Path) -> None:
-    work.chmod(0o755)
-    if not path.exists():
-        os.replace(work, path)
-    elif not _exchanged(work, path):
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-        os.replace(path, old / "bundle")
-        os.replace(work, path)
-        shutil.rmtree(old)
-
-
-def _exchanged(a: Path, b: Path) -> bool:
-    """Swaps two directories in one step, so that there is no moment without either (Linux' renameat2).
-
-    False where the system or the file system cannot.
-    """
-    swap = getattr(ctypes.CDLL(None), "renameat2", None)
-    return swap is not None and swap(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _EXCHANGE) == 0
+        data = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        names = set(data["components"]) | {"tokenizer", "config.json"}
+        known = data["format"] == FORMAT and set(data) == {"format", "model", "components"}
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        return "it holds no bundle that mvader wrote"
+    foreign = sorted(held - names)
+    return f"beside a bundle it holds {', '.join(foreign[:4])}" if foreign else ""
 
 
 def save_bundle(path: str | Path, bundle: Bundle, *, overwrite: bool = False) -> None:
     """Writes a bundle atomically. Raises UserError when `path` exists and `overwrite` is not set."""
-    with staged(path, overwrite=overwrite) as work:
+    with whole_directory(path, overwrite=overwrite, not_ours=not_ours) as work:
         write_bundle(work, bundle)
 
 
 def write_bundle(path: Path, bundle: Bundle) -> None:
-    """Writes a bundle's files into a directory that exists (see `staged` for the atomic way).
+    """Writes a bundle's files into a directory that exists (see `save_bundle` for the whole way).
 
     The processes of a job call it together, each writing its shards.
     """

@@ -12,14 +12,15 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import os
-import tempfile
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.export
+
+from mvader_jax.errors import UserError
+from mvader_jax.storage.atomic import make_directory, sweep, write_file
 
 _SOURCE = Path(__file__).parents[1]
 _LIBRARIES = ("jax", "jaxlib", "flax")
@@ -98,12 +99,9 @@ def read_kept(file: Path) -> bytes | None:
 
 def write_kept(file: Path, data: bytes) -> None:
     """Whole or not at all, after its hash; a place that cannot be written keeps nothing."""
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        number, made = tempfile.mkstemp(prefix=".", dir=file.parent)
-        with os.fdopen(number, "wb") as out:
-            out.write(hashlib.sha256(data).digest() + data)
-        os.replace(made, file)
+    with contextlib.suppress(UserError):
+        sweep(make_directory(file.parent))
+        write_file(file, hashlib.sha256(data).digest() + data)
 
 
 def _surroundings() -> str:

@@ -58,11 +58,10 @@ def write_component(
 ) -> dict[str, Any]:
     """Writes a component and returns its record: parameters, dtypes and SHA-256, as `bundle.summary` has them.
 
-    leaves: sorted by path. advance: called with the bytes of every slice that was written. Raises
-    UserError where the disk is full.
+    leaves: sorted by path. advance: called with the bytes of every slice that was written.
     """
     assert [leaf.path for leaf in leaves] == sorted(leaf.path for leaf in leaves)
-    handler = _SliceHandler(directory, leaves, advance)
+    handler = _SliceHandler(leaves, advance)
     registry = ocp.type_handlers.create_type_handler_registry((Leaf, handler))
     tree = unflatten_dict({tuple(leaf.path.split("/")): leaf for leaf in leaves})
     with (
@@ -82,8 +81,7 @@ def write_component(
 class _SliceHandler(ocp.type_handlers.TypeHandler):
     """How orbax writes a `Leaf`: a zarr array like any other, filled slice by slice."""
 
-    def __init__(self, target: Path, leaves: Sequence[Leaf], advance: Advance | None) -> None:
-        self.target = target
+    def __init__(self, leaves: Sequence[Leaf], advance: Advance | None) -> None:
         self.leaves = {".".join(leaf.path.split("/")): leaf for leaf in leaves}
         self.advance = advance or (lambda _: None)
         self.digest = hashlib.sha256()
@@ -107,10 +105,7 @@ class _SliceHandler(ocp.type_handlers.TypeHandler):
         def settle(limit: int) -> None:
             while pending and sum(nbytes for _, nbytes in pending) > limit:
                 future, nbytes = pending.pop(0)
-                try:
-                    future.result()
-                except (ValueError, OSError) as error:
-                    raise _explained(self.target, error) from None
+                future.result()
                 self.advance(nbytes)
 
         for name, index, array in _ahead(self.leaves):
@@ -147,10 +142,7 @@ def _create(place: Path, leaf: Leaf) -> Any:
         # Weights hold zeros: without this, a chunk of zeros would be left out and its bytes not hashed alike.
         "store_data_equal_to_fill_value": True,
     }
-    try:
-        return ts.open(spec, create=True, delete_existing=False).result()
-    except (ValueError, OSError) as error:
-        raise _explained(place.parent, error) from None
+    return ts.open(spec, create=True, delete_existing=False).result()
 
 
 def _ahead(leaves: dict[str, Leaf]) -> Iterator[tuple[str, int, np.ndarray]]:
@@ -212,12 +204,6 @@ class _Room:
         with self.changed:
             self.closed = True
             self.changed.notify()
-
-
-def _explained(place: Path, error: Exception) -> Exception:
-    if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
-        return UserError(f"no space is left on the disk of {place.parent}")
-    return error
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
@@ -29,9 +28,10 @@ from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.parallel.mesh import make_global
-from mvader_jax.parallel.processes import first_process, gather_json
+from mvader_jax.parallel.processes import gather_json
 from mvader_jax.settings import modern, to_dict
-from mvader_jax.storage.bundle import Bundle, carry_over, staged, write_bundle
+from mvader_jax.storage.atomic import whole_directory
+from mvader_jax.storage.bundle import Bundle, carry_over, write_bundle
 from mvader_jax.storage.checkpoint import Checkpoints, Restored
 from mvader_jax.train.assemble import Run, build_run, data_loader, encode_posterior, saved
 from mvader_jax.train.config import TrainConfig
@@ -258,11 +258,7 @@ def write_result(run: Run, state: TrainState, path: Path, stage_name: str) -> No
         for name in bundle.components
     }
     bundle = dataclasses.replace(bundle, records=records)
-    if first_process():
-        # What a process that was killed while writing left behind.
-        for leftover in path.parent.glob(f".{path.name}.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-    with staged(path, overwrite=True) as work:
+    with whole_directory(path, overwrite=True) as work:
         write_bundle(work, bundle)
         carry_over(work, run.start.unused)
 

@@ -241,7 +241,11 @@ def test_overwriting(public: Public, tmp_path: Path) -> None:
         compose(out, {"unet": public.sd})
     compose(out, {"unet": public.sd}, overwrite=True)
     assert set(json.loads((out / "config.json").read_text())["components"]) == {"unet"}
-    # In place, out of itself.
+    # In place, out of itself, as long as nothing of it is lost.
     compose(out, {"unet": out, "vae": public.sd}, overwrite=True)
+    with pytest.raises(UserError, match="is a source itself and would lose its vae; name another place"):
+        compose(out, {"unet": out}, overwrite=True)
+    with pytest.raises(UserError, match="unet is a part of the source"):
+        compose(out / "unet", {"unet": out}, overwrite=True)
     assert set(load_bundle(out).components) == {"unet", "vae"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

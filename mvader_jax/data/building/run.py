@@ -26,6 +26,7 @@ from mvader_jax.data.building.report import Report
 from mvader_jax.data.building.schema import COLUMN_TYPE, COLUMNS
 from mvader_jax.data.building.shard_writer import ShardWriter, shard_path, write_metadata
 from mvader_jax.errors import UserError
+from mvader_jax.storage.atomic import make_directory, sweep, whole_file, write_file
 
 REPORT = "report.json"
 _WORK = "unfinished"
@@ -73,7 +74,7 @@ def build(
         shutil.rmtree(directory / _WORK)
         reasons = ", ".join(f"{reason}: {count}" for reason, count in total.rejected.most_common(4))
         raise UserError(f"no record was kept of {total.read} ({reasons or 'the input is empty'})")
-    np.save(directory / COLUMNS, np.concatenate([np.load(job.columns) for job in jobs]))
+    _write_columns(directory / COLUMNS, np.concatenate([np.load(job.columns) for job in jobs]))
     write_metadata(directory, name, [report.written for report in reports], total.bytes, description)
     _write_json(directory / REPORT, {"plan": plan, "report": total.to_json()})
     shutil.rmtree(directory / _WORK)
@@ -151,7 +152,7 @@ class _Job:
                 writer.write(record)
                 rows.append((record["width"], record["height"], record["aesthetic"]))
             report.written, report.bytes = writer.records, writer.bytes
-        np.save(self.columns, np.array(rows, COLUMN_TYPE))
+        _write_columns(self.columns, np.array(rows, COLUMN_TYPE))
         _write_json(self.report, report.to_json())
         return report
 
@@ -170,16 +171,13 @@ def _begin(directory: pathlib.Path, plan: dict[str, Any]) -> Report | None:
                 f"{str(directory)!r} holds an unfinished build of other parts or with other filters; "
                 "delete it or name a new folder"
             )
-        for partial in directory.glob(f".{plan['name']}-*"):
-            partial.unlink()
+        sweep(directory)
+        sweep(work)
         return None
     if directory.is_dir() and any(entry.name != _WORK for entry in directory.iterdir()):
         raise UserError(f"{str(directory)!r} is not empty; name a new folder")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        _write_json(work / _PLAN, plan)
-    except OSError as error:
-        raise UserError(f"cannot write to {str(directory)!r}: {error.strerror or error}") from None
+    make_directory(work)
+    _write_json(work / _PLAN, plan)
     return None
 
 
@@ -281,6 +279,9 @@ def _no_bomb_warnings() -> Iterator[None]:
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
+    write_file(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _write_columns(path: pathlib.Path, rows: np.ndarray) -> None:
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.save(file, rows)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
+
+from mvader_jax.storage.atomic import whole_file
 
 SUFFIX = "array_record"
 
@@ -26,11 +29,14 @@ class ShardWriter:
         from mvader_jax.data.building.schema import features
 
         self.path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}")
         self._features = features()
         self._serializer = ExampleSerializer(self._features.get_serialized_info())
-        # One record a group: training reads in random order.
-        self._writer = ArrayRecordWriter(os.fspath(self._partial), "group_size:1")
+        with contextlib.ExitStack() as stack:
+            partial = stack.enter_context(whole_file(path))
+            # One record a group: training reads in random order.
+            self._writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
+            stack.callback(self._writer.close)
+            self._stack = stack.pop_all()
         self.records = 0
         self.bytes = 0
 
@@ -46,11 +52,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
-        if kind is None:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, trace)
 
 
 def write_metadata(

@@ -11,6 +11,7 @@ from typing import Any
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.batch.requests import Request, fingerprint
 from mvader_jax.sampling.output import MANIFEST, make_writable
+from mvader_jax.storage.atomic import write_file
 
 #: How every whole PNG ends: the IEND chunk.
 _PNG_END = b"IEND\xaeB`\x82"
@@ -63,13 +64,8 @@ class Store:
         """
         make_writable(self.directory)
         target = self.directory / MANIFEST
-        temporary = self.directory / f".{MANIFEST}.tmp"
+        write_file(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         try:
-            for leftover in self.directory.glob(".*.png.tmp"):
-                leftover.unlink(missing_ok=True)
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-            temporary.write_text(lines, encoding="utf-8")
-            temporary.replace(target)
             self._manifest = target.open("a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {str(target)!r}: {error.strerror or error}") from None

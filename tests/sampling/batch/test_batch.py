@@ -90,7 +90,7 @@ def test_draws_every_picture_once_and_only_what_is_missing(pipe: Pipeline, folde
     assert run(pipe, path, out).drawn == 0
     (out / "a-001.png").unlink()
     (out / "d-001.png").write_bytes((out / "d-001.png").read_bytes()[:200])
-    (out / ".b-000.png.tmp").write_bytes(b"x")
+    (out / ".b-000.png.1-0123abcd.partial").write_bytes(b"x")
     rows = (out / "manifest.jsonl").read_text().splitlines()
     rows = [row for row in rows if '"c-000.png"' not in row]
     (out / "manifest.jsonl").write_text("\n".join(rows) + "\n" + '{"file": "c-000.png", "trunc')
