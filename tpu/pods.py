@@ -30,14 +30,15 @@ def pod(name: str) -> dict[str, Any]:
 def arguments(name: str, config: str) -> list[str]:
     """What `mvader train CONFIG` wants to know of the pod: mesh and microbatches.
 
-    V1 trains on V2's mesh; a config the file does not know gets fsdp over everything.
+    V1 trains on V2's mesh; a config the file does not know gets fsdp over everything, and its own microbatches.
     """
-    meshes = pod(name)["meshes"]
+    row = pod(name)
     stem = Path(config).stem
-    mesh, microbatches = meshes.get(stem) or meshes.get(stem.replace("_v1", "_v2")) or ("fsdp=-1", 1)
-    if pod(name)["slices"] > 1 and "replica" not in mesh:
-        mesh = f"replica={pod(name)['slices']},{mesh}"
-    return [f"stages.diffusion.accumulate={microbatches}", "--mesh", mesh]
+    known = row["meshes"].get(stem) or row["meshes"].get(stem.replace("_v1", "_v2"))
+    if known is not None:
+        mesh, microbatches = known
+        return [f"stages.diffusion.accumulate={microbatches}", "--mesh", mesh]
+    return ["--mesh", f"replica={row['slices']},fsdp=-1" if row["slices"] > 1 else "fsdp=-1"]
 
 
 def main(words: list[str]) -> None:

@@ -107,10 +107,11 @@ def test_xpk_gets_the_slices_and_restarts() -> None:
             "--image",
         ),
         ("run.sh", ["--objective", "vae"], "name a config first"),
+        ("run.sh", ["configs/open_v2.py"], "unknown pod 'v5e-255'; known: v4-8"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_code_2(script: str, arguments: list[str], message: str) -> None:
-    done = bash(script, *arguments)
+    done = bash(script, *arguments, TPU_TYPE="v5e-255")
     assert done.returncode == 2 and not done.stdout
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
@@ -127,16 +128,24 @@ def test_run_starts_mvader_with_the_pod_s_mesh(tmp_path: Path) -> None:
     assert words == [
         "train",
         "configs/open_v2.py",
-        "--quiet",
         f"stages.diffusion.accumulate={microbatches}",
         "--mesh",
         mesh,
+        "--quiet",
     ]
     assert "--xla_tpu_enable_async_collective_fusion=true" in flags
     assert int(parent) == os.getpid()
     assert done.returncode == 75
-    done = bash("run.sh", "configs/open_v2.py", "--mesh", "fsdp=4", PATH=path, TPU_TYPE="v4-8")
-    assert done.stdout.splitlines()[:4] == ["train", "configs/open_v2.py", "--mesh", "fsdp=4"]
+    # What a person says comes last, and wins.
+    own = ["--mesh", "fsdp=2,data=2", "stages.diffusion.accumulate=2"]
+    done = bash("run.sh", "configs/open_v2.py", *own, PATH=path, TPU_TYPE="v4-8")
+    pod = ["stages.diffusion.accumulate=16", "--mesh", "fsdp=4"]
+    assert done.stdout.splitlines()[:-2] == ["train", "configs/open_v2.py", *pod, *own]
+    # A config that the table does not know keeps its own microbatches.
+    done = bash("run.sh", "mine.py", PATH=path, TPU_TYPE="v5e-256", SLICES="2")
+    assert done.stdout.splitlines()[:-2] == ["train", "mine.py", "--mesh", "replica=2,fsdp=-1"]
+    done = bash("run.sh", "mine.py", PATH=path, TPU_TYPE="")
+    assert done.stdout.splitlines()[:-2] == ["train", "mine.py"]
 
 
 @pytest.mark.parametrize("pod", sorted(PODS))
