@@ -58,7 +58,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises UserError where the place cannot be written.
     """
     target = Path(os.path.realpath(local(path)))
-    with _explained(path, target.parent):
+    with explained(path, target.parent):
         if target.exists() and not target.is_file() and not target.is_dir():
             yield target
             return
@@ -78,7 +78,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def make_directory(path: str | os.PathLike[str]) -> Path:
     """Makes a directory, with its parents, where there is none. Raises UserError where that cannot be."""
     directory = local(path)
-    with _explained(path):
+    with explained(path):
         directory.mkdir(parents=True, exist_ok=True)
     return directory
 
@@ -118,7 +118,7 @@ def whole_directory(
 
     def make() -> str:
         nonlocal held
-        with _explained(path):
+        with explained(path):
             check()
             target.parent.mkdir(parents=True, exist_ok=True)
             sweep(target.parent, target.name)
@@ -133,13 +133,13 @@ def whole_directory(
         return str(made)
 
     def finish() -> None:
-        with _explained(path):
+        with explained(path):
             check()
             _take_place(work, target)
 
     work = Path(by_first(make))
     try:
-        with _explained(path, work):
+        with explained(path, work):
             yield work
         barrier()
         by_first(finish)
@@ -168,7 +168,7 @@ def is_space(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(path: str | os.PathLike[str], work: Path = Path("/")) -> Iterator[None]:
+def explained(path: str | os.PathLike[str], work: Path = Path("/")) -> Iterator[None]:
     """Says in one sentence what keeps `path` from being written; other errors than of `work` pass."""
     try:
         yield
