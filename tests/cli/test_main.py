@@ -24,7 +24,6 @@ def test_a_missing_extra_is_named(
     (source / "a.txt").write_text("a picture")
     for name in [name for name in sys.modules if name.split(".")[0] == "tensorflow_datasets"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "mvader_jax.data.building.builders", raising=False)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(SystemExit) as stopped:
         main(["data", "build", "image_captions", str(source), str(tmp_path / "out")])

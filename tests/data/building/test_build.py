@@ -11,7 +11,6 @@ import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
-from mvader_jax.data.building.builders import ImageCaptions, LaionAesthetics
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.parts import FolderPart, ParquetPart, TarPart, find_shards
 from mvader_jax.data.building.run import REPORT, build, check_columns, repeated_keys
@@ -228,22 +227,3 @@ def test_layouts_are_recognised(tmp_path):
     like.make(tmp_path / "p", shards=1, per_shard=2, layout="parquet")
     assert [type(part) for part in find_shards(tmp_path)] == [TarPart, FolderPart]
     assert [type(part) for part in find_shards(tmp_path / "p")] == [ParquetPart]
-
-
-def test_tfds_builder_prepares_the_same_records(tmp_path):
-    made = like.make(tmp_path / "in", damage=EVERY_KIND)
-    run(tmp_path / "in", tmp_path / "out")
-    builder = LaionAesthetics(source=tmp_path / "in", data_dir=tmp_path / "tfds")
-    builder.download_and_prepare()
-    assert builder.report.rejected == made.rejected
-    assert builder.info.splits["train"].num_examples == made.written
-    theirs = {r["key"]: r for r in records(builder.data_dir)}
-    ours = {r["key"]: r for r in records(tmp_path / "out")}
-    assert theirs.keys() == ours.keys()
-    for key, record in ours.items():
-        np.testing.assert_equal(theirs[key], record)
-
-
-def test_tfds_builder_refuses_a_source_of_another_kind(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        ImageCaptions(source=tmp_path / "none", data_dir=tmp_path)
