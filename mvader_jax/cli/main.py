@@ -20,7 +20,7 @@ _CommandLineError: Any = typer.BadParameter.__mro__[2]
 #: Which extra of pyproject.toml brings a package that only some commands need.
 _EXTRAS = {
     **dict.fromkeys(("array_record", "pyarrow", "simplejpeg", "tensorflow_datasets"), "data"),
-    **dict.fromkeys(("safetensors", "torch"), "convert"),
+    "torch": "convert",
 }
 
 app = typer.Typer(
