@@ -50,7 +50,9 @@ def convert(
     from mvader_jax.convert.convert import convert as run
     from mvader_jax.convert.kinds.base import Options
     from mvader_jax.convert.sources import open_source
+    from mvader_jax.storage.atomic import local
 
+    local(out)
     options = Options(config=config, ema=ema, variant=variant, trust_pickle=trust_pickle)
     opened = open_source(source, kind, options)
     print(f"{source} is {opened.kind.name}")

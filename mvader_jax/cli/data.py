@@ -45,7 +45,9 @@ def build(
     from mvader_jax.data.building.catalogue import find_parts, known
     from mvader_jax.data.building.filters import FilterConfig
     from mvader_jax.data.building.run import build as run
+    from mvader_jax.storage.atomic import local
 
+    local(out)
     chosen: dict[str, Any] = {
         "min_aesthetic": min_aesthetic,
         "min_size": min_size,
@@ -107,10 +109,10 @@ def describe(
     """Print what a data set holds, and draw a sheet of its pictures with their captions."""
     from mvader_jax.data.building.describe import contact_sheet, describe
     from mvader_jax.errors import UserError
-    from mvader_jax.storage.atomic import whole_file
+    from mvader_jax.storage.atomic import local, whole_file
 
+    target = local(sheet or "contact_sheet.png")
     print("\n".join(describe(out)))
-    target = sheet or Path("contact_sheet.png")
     import PIL.Image
 
     format = PIL.Image.registered_extensions().get(target.suffix.lower())
@@ -152,8 +154,10 @@ def encode(
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.precompute.encode import encode as run
     from mvader_jax.sampling.pipeline import compilation_cache
+    from mvader_jax.storage.atomic import local
     from mvader_jax.train.config import load_config
 
+    local(out)
     chosen_mesh = open_mesh(mesh or "data=-1")
     assert chosen_mesh is not None
     compilation_cache()

@@ -35,7 +35,9 @@ def evaluate(
     from mvader_jax.paper.evaluate import Settings, as_markdown, check, save
     from mvader_jax.paper.evaluate import evaluate as run
     from mvader_jax.parallel.mesh import open_mesh
+    from mvader_jax.sampling.output import check_writable
     from mvader_jax.sampling.pipeline import Pipeline
+    from mvader_jax.storage.atomic import local
 
     try:
         values = [float(theta) for theta in thetas.split(",")]
@@ -45,6 +47,8 @@ def evaluate(
     named = [part.strip() for part in parts.split(",")]
     places = [site.strip() for site in sites.split(",")]
     check(settings, named, places, phrase)
+    if out is not None:
+        check_writable(local(out).parent)
     pipe = Pipeline.load(bundle, mesh=open_mesh(mesh))
     # Batches may lie minutes apart.
     with rich.progress.Progress(console=rich.console.Console(stderr=True), speed_estimate_period=600) as bar:

@@ -37,6 +37,7 @@ def figure(
     from mvader_jax.prompt.elements import check_weight
     from mvader_jax.sampling.output import check_writable, make_writable
     from mvader_jax.sampling.pipeline import Pipeline
+    from mvader_jax.storage.atomic import local
 
     if which not in FIGURES:
         raise UserError(f"unknown figure {which!r}; accepted: {', '.join(FIGURES)}")
@@ -46,7 +47,7 @@ def figure(
     target = Path("outputs") / f"figure-{which}.png" if out is None else out
     if target.suffix.lower() != ".png":
         raise UserError(f"{str(target)!r} is no name of a PNG; a figure is written as NAME.png")
-    check_writable(target.parent)
+    check_writable(local(target).parent)
     options = Options(
         steps=steps,
         guidance_scale=guidance_scale,

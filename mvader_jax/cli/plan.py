@@ -60,7 +60,7 @@ def plan(
     from mvader_jax.plan.request import Request
     from mvader_jax.plan.runner import ask, run_request
     from mvader_jax.plan.topology import parse_topology
-    from mvader_jax.storage.atomic import make_directory, write_file
+    from mvader_jax.storage.atomic import local, make_directory, write_file
 
     parse_topology(topology, slices)
     if not config.is_file():
@@ -68,7 +68,7 @@ def plan(
     if search and job != "train":
         raise UserError("--search ranks meshes for training; name a mesh for --job sample")
     if out is not None:
-        make_directory(out.parent)
+        make_directory(local(out).parent)
     request = Request(
         config=str(config),
         topology=topology,

@@ -14,6 +14,7 @@ from mvader_jax.images.sheet import grid
 from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.prompt.parse import parse_part
 from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.storage.atomic import make_directory
 
 #: The pictures that the prompts show.
 INPUTS = {
@@ -44,7 +45,7 @@ class Drawn:
 
 def write_inputs(directory: Path) -> dict[str, Path]:
     """The input pictures as files: {name: path}."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     paths = {name: directory / name for name in INPUTS}
     for name, scene in INPUTS.items():
         PIL.Image.fromarray(render(scene)).save(paths[name])

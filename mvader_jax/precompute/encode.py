@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
 from mvader_jax.data.config import DataConfig
@@ -39,7 +39,7 @@ from mvader_jax.parallel.mesh import make_global
 from mvader_jax.parallel.processes import barrier, by_first, first_process
 from mvader_jax.parallel.sharding import batch_sharding
 from mvader_jax.settings import to_dict
-from mvader_jax.storage.atomic import make_directory, write_file
+from mvader_jax.storage.atomic import local, make_directory, write_file
 from mvader_jax.storage.bundle import load_bundle
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.objectives.base import unit_pixels
@@ -101,7 +101,7 @@ def encode(
 ) -> tuple[EncodedInfo, Check]:
     """Encodes every picture of `data` with the parts that the stage starts from.
 
-    out: folder, local or gs://, the same for all processes; an unfinished one is gone on with.
+    out: folder, the same for all processes; an unfinished one is gone on with.
     parts: of `encoded.PARTS`; default, those that the model has. batch_size: of all processes together.
     shard_size: records a file. sample: records computed anew at the end and compared with the stored ones.
     on_progress: called with (records done, records in all).
@@ -109,9 +109,9 @@ def encode(
     Raises UserError for data without pictures, a model without the parts, a folder that holds something
     else, and where the comparison fails.
     """
+    directory = local(out)
     stage = dataclasses.replace(config.stage(stage_name), data=data)
     job, sources = _prepare(config, stage, workdir, mesh, parts, batch_size, shard_size)
-    directory = epath.Path(out)
     on_progress = on_progress or (lambda done, total: None)
     if (directory / INFO).exists():
         finished = EncodedInfo.from_json(json.loads((directory / INFO).read_text()))
@@ -125,7 +125,7 @@ def encode(
         info = _finish(job, directory)
         found = _check(job, os.fspath(out), sources, sample)
     if first_process():
-        (directory / _WORK).rmtree()
+        shutil.rmtree(directory / _WORK)
     return info, found
 
 
@@ -210,7 +210,7 @@ def _compiled(model: ModelConfig, mesh: Mesh, dtype: Any) -> Callable[..., Array
     return jax.jit(run, out_shardings=batch_sharding(mesh))
 
 
-def _begin(directory: epath.Path, job: _Job) -> None:
+def _begin(directory: Path, job: _Job) -> None:
     """Makes the folder, or recognises an unfinished run of the same kind. Process 0 alone writes."""
     plan = json.dumps({"info": job.info.to_json(), "model": to_dict(job.model)}, indent=1, sort_keys=True)
     file = directory / _WORK / _PLAN
@@ -235,7 +235,7 @@ def _begin(directory: epath.Path, job: _Job) -> None:
 
 
 def _run(
-    job: _Job, directory: epath.Path, sources: dict[Split, Dataset], on_progress: Callable[[int, int], None]
+    job: _Job, directory: Path, sources: dict[Split, Dataset], on_progress: Callable[[int, int], None]
 ) -> None:
     shards = [(split, number) for split in SPLITS for number in range(len(job.info.shards(split)))]
     done = by_first(lambda: [_report(directory, *shard).exists() for shard in shards])
@@ -258,7 +258,7 @@ def _run(
 
 def _shard(
     job: _Job,
-    directory: epath.Path,
+    directory: Path,
     sources: dict[Split, Dataset],
     shard: tuple[Split, int] | None,
     steps: int,
@@ -341,7 +341,7 @@ def _own_rows(value: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def _finish(job: _Job, directory: epath.Path) -> EncodedInfo:
+def _finish(job: _Job, directory: Path) -> EncodedInfo:
     barrier()
     damaged: Counter[str] = Counter()
     for split in SPLITS:
@@ -389,5 +389,5 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.max(np.abs(a - b) / ulp))
 
 
-def _report(directory: epath.Path, split: str, number: int) -> epath.Path:
+def _report(directory: Path, split: str, number: int) -> Path:
     return directory / _WORK / f"{split}-{number:05d}.json"

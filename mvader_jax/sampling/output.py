@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mvader_jax.errors import UserError
-from mvader_jax.storage.atomic import make_directory, sweep
+from mvader_jax.storage.atomic import local, make_directory, sweep
 
 MANIFEST = "manifest.jsonl"
 
@@ -23,7 +23,7 @@ def make_writable(directory: Path) -> None:
 def check_writable(directory: Path) -> None:
     """Raises UserError where results could not be written into a directory, without making it."""
     try:
-        place = directory.absolute()
+        place = local(directory).absolute()
         while not os.path.lexists(place) and place != place.parent:
             place = place.parent
         if not place.is_dir():

@@ -22,7 +22,7 @@ from pathlib import Path
 from mvader_jax.errors import UserError
 
 _PARTIAL = re.compile(r"\..*\.\d+-[0-9a-f]{8}\.partial")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)")
 #: Of Linux' fcntl.h and stdio.h.
 _AT_FDCWD, _EXCHANGE = -100, 2
 #: What an OSError says where it cannot be about anything but the place that is written.

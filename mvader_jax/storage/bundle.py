@@ -31,7 +31,7 @@ from mvader_jax.prompt.layout import lay_out
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.settings import from_dict, to_dict
 from mvader_jax.storage import checkpoint
-from mvader_jax.storage.atomic import whole_directory
+from mvader_jax.storage.atomic import local, whole_directory
 
 Tree = Any
 FORMAT = 1
@@ -79,7 +79,7 @@ def find_bundle(name: str | Path) -> Path:
 
     Raises UserError, naming the embedded ones, when there is none.
     """
-    for path in (Path(name), ASSETS / str(name)):
+    for path in (local(name), ASSETS / str(name)):
         if (path / "config.json").is_file():
             return path
     known = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))

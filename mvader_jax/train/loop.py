@@ -30,7 +30,7 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.parallel.mesh import make_global
 from mvader_jax.parallel.processes import gather_json
 from mvader_jax.settings import modern, to_dict
-from mvader_jax.storage.atomic import whole_directory
+from mvader_jax.storage.atomic import local, whole_directory
 from mvader_jax.storage.bundle import Bundle, carry_over, write_bundle
 from mvader_jax.storage.checkpoint import Checkpoints, Restored
 from mvader_jax.train.assemble import Run, build_run, data_loader, encode_posterior, saved
@@ -70,7 +70,7 @@ def train(
     updates were bad.
     """
     stage = config.stage(stage_name)
-    directory = Path(workdir) / stage_name
+    directory = local(workdir) / stage_name
     with Preemption() as preemption:
         run = build_run(config, stage, workdir, mesh)
         state, loader, first, bad = run.state, data_loader(run, "train"), 0, 0

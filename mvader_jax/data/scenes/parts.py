@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from mvader_jax.data.building.parts import Held, Part
 from mvader_jax.data.scenes.captions import Language, caption
 from mvader_jax.data.scenes.world import CANVAS, Split, render, scene_at
 from mvader_jax.errors import UserError
+from mvader_jax.storage.atomic import make_directory
 
 PART_SIZE = 2000
 
@@ -66,9 +66,8 @@ def write_files(
 ) -> None:
     """Scenes as a folder of pictures and captions, such as `image_captions` reads: 00000000.png beside
     00000000.txt, a line a language. Raises UserError where the folder cannot be written or is not empty."""
-    root = pathlib.Path(directory)
+    root = make_directory(directory)
     try:
-        root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise UserError(f"{os.fspath(directory)!r} is not empty; name a new folder")
         for index, sample in enumerate(ScenePart(seed, 0, count, split, size).samples([])):

@@ -1,0 +1,55 @@
+"""Every command that writes, told to write to a URL: one sentence that names the mount, and no folder `gs:`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mvader_jax.cli.main import main
+
+TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
+CHEAP = ["stages.vae.steps=1", "stages.vae.batch_size=8"]
+
+
+@pytest.mark.parametrize("url", ["gs://b/x", "s3://b/x", "memory://x", "gs://x"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "red", "--out", "URL"],
+        ["sample", "--prompts", "lines.jsonl", "--out", "URL"],
+        ["demo", "--out", "URL"],
+        ["figure", "7", "--out", "URL.png"],
+        ["evaluate", "--out", "URL.json"],
+        ["plan", TINY, "--topology", "v5e:2x2", "--out", "URL.json"],
+        ["train", TINY, *CHEAP, "--objective", "vae", "--workdir", "URL"],
+        ["data", "build", "scenes", "4", "URL"],
+        ["data", "scenes", "URL", "--count", "2"],
+        ["data", "encode", TINY, "scenes", "URL"],
+        ["data", "describe", "built", "--sheet", "URL.png"],
+        ["export", "tiny", "URL", "--to", "diffusers"],
+        ["bundle", "URL", "--unet", "tiny"],
+        ["convert", "model.safetensors", "URL"],
+        ["sample", "red", "--bundle", "URL"],
+        ["bundle", "URL", "--describe"],
+        ["export", "URL", "out", "--to", "diffusers"],
+    ],
+    ids=lambda arguments: " ".join(Path(word).name for word in arguments[:4]),
+)
+def test_urls(
+    arguments: list[str],
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.jsonl").write_text('{"prompt": "a red circle"}\n')
+    with pytest.raises(SystemExit) as stopped:
+        main([word.replace("URL", url) for word in arguments])
+    error = capsys.readouterr().err
+    print(error)
+    assert stopped.value.code == 2
+    assert "is not on this machine's file system: mount" in error
+    assert error.startswith("mvader: ") and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["lines.jsonl"]
