@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="downloaded weights: a folder or a file")],
+    source: Annotated[Path, typer.Argument(help="weights: a folder, a file, or hf:ORG/NAME[@REVISION]")],
     out: Annotated[Path, typer.Argument(help="directory of the bundle to write")],
     kind: Annotated[
         str | None,
@@ -33,7 +33,7 @@ def convert(
         Path | None, typer.Option(help="sgpt-biases: the GPT-J that was finetuned, a folder or a bundle")
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="folder of a vocabulary, for sources without one")
+        Path | None, typer.Option(help="folder of a vocabulary, or hf:ORG/NAME, for sources without one")
     ] = None,
     ema: Annotated[
         bool, typer.Option("--ema", help="CompVis checkpoints: the moving average of the UNet")
@@ -48,23 +48,26 @@ def convert(
 ) -> None:
     """Turn public PyTorch weights into a bundle."""
     from mvader_jax.convert.convert import convert as run
+    from mvader_jax.convert.files import fetch, fetch_vocabulary
     from mvader_jax.convert.kinds.base import Options
     from mvader_jax.convert.sources import open_source
     from mvader_jax.storage.atomic import local
 
     local(out)
     options = Options(config=config, ema=ema, variant=variant, trust_pickle=trust_pickle)
-    opened = open_source(source, kind, options)
+    found = fetch(source, variant, quiet=quiet)
+    opened = open_source(found.path, kind, options)
     print(f"{source} is {opened.kind.name}")
     with progress_bar("converting", quiet) as progress:
         report = run(
             opened,
-            source,
+            found.path,
             out,
+            origin=found.origin,
             options=options,
             dtype=dtype,
-            base=base,
-            tokenizer=tokenizer,
+            base=None if base is None else fetch(base, None, quiet=quiet).path,
+            tokenizer=fetch_vocabulary(tokenizer, quiet=quiet),
             allow_nan=allow_nan,
             overwrite=overwrite,
             progress=progress,

@@ -21,6 +21,7 @@ _CommandLineError: Any = typer.BadParameter.__mro__[2]
 _EXTRAS = {
     **dict.fromkeys(("array_record", "pyarrow", "simplejpeg", "tensorflow_datasets"), "data"),
     "torch": "convert",
+    "huggingface_hub": "hub",
 }
 
 app = typer.Typer(

@@ -39,6 +39,7 @@ def convert(
     path: Path,
     out: Path,
     *,
+    origin: str = "",
     options: Options | None = None,
     dtype: str = "keep",
     base: Path | None = None,
@@ -49,10 +50,10 @@ def convert(
 ) -> Report:
     """Writes the bundle `out` from a source that `sources.open_source` understood.
 
-    path: where the source is, for the record. dtype: of the weights in the bundle, one of DTYPES. base:
-    what an SGPT finetune is a finetune of. tokenizer: a folder with a vocabulary, for sources without.
-    allow_nan: take numbers that are not finite. Raises UserError where the source and its map do not
-    fit in every tensor, and where `out` cannot be written.
+    path: where the source is. origin: what the record calls it, its name where empty. dtype: of the
+    weights in the bundle, one of DTYPES. base: what an SGPT finetune is a finetune of. tokenizer: a
+    folder with a vocabulary, for sources without. allow_nan: take numbers that are not finite. Raises
+    UserError where the source and its map do not fit in every tensor, and where `out` cannot be written.
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; accepted: {', '.join(DTYPES)}")
@@ -91,12 +92,12 @@ def convert(
                 made = write_component(
                     work / component, [_leaf(leaf, allow_nan, not_finite.append) for leaf in leaves], advance
                 )
-                origin = {
+                record = {
                     "kind": source.kind.name,
-                    "source": path.name,
+                    "source": origin or path.name,
                     "files": [f.name for f in part.weights.files],
                 }
-                records[component] = {**origin, **made}
+                records[component] = {**record, **made}
         if vocabulary is not None:
             (work / "tokenizer").mkdir()
             vocabulary.save(work / "tokenizer")

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from mvader_jax.convert import foreign
+from mvader_jax.convert.files import PICKLES, choose, lone, sets
 from mvader_jax.convert.formats.safetensors import open_safetensors
 from mvader_jax.convert.formats.torch_archive import is_torchscript, open_torchscript
 from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, refuse_pointer
 from mvader_jax.errors import UserError
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 #: What trainers wrap a state dict in: CompVis, DeepSpeed (MAGMA).
 _WRAPPERS = ("state_dict", "module")
 #: Classes that trainers leave beside the weights of public files. An inert stand-in takes their place in
@@ -65,7 +65,7 @@ def open_file(file: Path, *, trust_pickle: bool = False) -> Weights:
     if start[8:9] == b"{":
         return open_safetensors(file)
     raise UserError(
-        f"{file} is neither safetensors nor a PyTorch file ({', '.join(_PICKLES)}); it is damaged or something else"
+        f"{file} is neither safetensors nor a PyTorch file ({', '.join(PICKLES)}); it is damaged or something else"
     )
 
 
@@ -106,54 +106,19 @@ def open_folder(folder: Path, *, variant: str | None = None, trust_pickle: bool 
     variant: which of several sets, as "fp16" in model.fp16.safetensors; without it the plain set is
     taken, or the only variant. Raises UserError where there is none, or several to choose from.
     """
-    found = _sets(folder)
-    if not found:
-        files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", *_PICKLES)]
-        if len(files) == 1:
-            if variant is not None:
-                raise UserError(f"{folder} has one file of weights, so --variant has nothing to choose from")
-            return open_file(files[0], trust_pickle=trust_pickle)
+    names = sorted(file.name for file in folder.iterdir())
+    if not sets(names) and len(lone(names)) != 1:
         what = foreign.folder_of(folder)
-        if what is not None and not (files and "folders" in what):
+        if what is not None and not (lone(names) and "folders" in what):
             raise UserError(f"{folder} {what}")
-        raise UserError(
-            f"{folder} holds no weights that are known by their name: looked for model.safetensors, "
-            "pytorch_model.bin, diffusion_pytorch_model.safetensors or .bin, sharded or not, or one file alone"
-            + (f"; it has {', '.join(file.name for file in files[:4])}: name one of them" if files else "")
-        )
-    wanted = variant or (None if None in found or len(found) > 1 else next(iter(found)))
-    if wanted not in found:
-        known = [one for one in found if one is not None]
-        remedy = f"pass --variant with one of: {', '.join(known)}" if known else "leave out --variant"
-        plain = " (without it the plain ones are taken)" if known and None in found else ""
-        have = f"no weights of variant {wanted!r}" if wanted else "only weights of several variants"
-        raise UserError(f"{folder} has {have}; {remedy}{plain}")
-    kinds = found[wanted]
-    file = kinds[min(kinds)]
+    file = folder / choose(names, variant, folder)
     opener = open_index if file.suffix == ".json" else open_file
     return opener(file, trust_pickle=trust_pickle)
 
 
 def variants(folder: Path) -> tuple[str | None, ...]:
     """The sets of weights of a Hugging Face folder, as "fp16"; None for the plain one."""
-    return tuple(_sets(folder)) if folder.is_dir() else ()
-
-
-def _sets(folder: Path) -> dict[str | None, dict[bool, Path]]:
-    """{variant: {whether it is a pickle: its file, or its index}}."""
-    found: dict[str | None, dict[bool, Path]] = {}
-    for file in sorted(folder.iterdir()):
-        match = _STEM.fullmatch(file.name)
-        if match and not match["shard"]:
-            name = match["variant"] or match["index_variant"]
-            found.setdefault(name, {})[match["kind"] == "bin"] = file
-    return found
-
-
-_STEM = re.compile(
-    r"(?:model|pytorch_model|diffusion_pytorch_model)(?:\.(?P<variant>\w+))?(?P<shard>-\d+-of-\d+)?"
-    r"\.(?P<kind>safetensors|bin)(?:\.index(?:\.(?P<index_variant>\w+))?\.json)?"
-)
+    return tuple(sets(file.name for file in folder.iterdir())) if folder.is_dir() else ()
 
 
 def _open_pickle(file: Path, trust: bool) -> Weights:

@@ -74,5 +74,5 @@ def _refuse_absent(path: Path) -> None:
     parts = path.parts
     remedy = ""
     if len(parts) == 2 and not path.parent.exists() and parts[0] not in (".", ".."):
-        remedy = f"; if it is a repository of the Hugging Face hub, fetch it first: hf download {path} --local-dir DIR"
+        remedy = f"; if it is a repository of the Hugging Face hub, write hf:{path}"
     raise UserError(f"{path} does not exist{remedy}")

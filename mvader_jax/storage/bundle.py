@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from mvader_jax.condition import PromptBatch
 from mvader_jax.errors import UserError
-from mvader_jax.models.components import abstract_components
+from mvader_jax.models.components import COMPONENTS, abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.unet import factors_shape
 from mvader_jax.parallel.processes import first_process
@@ -30,7 +30,7 @@ from mvader_jax.parallel.sharding import param_shardings
 from mvader_jax.prompt.layout import lay_out
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.settings import from_dict, to_dict
-from mvader_jax.storage import checkpoint
+from mvader_jax.storage import checkpoint, hub
 from mvader_jax.storage.atomic import local, whole_directory
 
 Tree = Any
@@ -75,16 +75,28 @@ class Bundle:
 
 
 def find_bundle(name: str | Path) -> Path:
-    """The directory of a bundle given by path or by the name of an embedded one.
+    """The directory of a bundle given by path, by the name of an embedded one, or as hf:ORG/NAME[@REVISION].
 
-    Raises UserError, naming the embedded ones, when there is none.
+    Raises UserError, naming the embedded ones, when there is none, and as `hub.download` does.
     """
+    if hub.is_address(name):
+        return hub.download(name, lambda names: bundle_files(names, str(name))).path
     for path in (local(name), ASSETS / str(name)):
         if (path / "config.json").is_file():
             return path
     known = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))
     what = "has no config.json" if Path(name).is_dir() else "is neither a directory nor an embedded bundle"
     raise UserError(f"no bundle {str(name)!r}: it {what} (embedded: {', '.join(known) or 'none'})")
+
+
+def bundle_files(names: Sequence[str], where: str) -> list[str]:
+    """Of the paths below a folder, those of a bundle. Raises UserError where they are none's."""
+    parts = [name for name in names if name.partition("/")[0] in (*COMPONENTS, "tokenizer") and "/" in name]
+    if "config.json" not in names or not any(name.endswith("/_METADATA") for name in parts):
+        raise UserError(
+            f"{where} is no bundle of mvader; weights of other programs become one with `mvader convert`"
+        )
+    return ["config.json", *parts]
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

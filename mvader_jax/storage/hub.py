@@ -1,0 +1,263 @@
+"""Repositories of the Hugging Face hub as local folders; the only file that knows huggingface_hub.
+
+An address is `hf:ORG/NAME[@REVISION]`, or `hf:ORG/NAME/FILE[@REVISION]` for one file of a repository. Files come
+through the library's own cache (HF_HOME, HF_HUB_CACHE): what is there is not fetched again, what was cut off goes on,
+and with HF_HUB_OFFLINE, or without a network, the cache alone is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvader_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+PREFIX = "hf:"
+#: Of the names of a repository's files, those that are needed. Raises UserError where they do not serve.
+Select = Callable[[Sequence[str]], Sequence[str]]
+_ADDRESS = re.compile(r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """A repository "ORG/NAME", a file of it or "" for all, a branch, tag or commit or None for the main branch."""
+
+    repository: str
+    file: str = ""
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        file = f"/{self.file}" if self.file else ""
+        return f"{PREFIX}{self.repository}{file}{'' if self.revision is None else '@' + self.revision}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Files of a repository on this machine: their folder, or the file where one was asked for.
+
+    origin: the address with the commit that the files are of.
+    """
+
+    path: Path
+    origin: str
+
+
+def is_address(name: str | Path) -> bool:
+    """Whether a name means a repository of the hub."""
+    return str(name).startswith(PREFIX)
+
+
+def parse(name: str | Path) -> Address:
+    """The address that a name spells. Raises UserError where it spells none."""
+    match = _ADDRESS.fullmatch(str(name))
+    if match is None or ".." in (match["file"] or "").split("/"):
+        raise UserError(
+            f"{str(name)!r} is no address of the hub; accepted: hf:ORG/NAME, hf:ORG/NAME@REVISION, hf:ORG/NAME/FILE"
+        )
+    return Address(match["repository"], match["file"] or "", match["revision"])
+
+
+def download(name: str | Path, select: Select, *, quiet: bool = False) -> Found:
+    """Brings files of a repository onto this machine, or finds them in the cache.
+
+    select: which of its files, where the address names none. quiet: no bars. Raises UserError, in one sentence,
+    where the address, the repository, the revision or the file does not exist, is not open to this user, or cannot be
+    reached.
+    """
+    address = parse(name)
+    with _explained(address):
+        try:
+            info = _api().model_info(address.repository, revision=address.revision, files_metadata=True)
+        except Exception as error:
+            if not _unreachable(error):
+                raise
+            return _from_cache(address, select, error)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        chosen = [address.file] if address.file else list(select(list(sizes)))
+        if address.file and address.file not in sizes:
+            raise UserError(f"{PREFIX}{address.repository} has no file {address.file}; it has {_some(sizes)}")
+        missing = _missing(address.repository, info, chosen)
+        _check_room(address, sum(sizes[file] for file in missing))
+        if missing and not quiet:
+            total = sum(sizes[file] for file in missing)
+            print(f"downloading {len(missing)} files, {total / 1e9:.2f} GB, of {address}", file=sys.stderr)
+        folder = _snapshot(address, chosen, quiet=quiet)
+    return _found(address, folder)
+
+
+def _from_cache(address: Address, select: Select, reason: Exception) -> Found:
+    """What an earlier download left. Raises UserError where it left not all that is needed."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    offline = isinstance(reason, OfflineModeIsEnabled)
+    why = "HF_HUB_OFFLINE is set" if offline else f"{_endpoint()} cannot be reached"
+    try:
+        folder = Path(
+            snapshot_download(
+                address.repository, revision=address.revision, local_files_only=True, allow_patterns=[]
+            )
+        )
+        names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        chosen = [address.file] if address.file else list(select(names))
+        if not set(chosen) <= set(names):
+            raise FileNotFoundError(address.file)
+        folder = _snapshot(address, chosen, quiet=True, local=True)
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        raise UserError(f"{why}, and {address} is not in the cache {_cache()}") from None
+    except UserError as error:
+        raise UserError(f"{why}, and the cache {_cache()} holds not all of {address}: {error}") from None
+    return _found(address, folder)
+
+
+def _snapshot(address: Address, chosen: Sequence[str], *, quiet: bool, local: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with _bars(quiet):
+        return Path(
+            snapshot_download(
+                address.repository,
+                revision=address.revision,
+                allow_patterns=[glob.escape(file) for file in chosen],
+                local_files_only=local,
+            )
+        )
+
+
+def _found(address: Address, folder: Path) -> Found:
+    origin = dataclasses.replace(address, revision=folder.name)
+    return Found(folder / address.file if address.file else folder, str(origin))
+
+
+def _missing(repository: str, info: ModelInfo, chosen: Sequence[str]) -> list[str]:
+    from huggingface_hub import try_to_load_from_cache
+
+    return [
+        file
+        for file in chosen
+        if not isinstance(try_to_load_from_cache(repository, file, revision=info.sha), str)
+    ]
+
+
+def _check_room(address: Address, needed: int) -> None:
+    cache = _cache()
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise UserError(
+            f"{address} needs {needed / 1e9:.2f} GB, but the disk of the cache {cache} has {free / 1e9:.2f} GB left; "
+            "HF_HOME names another place"
+        )
+
+
+@contextlib.contextmanager
+def _explained(address: Address) -> Iterator[None]:
+    """Turns what the library raises into one sentence."""
+    try:
+        yield
+    except (UserError, AssertionError):
+        raise
+    except Exception as error:
+        reason = _reason(error, address)
+        if reason is None:
+            raise
+        raise UserError(reason) from None
+
+
+def _reason(error: Exception, address: Address) -> str | None:
+    """What an error of the library means to a user; None: it is nothing of the hub's."""
+    from huggingface_hub import errors
+
+    where, login = f"{PREFIX}{address.repository}", "log in with `hf auth login`, or set HF_TOKEN"
+    cut = isinstance(error, errors.LocalEntryNotFoundError)  # the network went away between two files
+    if cut or _unreachable(error):
+        return f"{_endpoint()} cannot be reached ({_first_line(error)}); files that came whole are kept, run it again"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{where} is gated: accept its terms at {_endpoint()}/{address.repository}, then {login}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the hub has no {where} that is open to you: check the name, and if it is private {login}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{where} has no revision {address.revision!r}"
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        if status == 401:
+            return f"the hub does not take the token that it was sent for {where}: {login}"
+        if status == 403:
+            return f"the token that was sent may not do this with {where}; log in with one that may"
+        return f"the hub answered {status} for {where}: {_first_line(error)}"
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return f"{where} needs a token: {login}"
+    if isinstance(error, OSError):
+        if "No space left" in str(error):
+            return f"no space is left on the disk of the cache {_cache()}; HF_HOME names another place"
+        return f"{where} cannot be read: {_first_line(error)}"
+    if isinstance(error, (errors.HFValidationError, ValueError)):
+        return f"{where} is refused: {_first_line(error)}"
+    return None
+
+
+def _unreachable(error: Exception) -> bool:
+    """Whether an error says that there is no way to the hub, whichever HTTP client the library uses."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, (OfflineModeIsEnabled, ConnectionError, TimeoutError)):
+        return True
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"TransportError", "ConnectError", "TimeoutException"})
+
+
+@contextlib.contextmanager
+def _bars(quiet: bool) -> Iterator[None]:
+    """The library's progress bars, only where somebody sees them."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if are_progress_bars_disabled() or not (quiet or not sys.stderr.isatty()):
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _api() -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="mvader_jax", endpoint=_endpoint())
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _some(names: Sequence[str] | dict[str, int]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:8]) + (" ..." if len(listed) > 8 else "") if listed else "none"
