@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from mvader_jax.condition import Condition
     from mvader_jax.prompt.elements import Image, Prompt, Text
     from mvader_jax.sampling.pipeline import Pipeline
+    from mvader_jax.sampling.settings import SamplingSettings
 
 __version__ = "0.1.0"
-__all__ = ["Condition", "Image", "Pipeline", "Prompt", "Text"]
+__all__ = ["Condition", "Image", "Pipeline", "Prompt", "SamplingSettings", "Text"]
 
 _HOMES = {
     "Condition": "condition",
     "Pipeline": "sampling.pipeline",
     "Image": "prompt.elements",
     "Prompt": "prompt.elements",
+    "SamplingSettings": "sampling.settings",
     "Text": "prompt.elements",
 }
 

@@ -6,9 +6,10 @@ import numpy as np
 from mvader_jax.data.scenes.judge import compare, read_scene
 from mvader_jax.data.scenes.world import render
 from mvader_jax.models.components import abstract_components
-from mvader_jax.paper.evaluate import Settings, attribute_scores, draw, held_out, text_prompts
+from mvader_jax.paper.evaluate import Evaluation, attribute_scores, draw, held_out, text_prompts
 from mvader_jax.prompt.elements import Image, Prompt
 from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.storage.bundle import ASSETS, load_bundle, read_config
 from mvader_jax.train.config import load_config
 
@@ -71,14 +72,14 @@ def test_pictures_have_hidden_states_of_their_own() -> None:
 
 def test_it_draws_what_it_is_told() -> None:
     scenes = held_out(32)
-    settings = Settings(count=32, batch=32, steps=20, sampler="ddim")
+    settings = Evaluation(32, 32, SamplingSettings(steps=20, sampler="ddim"))
     scores = attribute_scores(scenes, draw(Pipeline(load_bundle("tiny")), text_prompts(scenes), settings))
     assert min(scores.values()) >= 0.95, scores
 
 
 def test_it_keeps_what_it_is_shown() -> None:
     scenes = held_out(32)
-    settings = Settings(count=32, batch=32, steps=20, sampler="ddim")
+    settings = Evaluation(32, 32, SamplingSettings(steps=20, sampler="ddim"))
     shown = [Prompt((Image(render(scene)),)) for scene in scenes]
     scores = attribute_scores(scenes, draw(Pipeline(load_bundle("tiny")), shown, settings))
     assert min(scores.values()) >= 0.95, scores

@@ -35,7 +35,7 @@ def bundle(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Put components of bundles together into one, or describe one."""
-    from mvader_jax.cli.convert import progress_bar
+    from mvader_jax.cli._progress import bar
     from mvader_jax.convert.compose import compose
     from mvader_jax.convert.compose import describe as records_of
 
@@ -53,7 +53,7 @@ def bundle(
     if describe and parts:
         raise UserError("--describe takes no components; it prints what the bundle at OUT holds")
     if not describe:
-        with progress_bar("copying", quiet) as progress:
+        with bar("copying", "B", quiet=quiet) as progress:
             notes = compose(
                 out,
                 parts,
@@ -61,7 +61,7 @@ def bundle(
                 embedder=embedder,
                 seed=seed,
                 overwrite=overwrite,
-                progress=progress,
+                progress=progress.update,
             )
         for note in notes:
             print(note)

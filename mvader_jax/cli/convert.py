@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from mvader_jax.convert.convert import Progress
+from mvader_jax.cli._progress import bar
 
 
 def convert(
@@ -58,7 +54,7 @@ def convert(
     found = fetch(source, variant, quiet=quiet)
     opened = open_source(found.path, kind, options)
     print(f"{source} is {opened.kind.name}")
-    with progress_bar("converting", quiet) as progress:
+    with bar("converting", "B", quiet=quiet) as progress:
         report = run(
             opened,
             found.path,
@@ -70,7 +66,7 @@ def convert(
             tokenizer=fetch_vocabulary(tokenizer, quiet=quiet),
             allow_nan=allow_nan,
             overwrite=overwrite,
-            progress=progress,
+            progress=progress.update,
         )
     for name, record in report.components.items():
         print(f"  {name}: {record['parameters']:,} parameters, {', '.join(record['dtypes'])}")
@@ -81,25 +77,3 @@ def convert(
     for note in report.notes:
         print(note)
     print(f"wrote {out}")
-
-
-@contextmanager
-def progress_bar(what: str, quiet: bool) -> Iterator[Progress | None]:
-    """A bar by bytes on stderr; None where there is no terminal to draw it on."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

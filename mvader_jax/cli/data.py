@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mvader_jax.bounds import PositiveFloat, PositiveInt, Seed, Workers, above
+from mvader_jax.cli._progress import bar
 
 app = typer.Typer(
     name="data", help="Build, describe and precompute data sets.", no_args_is_help=True, rich_markup_mode=None
@@ -63,7 +61,7 @@ def build(
     filters = dataclasses.replace(own, **{k: v for k, v in chosen.items() if v is not None})
     parts = find_parts(name, source, pictures)
     total = sum(len(part.key_list()) for part in parts)
-    with _progress(total, "samples") as on_progress:
+    with bar("building", "samples", total=total) as progress:
         report = run(
             parts,
             out,
@@ -71,7 +69,7 @@ def build(
             filters,
             description=known(name).description,
             workers=workers or os.cpu_count() or 1,
-            on_progress=on_progress,
+            on_progress=progress.update,
         )
     print("\n".join(report.lines()))
     print(out)
@@ -153,8 +151,8 @@ def encode(
     from mvader_jax.data.sources import Records
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.precompute.encode import encode as run
-    from mvader_jax.sampling.pipeline import compilation_cache
     from mvader_jax.storage.atomic import local
+    from mvader_jax.storage.programs import compilation_cache
     from mvader_jax.train.config import load_config
 
     local(out)
@@ -165,7 +163,7 @@ def encode(
     chosen = loaded.stage(objective).data
     if data != chosen.source.kind:
         chosen = dataclasses.replace(chosen, source=Records((data,)))
-    with _progress(0, "records") as on_progress:
+    with bar("encoding", "records") as progress:
         info, check = run(
             loaded,
             objective,
@@ -176,7 +174,7 @@ def encode(
             parts=part or (),
             batch_size=batch_size,
             shard_size=shard_size,
-            on_progress=on_progress,
+            on_progress=progress.update,
         )
     bad = sum(info.damaged.values())
     total = sum(info.splits.values())
@@ -214,46 +212,3 @@ def bench(
     if needed:
         for rate in rates:
             print(f"{needed:,.0f} a second: {needed / rate.per_core:,.1f} cores ({rate.what})")
-
-
-@contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[..., None]]:
-    """A bar on stderr with the rate and the time left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f} {what}/s" if speed else "")
-
-    bar = Progress(
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        # No thread of its own: TFDS exchanges `__import__` while it loads, and rich imports as it draws.
-        auto_refresh=False,
-    )
-    with bar:
-        task = bar.add_task(what, total=total)
-        drawn = 0.0
-
-        def update(done: int, of: int = total) -> None:
-            nonlocal drawn
-            bar.update(task, completed=done, total=of)
-            if done >= of or time.monotonic() - drawn > 0.2:
-                bar.refresh()
-                drawn = time.monotonic()
-
-        yield update

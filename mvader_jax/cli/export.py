@@ -19,11 +19,11 @@ def export(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Write a bundle's weights as PyTorch programs read them."""
-    from mvader_jax.cli.convert import progress_bar
+    from mvader_jax.cli._progress import bar
     from mvader_jax.convert.export import export as run
 
-    with progress_bar("exporting", quiet) as progress:
-        done = run(bundle, out, to, dtype=dtype, overwrite=overwrite, progress=progress)
+    with bar("exporting", "B", quiet=quiet) as progress:
+        done = run(bundle, out, to, dtype=dtype, overwrite=overwrite, progress=progress.update)
     print(f"wrote {', '.join(done.components)} to {out}")
     for note in done.notes:
         print(note)

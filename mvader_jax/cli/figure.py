@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mvader_jax.sampling.settings import SamplingSettings
+
 
 def figure(
     which: Annotated[str, typer.Argument(help="3, 4, 5, 6, 7, 9 of the paper, or weights")],
@@ -18,10 +20,12 @@ def figure(
     values: Annotated[str, typer.Option(help="figure 5: the words for <color>")] = "red,green,blue,yellow",
     strength: Annotated[float, typer.Option(help="noise of the image-to-image baseline")] = 0.6,
     thetas: Annotated[str, typer.Option(help="weights: the thetas of both elements")] = "1,.3,.1,.03,0",
-    seed: Annotated[int, typer.Option(help="same seed, same pictures")] = 0,
-    steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = 50,
-    guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance")] = 8.0,
-    sampler: Annotated[str, typer.Option(help="plms is the paper's")] = "plms",
+    seed: Annotated[int, typer.Option(help="same seed, same pictures")] = SamplingSettings.seed,
+    steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = SamplingSettings.steps,
+    guidance_scale: Annotated[
+        float, typer.Option(help="classifier-free guidance")
+    ] = SamplingSettings.guidance_scale,
+    sampler: Annotated[str, typer.Option(help="plms is the paper's")] = SamplingSettings.sampler,
     site: Annotated[str, typer.Option(help="where weights act: decoder, cross_attention or both")] = "both",
     bundle: Annotated[str, typer.Option(help="name of an embedded bundle, or a directory")] = "tiny",
     out: Annotated[
@@ -30,38 +34,39 @@ def figure(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress shown")] = False,
 ) -> None:
     """Lay out a figure of the paper as a labelled grid, drawn by this model."""
-    from mvader_jax.cli.sample import check_numbers, read_parts, status
+    from mvader_jax.cli._progress import status
+    from mvader_jax.cli.sample import load_pipeline, read_parts
     from mvader_jax.errors import UserError
     from mvader_jax.images.png import save_png
     from mvader_jax.paper.figures import FIGURES, Options, draw_figure
     from mvader_jax.prompt.elements import check_weight
     from mvader_jax.sampling.output import check_writable, make_writable
-    from mvader_jax.sampling.pipeline import Pipeline
     from mvader_jax.storage.atomic import local
 
     if which not in FIGURES:
         raise UserError(f"unknown figure {which!r}; accepted: {', '.join(FIGURES)}")
-    check_numbers(None, seed=seed, steps=steps, guidance_scale=guidance_scale, site=site)
+    options = Options(
+        SamplingSettings(
+            steps=steps,
+            sampler=sampler,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            site=site,  # type: ignore[arg-type]
+        ),
+        strength=SamplingSettings(strength=strength).strength,
+        values=tuple(word.strip() for word in values.split(",") if word.strip()),
+        thetas=tuple(check_weight(theta, "the sweep") for theta in thetas.split(",")),
+    )
     parts = [*(inputs or []), *(more or [])]
     elements = read_parts(parts)
     target = Path("outputs") / f"figure-{which}.png" if out is None else out
     if target.suffix.lower() != ".png":
         raise UserError(f"{str(target)!r} is no name of a PNG; a figure is written as NAME.png")
     check_writable(local(target).parent)
-    options = Options(
-        steps=steps,
-        guidance_scale=guidance_scale,
-        sampler=sampler,
-        site=site,
-        seed=seed,
-        strength=strength,
-        values=tuple(word.strip() for word in values.split(",") if word.strip()),
-        thetas=tuple(check_weight(theta, "the sweep") for theta in thetas.split(",")),
-    )
     with status(f"loading {bundle}", quiet) as say:
-        pipe = Pipeline.load(bundle)
+        pipe = load_pipeline(bundle)
         sheet = draw_figure(which, pipe, elements, options, lambda what: say(f"figure {which}: {what}"))
     make_writable(target.parent)
-    settings = {"figure": which, "inputs": parts, "bundle": bundle, **options.drawing, "strength": strength}
-    save_png(target, sheet, settings)
+    recorded = {**options.sampling.recorded(), "strength": options.strength}
+    save_png(target, sheet, {"figure": which, "inputs": parts, "bundle": bundle, **recorded})
     print(target)

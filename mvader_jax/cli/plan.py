@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mvader_jax.bounds import POSITIVE, NonNegativeInt, PositiveInt, between
+from mvader_jax.cli._progress import status
 from mvader_jax.errors import UserError
 
 
@@ -84,7 +82,7 @@ def plan(
         cache=not no_cache,
         search=search,
     )
-    with _progress(quiet or as_json) as say:
+    with status("starting", quiet or as_json, at_once=True) as say:
         if padding:
             found: dict[str, Any] = ask("mvader_jax.plan.padding", request.to_json(), say)
             if "error" in found:
@@ -141,22 +139,3 @@ def _table(candidates: list[dict[str, Any]]) -> str:
             f"{c['arithmetic_ms']:>9.1f} ms{c['interconnect_ms']:>9.1f} ms"
         )
     return "\n".join(lines)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Shows what is being done and for how long; plain lines where standard error is no terminal."""
-    if quiet:
-        yield lambda text: None
-        return
-    started = time.monotonic()
-    if not sys.stderr.isatty():
-        yield lambda text: print(f"[{time.monotonic() - started:5.0f} s] {text}", file=sys.stderr, flush=True)
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting", total=None)
-        yield lambda text: progress.update(task, description=text)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mvader_jax.bounds import POSITIVE, between
+from mvader_jax.cli._progress import bar, status, tell
 from mvader_jax.errors import UserError
+from mvader_jax.sampling.settings import SamplingSettings, image_count
 
 if TYPE_CHECKING:
     from mvader_jax.prompt.elements import Element
     from mvader_jax.sampling.batch.run import Progress
+    from mvader_jax.sampling.pipeline import Pipeline
 
 
 def sample(
@@ -27,7 +31,7 @@ def sample(
     ] = None,
     negative_strength: Annotated[
         float, typer.Option(help="of the negative prompt: 0 as without it, 1 in place of the empty prompt")
-    ] = 1.0,
+    ] = SamplingSettings.negative_strength,
     task: Annotated[
         str | None,
         typer.Option(help="variation, style, element, composition, img2img or interpolation"),
@@ -35,22 +39,35 @@ def sample(
     num_images: Annotated[
         int | None, typer.Option(help="pictures to draw [default: 4; with --prompts: 1 a line]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="same seed, same pictures")] = 0,
-    steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = 50,
-    guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance")] = 8.0,
-    sampler: Annotated[str, typer.Option(help="plms is the paper's; mvader samplers lists all")] = "plms",
+    seed: Annotated[int, typer.Option(help="same seed, same pictures")] = SamplingSettings.seed,
+    steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = SamplingSettings.steps,
+    guidance_scale: Annotated[
+        float, typer.Option(help="classifier-free guidance")
+    ] = SamplingSettings.guidance_scale,
+    sampler: Annotated[
+        str, typer.Option(help="plms is the paper's; mvader samplers lists all")
+    ] = SamplingSettings.sampler,
     site: Annotated[str, typer.Option(help="where weights act: decoder, cross_attention or both")] = "both",
     balance: Annotated[bool, typer.Option("--balance", help="weights are an element's total share")] = False,
+    height: Annotated[int | None, typer.Option(help="pixels [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="pixels [default: the model's]")] = None,
+    eta: Annotated[float, typer.Option(help="fresh noise of ddim, 0 to 1")] = SamplingSettings.eta,
     strength: Annotated[
-        float | None, typer.Option(help="noise of img2img and interpolation, 0 to 1 [default: 0.6]")
+        float | None,
+        between(0, 1),
+        typer.Option(help="noise of img2img and interpolation, 0 to 1 [default: 0.6]"),
     ] = None,
     fraction: Annotated[
-        float | None, typer.Option(help="the second image's part in an interpolation [default: 0.5]")
+        float | None,
+        between(0, 1),
+        typer.Option(help="the second image's part in an interpolation [default: 0.5]"),
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="a file of prompts, a JSON object a line; see docs/sampling.md")
     ] = None,
-    batch: Annotated[int, typer.Option(help="with --prompts: pictures drawn together")] = 8,
+    batch: Annotated[
+        int | None, POSITIVE, typer.Option(help="with --prompts: pictures drawn together [default: 8]")
+    ] = None,
     mesh: Annotated[str, typer.Option(help="devices to draw on, as in data=4,fsdp=2 [default: one]")] = "",
     bundle: Annotated[str, typer.Option(help="name of an embedded bundle, or a directory")] = "tiny",
     out: Annotated[Path, typer.Option(help="directory for the pictures")] = Path("outputs"),
@@ -60,123 +77,137 @@ def sample(
     """Draw pictures of a prompt of texts and images, or of every prompt of a file."""
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"unknown dtype {dtype!r}; accepted: float32, bfloat16")
-    shared: dict[str, Any] = {
-        "seed": seed,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "sampler": sampler,
-        "site": site,
-        "balance": balance,
-        "negative_strength": negative_strength,
-    }
-    if not 0.0 <= negative_strength < float("inf"):
-        raise UserError(f"the negative prompt's strength is {negative_strength}; accepted are 0 and above")
-    check_numbers(num_images, seed=seed, steps=steps, guidance_scale=guidance_scale, site=site)
+    settings = SamplingSettings(
+        steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        site=site,  # type: ignore[arg-type]
+        balance=balance,
+        negative_strength=negative_strength,
+        height=height,
+        width=width,
+        eta=eta,
+    )
+    count = None if num_images is None else image_count(num_images)
+    place = _Place(bundle, dtype, mesh, out, quiet)
+    given = {"strength": strength, "fraction": fraction}
+    task_options = {name: value for name, value in given.items() if value is not None}
     if prompts is not None:
-        if parts or negative or task or strength is not None or fraction is not None:
+        if parts or negative or task or task_options:
             raise UserError(
                 "--prompts takes everything from its file; leave out the parts, --negative, --task, --strength "
                 "and --fraction"
             )
-        return _sample_file(
-            prompts, {**shared, "num_images": num_images or 1}, batch, mesh, bundle, out, dtype, quiet
-        )
+        return _sample_file(prompts, settings, count or 1, 8 if batch is None else batch, place)
     if not parts:
         raise UserError("Missing prompt: give texts and image files, or a file of prompts with --prompts")
-    given = {"strength": strength, "fraction": fraction}
-    task_options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if task is None and task_options:
         raise UserError(f"--{next(iter(task_options))} belongs to --task img2img or --task interpolation")
-
-    from mvader_jax.parallel.mesh import open_mesh
-    from mvader_jax.parallel.processes import first_process
-    from mvader_jax.sampling.output import check_writable, write_pictures
-    from mvader_jax.sampling.pipeline import Pipeline
-    from mvader_jax.sampling.tasks import run_task
-
-    elements, against = read_parts(parts), read_parts(negative or [])
-    check_writable(out)
-    count = 4 if num_images is None else num_images
-    with status(f"loading {bundle}", quiet) as say:
-        pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh))
-        say(f"drawing {count} picture{'s' * (count > 1)} in {steps} steps (the first time compiles)")
-        options: dict[str, Any] = {"negative": against or None, "num_images": count, **shared}
-        run = pipe if task is None else functools.partial(run_task, task, pipe)
-        images = run(elements, **options, **task_options)
-    settings = {
-        "prompt": parts,
-        "negative": negative or [],
-        **({"task": task, **task_options} if task else {}),
-        **shared,
-        "bundle": bundle,
-        "dtype": dtype,
-    }
-    if first_process():
-        for path in write_pictures(out, images, settings):
-            print(path)
+    if batch is not None:
+        raise UserError("--batch belongs to --prompts; --num-images pictures are drawn together without it")
+    what = _Asked(parts, negative or [], task, task_options)
+    _sample_parts(what, settings, 4 if count is None else count, place)
     return 0
 
 
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """What draws, and where to."""
+
+    bundle: str
+    dtype: str
+    mesh: str
+    out: Path
+    quiet: bool
+
+    def load(self) -> Pipeline:
+        return load_pipeline(self.bundle, dtype=self.dtype, mesh=self.mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A prompt as the command line has it, and the task it is for."""
+
+    parts: list[str]
+    negative: list[str]
+    task: str | None
+    options: dict[str, float]
+
+    def recorded(self) -> dict[str, Any]:
+        task = {"task": self.task, **self.options} if self.task else {}
+        return {"prompt": self.parts, "negative": self.negative, **task}
+
+
+def _sample_parts(asked: _Asked, settings: SamplingSettings, count: int, place: _Place) -> None:
+    from mvader_jax.parallel.processes import first_process
+    from mvader_jax.sampling.output import check_writable, write_pictures
+    from mvader_jax.sampling.pipeline import NotFiniteError
+    from mvader_jax.sampling.tasks import run_task
+
+    elements, negative = read_parts(asked.parts), read_parts(asked.negative)
+    check_writable(place.out)
+    failure: UserError | None = None
+    with status(f"loading {place.bundle}", place.quiet) as say:
+        pipe = place.load()
+        say(f"drawing {count} picture{'s' * (count > 1)} in {settings.steps} steps (the first time compiles)")
+        run: Callable[..., Any] = (
+            pipe if asked.task is None else functools.partial(run_task, asked.task, pipe)
+        )
+        try:
+            drawn = run(
+                elements, settings=settings, negative=negative or None, num_images=count, **asked.options
+            )
+            images = dict(enumerate(drawn))
+        except NotFiniteError as error:
+            images, failure = error.pictures, error
+    recorded = {**asked.recorded(), **settings.recorded(), "bundle": place.bundle, "dtype": place.dtype}
+    if images and first_process():
+        for path in write_pictures(place.out, images, recorded):
+            print(path)
+    if failure is not None:
+        raise failure
+
+
 def _sample_file(
-    prompts: Path,
-    defaults: dict[str, Any],
-    batch: int,
-    mesh: str,
-    bundle: str,
-    out: Path,
-    dtype: str,
-    quiet: bool,
+    prompts: Path, settings: SamplingSettings, num_images: int, batch: int, place: _Place
 ) -> int:
     """Exit codes: 0, all are there; 1, some lines are bad; 75 after SIGTERM and 130 after Ctrl-C."""
     import signal
 
-    if batch < 1:
-        raise UserError(f"batch is {batch}; at least 1 is needed")
-    from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.parallel.processes import first_process
-    from mvader_jax.sampling.batch.requests import Settings, read_requests
+    from mvader_jax.sampling.batch.requests import read_requests
     from mvader_jax.sampling.batch.run import sample_all
     from mvader_jax.sampling.output import check_writable
-    from mvader_jax.sampling.pipeline import Pipeline
 
-    requests, problems = read_requests(prompts, Settings(**defaults))
-    check_writable(out)
-    with status(f"loading {bundle}", quiet):
-        pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh))
-    with _bar(quiet or not first_process()) as progress:
-        report = sample_all(pipe, requests, problems, out, size=batch, bundle=bundle, progress=progress)
+    requests, problems = read_requests(prompts, settings, num_images=num_images)
+    check_writable(place.out)
+    with status(f"loading {place.bundle}", place.quiet):
+        pipe = place.load()
+    with _bar(place.quiet or not first_process()) as progress:
+        report = sample_all(
+            pipe, requests, problems, place.out, size=batch, bundle=place.bundle, progress=progress
+        )
     total = sum(request.num_images for request in requests)
     if first_process():
-        print(f"{report.drawn} drawn, {report.present} were there, in {out}", file=sys.stderr)
+        tell(f"{report.drawn} drawn, {report.present} were there, in {place.out}")
     if report.stopped is not None and report.drawn + report.present < total:
         if first_process():
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            tell("stopped; the same command goes on from here")
         return 130 if report.stopped == signal.SIGINT else 75
     return 1 if report.problems else 0
 
 
-def check_numbers(num_images: int | None, *, seed: int, steps: int, guidance_scale: float, site: str) -> None:
-    """Everything that needs no bundle, so that a mistake is told at once. Raises UserError."""
-    import math
+def load_pipeline(bundle: str, *, dtype: str = "float32", mesh: str = "") -> Pipeline:
+    """A bundle ready to draw on the mesh of a command's `--mesh`, its compiled programs kept on disk."""
+    from mvader_jax.parallel.mesh import open_mesh
+    from mvader_jax.sampling.pipeline import Pipeline
 
-    from mvader_jax.prompt.elements import SITES
-
-    if num_images is not None and num_images < 1:
-        raise UserError(f"num_images is {num_images}; at least 1 is needed")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"the seed is {seed}; accepted are 0 to {2**32 - 1}")
-    if not 1 <= steps <= 1000:
-        raise UserError(f"steps is {steps}; accepted are 1 to 1000")
-    if not math.isfinite(guidance_scale):
-        raise UserError(f"the guidance scale is {guidance_scale}; it must be a finite number")
-    if site not in SITES:
-        raise UserError(f"unknown site {site!r}; accepted: {', '.join(SITES)}")
+    return Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh), cache=True)
 
 
 def read_parts(parts: list[str]) -> tuple[Element, ...]:
     """The elements, their images read: a file that is none is refused before a model is loaded."""
-    import dataclasses
-
     from mvader_jax.images.read import load_image
     from mvader_jax.prompt.elements import Image
     from mvader_jax.prompt.parse import parse_part
@@ -189,73 +220,25 @@ def read_parts(parts: list[str]) -> tuple[Element, ...]:
 
 
 @contextmanager
-def status(message: str, quiet: bool) -> Iterator[Any]:
-    """A line on a terminal that tells what is being done, and for how long."""
-    import rich.console
-    import rich.progress
-
-    columns = (
-        rich.progress.SpinnerColumn(),
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.TimeElapsedColumn(),
-    )
-    console = rich.console.Console(stderr=True, quiet=quiet)
-    hidden = not console.is_terminal
-    with rich.progress.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(message)
-
-        def say(text: str) -> None:
-            bar.update(task, description=text)
-
-        yield say
-
-
-@contextmanager
 def _bar(quiet: bool) -> Iterator[Progress]:
-    """A bar with pictures a second and the time left; a line every half minute where there is no terminal."""
-    import time
+    """Shows a batch's progress; problems are told even where nothing else is."""
+    from mvader_jax.sampling.batch.run import Progress
 
-    import rich.console
-    import rich.progress
-
-    from mvader_jax.sampling.batch.run import Progress, rate
-
-    console = rich.console.Console(stderr=True, quiet=quiet)
-    columns = (
-        rich.progress.TextColumn("drawing"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("{task.fields[speed]}"),
-        rich.progress.TimeRemainingColumn(),
-    )
-    hidden = not console.is_terminal
-    # A batch may take minutes; the time left is told from those of the last ten.
-    with rich.progress.Progress(*columns, console=console, disable=hidden, speed_estimate_period=600) as bar:
-        task = bar.add_task("", total=None, speed="compiling")
+    with bar("drawing", "images", quiet=quiet) as shown:
 
         class Shown(Progress):
             def start(self, total: int, present: int) -> None:
-                self.total, self.there, self.first = total, present, True
-                self.speed, self.told = rate(), time.monotonic()
-                bar.update(task, total=total, completed=present)
+                shown.begin(total, present)
                 if present:
                     self.say(f"{present} of {total} are there already")
 
             def advance(self, count: int) -> None:
-                self.there += count
-                speed = self.speed(count)
-                bar.update(task, completed=self.there, speed=f"{speed:.2f} images/s")
-                now = time.monotonic()
-                if not console.is_terminal and (self.first or now - self.told >= 30):
-                    left = (self.total - self.there) / speed if speed else 0.0
-                    self.say(f"{self.there} of {self.total}, {speed:.2f} images/s, {left:.0f} s left")
-                    self.told = now
-                self.first = False
+                shown.advance(count)
 
             def problem(self, problem: Any) -> None:
-                console.print(f"mvader: {problem}", highlight=False, markup=False)
+                shown.say(f"mvader: {problem}")
 
             def say(self, message: str) -> None:
-                console.print(message, highlight=False, markup=False)
+                shown.say(message)
 
         yield Shown()

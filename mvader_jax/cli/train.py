@@ -23,7 +23,7 @@ def train(
 ) -> int:
     """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved."""
     from mvader_jax.parallel.mesh import open_mesh
-    from mvader_jax.sampling.pipeline import compilation_cache
+    from mvader_jax.storage.programs import compilation_cache
     from mvader_jax.train.config import load_config
     from mvader_jax.train.loop import train as run
     from mvader_jax.train.samples import SampleGrid

@@ -138,5 +138,6 @@ SAMPLERS: dict[str, Sampler] = {
         "Euler's method in sigma, ending at sigma 0",
     ),
 }
-#: As they stand in this file: what is kept of their programs between runs holds for these.
+#: The samplers of this file. Programs of these alone are kept between runs: this package's version tells what
+#: they do, and nothing tells whether a sampler that a user added has changed.
 OWN = dict(SAMPLERS)

@@ -9,11 +9,14 @@ import numpy as np
 import PIL.Image
 
 from mvader_jax.data.scenes.world import Scene, SceneObject, render
+from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
 from mvader_jax.images.sheet import grid
 from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.prompt.parse import parse_part
-from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.generate import Draws, Prompted
+from mvader_jax.sampling.pipeline import Pipeline, not_finite
+from mvader_jax.sampling.settings import SamplingSettings, image_count
 from mvader_jax.storage.atomic import make_directory
 
 #: The pictures that the prompts show.
@@ -52,32 +55,42 @@ def write_inputs(directory: Path) -> dict[str, Path]:
     return paths
 
 
-def demo(pipe: Pipeline, out: Path, *, num_images: int = 4, seed: int = 0, steps: int = 50) -> list[Drawn]:
+def demo(
+    pipe: Pipeline, out: Path, settings: SamplingSettings | None = None, *, num_images: int = 4
+) -> list[Drawn]:
     """Draws every task of TASKS into `out`: the prompt's pictures, then what was made of it.
 
     All prompts are padded to one length, so that one program serves them. Raises UserError where `out`
-    cannot be written.
+    cannot be written; and, when the other tasks are in place, where NaN or infinity arose in a picture.
     """
+    settings, count = settings or SamplingSettings(), image_count(num_images)
+    static = settings.static(pipe.model)
     inputs = write_inputs(out / "inputs")
     parts = {name: [_located(part, inputs) for part in task] for name, task in TASKS.items()}
     prompts = [Prompt(tuple(parse_part(part) for part in words)) for words in parts.values()]
-    rows = np.repeat(np.arange(len(prompts), dtype=np.int32), num_images)
-    pictures = np.asarray(
-        pipe.generate(
-            pipe.bundle.to_batch(prompts),
-            pipe.bundle.to_batch([None]),
-            rows=rows,
-            seeds=np.full(len(rows), seed, np.uint32),
-            indices=np.tile(np.arange(num_images, dtype=np.int32), len(prompts)),
-            steps=steps,
-        )
-    ).reshape(len(prompts), num_images, *pipe.image_size(), 3)
-    drawn = []
-    for (task, words), prompt, made in zip(parts.items(), prompts, pictures, strict=True):
+    rows = np.repeat(np.arange(len(prompts), dtype=np.int32), count)
+    prompted = pipe.bundle.to_batch(prompts, site=settings.site, balance=settings.balance)
+    draws = Draws.of(
+        settings,
+        Prompted(prompted, rows),
+        Prompted(pipe.bundle.to_batch([None])),
+        np.tile(np.arange(count, dtype=np.int32), len(prompts)),
+    )
+    pixels, finite = map(np.asarray, pipe.generate(draws, static))
+    pictures = pixels.reshape(len(prompts), count, *pixels.shape[1:])
+    whole = np.all(finite.reshape(len(prompts), count), axis=1)
+    drawn, bad = [], []
+    for (task, words), prompt, made, good in zip(parts.items(), prompts, pictures, whole, strict=True):
+        if not good:
+            bad.append(task)
+            continue
         path = out / f"{task}.png"
         quoted = [f'"{word}"' if " " in word else word for word in words]
-        save_png(path, sheet(prompt, list(made)), {"prompt": words, "seed": seed, "steps": steps})
+        metadata = {"prompt": words, "seed": settings.seed, "steps": settings.steps}
+        save_png(path, sheet(prompt, list(made)), metadata)
         drawn.append(Drawn(task, " ".join(["mvader sample", *quoted]), path))
+    if bad:
+        raise UserError(not_finite(f"the pictures of {', '.join(bad)}"))
     return drawn
 
 

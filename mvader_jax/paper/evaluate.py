@@ -6,17 +6,20 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from mvader_jax.bounds import PositiveInt, Seed, any_number
+from mvader_jax.bounds import PositiveInt
 from mvader_jax.data.scenes.captions import Language, caption
 from mvader_jax.data.scenes.judge import SCORES, compare, read_scene
 from mvader_jax.data.scenes.world import COLORS, Scene, render, scene_at
 from mvader_jax.errors import UserError
+from mvader_jax.images.read import to_uint8
 from mvader_jax.prompt.elements import SITES, Element, Image, Prompt, Text
-from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.generate import Draws, Prompted
+from mvader_jax.sampling.pipeline import Pipeline, not_finite
+from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.settings import Checked
 from mvader_jax.storage.atomic import write_file
 
@@ -30,15 +33,13 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Checked):
-    """How pictures are drawn; the defaults are the paper's. batch: pictures a call of the program."""
+class Evaluation(Checked):
+    """count: scenes that a bundle is judged on; batch: pictures per call of the program; sampling: how they
+    are drawn."""
 
     count: PositiveInt = 500
-    steps: PositiveInt = 50
-    guidance_scale: Annotated[float, any_number("negative guidance turns away")] = 8.0
-    sampler: str = "plms"
     batch: PositiveInt = 50
-    seed: Seed = 0
+    sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
 
 
 def held_out(count: int, two_objects: float = 0.3) -> list[Scene]:
@@ -49,29 +50,39 @@ def held_out(count: int, two_objects: float = 0.3) -> list[Scene]:
 def draw(
     pipe: Pipeline,
     prompts: Sequence[Prompt],
-    settings: Settings,
+    settings: Evaluation,
     done: Callable[[int], None] = lambda _: None,
 ) -> np.ndarray:
-    """One picture a prompt, picture i from noise i of the seed: uint8 [N, H, W, 3]."""
+    """One picture per prompt, picture i from noise i of the seed: uint8 [N, H, W, 3].
+
+    Raises UserError where NaN or infinity arose in one.
+    """
     pictures = []
+    size, sampling = min(settings.batch, len(prompts)), settings.sampling
     null = pipe.bundle.to_batch([None])
-    for start in range(0, len(prompts), settings.batch):
-        part = list(prompts[start : start + settings.batch])
+    length = _length(pipe, prompts)
+    for start in range(0, len(prompts), size):
+        part = list(prompts[start : start + size])
         # The last call is filled up, so that every call runs the same program.
-        padded = part + part[-1:] * (settings.batch - len(part))
-        drawn = pipe.generate(
-            pipe.bundle.to_batch(padded, length=_length(pipe, prompts)),
-            null,
-            rows=np.arange(settings.batch, dtype=np.int32),
-            seeds=np.full(settings.batch, settings.seed, np.uint32),
-            indices=np.arange(start, start + settings.batch, dtype=np.int32),
-            guidance_scale=settings.guidance_scale,
-            steps=settings.steps,
-            sampler=settings.sampler,
+        padded = part + part[-1:] * (size - len(part))
+        rows = Prompted(
+            pipe.bundle.to_batch(padded, length=length, site=sampling.site, balance=sampling.balance)
         )
-        pictures.append(np.asarray(drawn)[: len(part)])
+        draws = Draws.of(sampling, rows, Prompted(null), np.arange(start, start + size))
+        pixels, finite = pipe.generate(draws, sampling.static(pipe.model))
+        bad = int(np.sum(~np.asarray(finite)[: len(part)]))
+        if bad:
+            raise UserError(not_finite(f"{bad} of {len(part)} pictures"))
+        pictures.append(np.asarray(pixels)[: len(part)])
         done(len(part))
     return np.concatenate(pictures)
+
+
+def _as_uint8(images: np.ndarray) -> np.ndarray:
+    """Images in [-1, 1] -> uint8. Raises UserError where they hold NaN."""
+    if not np.all(np.isfinite(images)):
+        raise UserError(not_finite("reconstructed pictures"))
+    return to_uint8(images)
 
 
 def _length(pipe: Pipeline, prompts: Sequence[Prompt]) -> int:
@@ -133,7 +144,7 @@ def change_scores(
     return dict(zip(names, np.mean(np.asarray(rows, np.float64), axis=0).tolist(), strict=True))
 
 
-def check(settings: Settings, parts: Sequence[str], sites: Sequence[str], phrase: str) -> None:
+def check(parts: Sequence[str], sites: Sequence[str], phrase: str) -> None:
     """Raises UserError for an unknown part or site, or a phrase that names no colour."""
     for name in [name for name in parts if name not in PARTS]:
         raise UserError(f"unknown part {name!r}; accepted: {', '.join(PARTS)}")
@@ -145,7 +156,7 @@ def check(settings: Settings, parts: Sequence[str], sites: Sequence[str], phrase
 
 def evaluate(
     pipe: Pipeline,
-    settings: Settings,
+    settings: Evaluation,
     parts: Sequence[str] = PARTS,
     *,
     thetas: Sequence[float] = THETAS,
@@ -156,10 +167,11 @@ def evaluate(
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """The tables by part. Raises UserError as `check`."""
-    check(settings, parts, sites, phrase)
+    check(parts, sites, phrase)
     scenes = held_out(settings.count)
     truth = np.stack([render(scene) for scene in scenes])
-    result: dict[str, Any] = {"settings": dataclasses.asdict(settings)}
+    recorded = {"count": settings.count, "batch": settings.batch, **settings.sampling.recorded()}
+    result: dict[str, Any] = {"settings": recorded}
 
     def drawn(what: str, prompts: Sequence[Prompt]) -> np.ndarray:
         count = 0
@@ -176,8 +188,7 @@ def evaluate(
     if "reconstruction" in parts:
         steps = range(0, len(truth), settings.batch)
         decoded = [np.asarray(pipe.decode(pipe.encode(truth[at : at + settings.batch]))) for at in steps]
-        pictures = np.rint((np.concatenate(decoded) + 1.0) * 127.5).astype(np.uint8)
-        result["reconstruction"] = attribute_scores(scenes, pictures)
+        result["reconstruction"] = attribute_scores(scenes, _as_uint8(np.concatenate(decoded)))
     if "text" in parts:
         result["text"] = attribute_scores(scenes, drawn("text", text_prompts(scenes)))
     if "variation" in parts:

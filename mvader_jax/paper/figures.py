@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from mvader_jax.bounds import NonNegativeFloat, PositiveInt, Seed, Share, any_number
+from mvader_jax.bounds import NonNegativeFloat, Share
 from mvader_jax.data.scenes.world import COLORS, Scene, SceneObject, render
 from mvader_jax.errors import UserError
 from mvader_jax.images.read import load_image
 from mvader_jax.images.sheet import grid
 from mvader_jax.prompt.elements import Element, Image, Text
 from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.sampling.tasks import composition, element, img2img, interpolation, style, variation
 from mvader_jax.settings import Checked
 
@@ -33,24 +34,13 @@ _SIDE = 128
 
 @dataclasses.dataclass(frozen=True)
 class Options(Checked):
-    """How a figure's pictures are drawn; the defaults are the paper's.
+    """sampling: how a figure's pictures are drawn; strength: of the image-to-image baseline, where a figure
+    shows one; values: the words of figure 5; thetas: of the figure weights."""
 
-    strength: of the image-to-image baseline where a figure shows one. values: the words of figure 5.
-    """
-
-    steps: PositiveInt = 50
-    guidance_scale: Annotated[float, any_number("negative guidance turns away")] = 8.0
-    sampler: str = "plms"
-    site: str = "both"
-    seed: Seed = 0
+    sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
     strength: Share = 0.6
     values: tuple[str, ...] = tuple(COLORS)[:4]
     thetas: tuple[NonNegativeFloat, ...] = THETAS
-
-    @property
-    def drawing(self) -> dict[str, Any]:
-        """The arguments of `Pipeline.__call__`."""
-        return {name: getattr(self, name) for name in ("steps", "guidance_scale", "sampler", "site", "seed")}
 
 
 Cell = tuple[Any, str]
@@ -90,7 +80,7 @@ def multimodal(pipe: Pipeline, inputs: list[Element], options: Options, progress
     """Figure 3: the prompt's elements, and pictures of it."""
     _take("3", inputs, texts=(0, 9), images=(0, 9))
     progress("the prompt")
-    pictures = pipe(inputs, num_images=3, **options.drawing)
+    pictures = pipe(inputs, num_images=3, settings=options.sampling)
     shown = [_cell(one) for one in inputs]
     return [[*shown, *((picture, f"output {i}") for i, picture in enumerate(pictures, 1))]]
 
@@ -102,11 +92,12 @@ def style_change(pipe: Pipeline, inputs: list[Element], options: Options, progre
     row: list[Cell] = [_cell(Image(source))]
     for strength in STRENGTHS:
         progress(f"img2img, s = {strength:g}")
-        row.append(
-            (img2img(pipe, source, texts, strength=strength, **options.drawing)[0], f"img2img s={strength:g}")
-        )
+        made = img2img(pipe, source, texts, strength=strength, settings=options.sampling)
+        row.append((made[0], f"img2img s={strength:g}"))
     progress("the multimodal prompt")
-    row.append((style(pipe, texts, image, **options.drawing)[0], f"[text, image], theta {image.weight:g}"))
+    row.append(
+        (style(pipe, texts, image, settings=options.sampling)[0], f"[text, image], theta {image.weight:g}")
+    )
     return [[(None, " ".join(text.text for text in texts))], row]
 
 
@@ -121,7 +112,7 @@ def element_change(pipe: Pipeline, inputs: list[Element], options: Options, prog
     for value in options.values:
         progress(value)
         text = Text(texts[0].text.replace(PLACEHOLDER, value), texts[0].weight)
-        row.append((element(pipe, text, image, **options.drawing)[0], value))
+        row.append((element(pipe, text, image, settings=options.sampling)[0], value))
     return [[(None, f"{texts[0].text}, image of theta {image.weight:g}")], row]
 
 
@@ -129,7 +120,7 @@ def compositions(pipe: Pipeline, inputs: list[Element], options: Options, progre
     """Figure 6: two images, pictures of both; below, latent interpolation of the same (section 4.2)."""
     _, images = _take("6", inputs, texts=(0, 0), images=(2, 9))
     progress("composition")
-    pictures = composition(pipe, images, num_images=3, **options.drawing)
+    pictures = composition(pipe, images, num_images=3, settings=options.sampling)
     shown = [_cell(image) for image in images]
     rows = [[*shown, *((picture, f"composition {i}") for i, picture in enumerate(pictures, 1))]]
     blank: Cell = (None, "")
@@ -142,7 +133,7 @@ def compositions(pipe: Pipeline, inputs: list[Element], options: Options, progre
             images[1].image,
             fraction=fraction,
             strength=options.strength,
-            **options.drawing,
+            settings=options.sampling,
         )[0]
         below.append((picture, f"{fraction:g}, s={options.strength:g}"))
     return [*rows, below]
@@ -152,9 +143,9 @@ def variations(pipe: Pipeline, inputs: list[Element], options: Options, progress
     """Figure 7: variations by the image's embedding, and by noising its latents."""
     _, (image,) = _take("7", inputs, texts=(0, 0), images=(1, 1))
     progress("variations")
-    ours = variation(pipe, image, num_images=3, **options.drawing)
+    ours = variation(pipe, image, num_images=3, settings=options.sampling)
     progress("img2img")
-    theirs = img2img(pipe, image.image, strength=options.strength, num_images=3, **options.drawing)
+    theirs = img2img(pipe, image.image, strength=options.strength, num_images=3, settings=options.sampling)
     first: list[Cell] = [_cell(Image(image.image)), *((picture, "[image]") for picture in ours)]
     return [first, [(None, ""), *((picture, f"img2img s={options.strength:g}") for picture in theirs)]]
 
@@ -165,7 +156,7 @@ def order_swap(pipe: Pipeline, inputs: list[Element], options: Options, progress
     rows = []
     for pair, label in ((images, "first, second"), (images[::-1], "second, first")):
         progress(label)
-        pictures = composition(pipe, pair, num_images=3, **options.drawing)
+        pictures = composition(pipe, pair, num_images=3, settings=options.sampling)
         rows.append(
             [*map(_cell, pair), *((picture, f"{label}, {i}") for i, picture in enumerate(pictures, 1))]
         )
@@ -183,7 +174,7 @@ def weights(pipe: Pipeline, inputs: list[Element], options: Options, progress: P
         for across in options.thetas:
             progress(f"theta {down:g}, {across:g}")
             prompt = [dataclasses.replace(first, weight=down), dataclasses.replace(second, weight=across)]
-            row.append((pipe(prompt, **options.drawing)[0], f"theta {down:g} and {across:g}"))
+            row.append((pipe(prompt, settings=options.sampling)[0], f"theta {down:g} and {across:g}"))
         rows.append(row)
     return rows
 

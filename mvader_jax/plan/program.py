@@ -20,6 +20,8 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed_rows
 from mvader_jax.parallel.mesh import compiler_options
 from mvader_jax.parallel.sharding import batch_sharding, param_shardings, replicated
+from mvader_jax.sampling.generate import Draws, Prompted, generate
+from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.storage.bundle import Bundle
 from mvader_jax.train.assemble import batch_shards, state_shardings
 from mvader_jax.train.config import Stage, TrainConfig
@@ -160,17 +162,14 @@ def sample_program(
     model: ModelConfig,
     mesh: Mesh,
     images: int,
+    settings: SamplingSettings | None = None,
     *,
-    steps: int = 50,
-    sampler: str = "plms",
     dtype: str = "bfloat16",
 ) -> Program:
     """Drawing `images` pictures, a prompt of one image and a caption each, in one program.
 
     Raises UserError where they do not divide over the mesh, or the model lacks a part.
     """
-    from mvader_jax.sampling.pipeline import generate
-
     if model.unet is None or model.vae is None:
         raise UserError("sampling needs a unet and a vae in the model's config")
     ways = batch_shards(mesh)
@@ -197,22 +196,17 @@ def sample_program(
     def each(dtype: Any) -> Any:
         return jax.ShapeDtypeStruct((images,), dtype, sharding=batch_sharding(mesh))
 
-    size = model.unet.sample_size
-    function = functools.partial(
-        generate, model=model, steps=steps, sampler=sampler, latent_size=(size, size), dtype=dtype
+    draws = Draws(
+        Prompted(sharded, each(jnp.int32)),
+        Prompted(negatives, each(jnp.int32)),
+        seeds=each(jnp.uint32),
+        indices=each(jnp.int32),
+        guidance_scale=each(jnp.float32),
     )
+    static = (settings or SamplingSettings()).static(model)
     return Program(
-        function=function,
-        arguments=(
-            components,
-            sharded,
-            negatives,
-            each(jnp.int32),
-            each(jnp.int32),
-            each(jnp.uint32),
-            each(jnp.int32),
-            each(jnp.float32),
-        ),
+        function=functools.partial(generate, model=model, static=static, dtype=dtype),
+        arguments=(components, draws),
         mesh=mesh,
         images=images,
         parts={"frozen weights": components, "batch": sharded},

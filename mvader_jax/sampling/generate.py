@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mvader_jax.condition import Array, Condition, PromptBatch
 from mvader_jax.diffusion.guidance import guided
@@ -20,12 +21,30 @@ from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
 from mvader_jax.parallel.sharding import shapes_alone
+from mvader_jax.sampling.settings import SamplingSettings, StaticSettings
 
 Components = Mapping[str, Any]
 
 
 @flax.struct.dataclass
-class Init:
+class Prompted:
+    """Prompts, and which of them each picture is made from.
+
+    prompts: P rows laid out, or their Condition. rows: int32 [B]; None where picture i is made from prompt i.
+    """
+
+    prompts: PromptBatch | Condition
+    rows: Array | None = None
+
+    @property
+    def count(self) -> int:
+        """P."""
+        prompts = self.prompts
+        return int((prompts.token_ids if isinstance(prompts, PromptBatch) else prompts.hidden).shape[0])
+
+
+@flax.struct.dataclass
+class InitImages:
     """Pictures that sampling starts from in place of pure noise.
 
     pixels: float32 [B, J, H, W, 3] in [-1, 1]; shares: float32 [B, J], the part that each of a row's J
@@ -37,71 +56,93 @@ class Init:
 
 
 @flax.struct.dataclass
-class Against:
-    """Negative prompts of a strength of their own, between the null prompt and what they say (`guided`).
+class Draws:
+    """What B pictures are drawn from: all that may change without another compiled program.
 
-    prompts: their rows, or their Condition; rows: int32 [B], as `generate`'s; strength: float32 [B].
+    prompt: what they show. base: what guidance leads away from: the null prompt, or a negative prompt in its
+    place. seeds: uint32 [B], indices: int32 [B]: a picture's noise depends on these two alone.
+    guidance_scale: float32 [B]. negative: negative prompts beside the null prompts that `base` then holds;
+    negative_strength: float32 [B], how far each of them replaces its null prompt (`guided`). init: what
+    sampling starts from.
     """
 
-    prompts: PromptBatch | Condition
-    rows: Array | None
-    strength: Array
+    prompt: Prompted
+    base: Prompted
+    seeds: Array
+    indices: Array
+    guidance_scale: Array
+    negative: Prompted | None = None
+    negative_strength: Array | None = None
+    init: InitImages | None = None
+
+    @classmethod
+    def of(
+        cls,
+        settings: SamplingSettings,
+        prompt: Prompted,
+        base: Prompted,
+        indices: np.ndarray,
+        *,
+        negative: Prompted | None = None,
+        init: InitImages | None = None,
+    ) -> Draws:
+        """Pictures number `indices` of one seed, all by the same settings."""
+        count = len(indices)
+        strength = None if negative is None else np.full(count, settings.negative_strength, np.float32)
+        return cls(
+            prompt,
+            base,
+            np.full(count, settings.seed, np.uint32),
+            np.asarray(indices, np.int32),
+            np.full(count, settings.guidance_scale, np.float32),
+            negative,
+            strength,
+            init,
+        )
 
 
 @shapes_alone()
 def generate(
-    components: Components,
-    prompts: PromptBatch,
-    negatives: PromptBatch | Condition,
-    rows: jax.Array | None,
-    negative_rows: jax.Array | None,
-    seeds: jax.Array,
-    indices: jax.Array,
-    guidance_scale: jax.Array,
-    init: Init | None = None,
-    against: Against | None = None,
-    *,
-    model: ModelConfig,
-    steps: int,
-    sampler: str,
-    latent_size: tuple[int, int],
-    dtype: str,
-    start: int = 0,
-    eta: float = 0.0,
-) -> jax.Array:
-    """The whole walk from prompts to pictures; pure, jitted once a shape.
+    components: Components, draws: Draws, *, model: ModelConfig, static: StaticSettings, dtype: str
+) -> tuple[jax.Array, jax.Array]:
+    """The whole walk from prompts to pictures; pure, jitted once per shape and `static`.
 
-    prompts: P rows, negatives: N rows (the null prompt where there is no negative one), or their Condition;
-    each is embedded once. rows, negative_rows: int32 [B], which of them each image is made from; None is
-    each from its own. seeds: uint32 [B], indices: int32 [B]: an image's noise depends on these two alone.
-    guidance_scale: float32 [B]. init: where sampling starts, at step `start` of `steps`. against: negative
-    prompts beside the null prompts that `negatives` then are. eta: see `Sampler`.
-    The latents live inside the program alone, so that they are never held twice. Returns uint8 [B, H, W, 3].
+    Every prompt is embedded once, however many pictures are made from it. The latents live inside the program
+    alone, so that they are never held twice. Returns the pictures, uint8 [B, H, W, 3], and whether each came
+    out finite, bool [B]: what a picture shows that did not is meaningless.
     """
     assert model.unet is not None and model.schedule is not None
-    compute = jnp.dtype(dtype)
-    given = [prompts, negatives, *([] if against is None else [against.prompts])]
-    batches = [one for one in given if isinstance(one, PromptBatch)]
-    embedded = iter(embed_rows(model, components, batches, dtype=compute))
-    conditions = [next(embedded) if isinstance(one, PromptBatch) else one for one in given]
-    condition, null = _take(conditions[0], rows), _take(conditions[1], negative_rows)
-    unet = UNet(model.unet, dtype=compute)
-    eps = functools.partial(unet.apply, {"params": components["unet"]})
-    if against is None:
-        denoise = guided(eps, condition, null, guidance_scale)
-    else:
-        negative = _take(conditions[2], against.rows)
-        strength = jnp.asarray(against.strength)
-        denoise = guided(eps, condition, null, guidance_scale, negative, strength)
-    method = SAMPLERS[sampler]
-    levels = method.levels(model.schedule, steps)[start:]
-    latents = initial_noise(seeds, indices, (*latent_size, model.unet.in_channels))
-    if init is not None:
-        clean = mixed_latents(components, init, model=model, dtype=dtype)
+    denoise = _denoiser(components, draws, model=model, dtype=jnp.dtype(dtype))
+    method = SAMPLERS[static.sampler]
+    levels = method.levels(model.schedule, static.steps)[static.start :]
+    seeds, indices = jnp.asarray(draws.seeds), jnp.asarray(draws.indices)
+    latents = initial_noise(seeds, indices, (*static.latent_size, model.unet.in_channels))
+    if draws.init is not None:
+        clean = mixed_latents(components, draws.init, model=model, dtype=dtype)
         latents = levels.noised(clean, latents)
-    keys = sampler_keys(seeds, indices) if eta else None
-    latents = method(denoise, latents, levels, eta=eta, keys=keys)
-    return to_pixels(components, latents, model=model, dtype=dtype)
+    keys = sampler_keys(seeds, indices) if static.eta else None
+    latents = method(denoise, latents, levels, eta=static.eta, keys=keys)
+    images = decode_latents(components, latents, model=model, dtype=dtype)
+    finite = jnp.isfinite(images).all((1, 2, 3)) & jnp.isfinite(latents).all((1, 2, 3))
+    return to_uint8(images), finite
+
+
+def _denoiser(
+    components: Components, draws: Draws, *, model: ModelConfig, dtype: jnp.dtype
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The UNet under guidance, its conditions embedded and a row per picture."""
+    kinds = [kind for kind in (draws.prompt, draws.base, draws.negative) if kind is not None]
+    batches = [kind.prompts for kind in kinds if isinstance(kind.prompts, PromptBatch)]
+    embedded = iter(embed_rows(model, components, batches, dtype=dtype))
+    condition, base, *negative = (
+        _take(next(embedded) if isinstance(kind.prompts, PromptBatch) else kind.prompts, kind.rows)
+        for kind in kinds
+    )
+    eps = functools.partial(UNet(model.unet, dtype=dtype).apply, {"params": components["unet"]})
+    scale = jnp.asarray(draws.guidance_scale)
+    if not negative:
+        return guided(eps, condition, base, scale)
+    return guided(eps, condition, base, scale, negative[0], jnp.asarray(draws.negative_strength))
 
 
 def _take(condition: Condition, rows: Array | None) -> Condition:
@@ -110,7 +151,7 @@ def _take(condition: Condition, rows: Array | None) -> Condition:
     return jax.tree.map(lambda x: jnp.asarray(x)[rows], condition)
 
 
-def mixed_latents(components: Components, init: Init, *, model: ModelConfig, dtype: str) -> jax.Array:
+def mixed_latents(components: Components, init: InitImages, *, model: ModelConfig, dtype: str) -> jax.Array:
     """The convex combination of each row's pictures, in latents: float32 [B, h, w, C]."""
     batch, count = init.pixels.shape[:2]
     flat = jnp.asarray(init.pixels).reshape(batch * count, *init.pixels.shape[2:])
@@ -119,9 +160,8 @@ def mixed_latents(components: Components, init: Init, *, model: ModelConfig, dty
     return jnp.einsum("bj,bjhwc->bhwc", init.shares, latents)
 
 
-def to_pixels(components: Components, latents: jax.Array, *, model: ModelConfig, dtype: str) -> jax.Array:
-    """Latents [B, h, w, C] -> uint8 [B, H, W, 3]."""
-    images = decode_latents(components, latents, model=model, dtype=dtype)
+def to_uint8(images: jax.Array) -> jax.Array:
+    """Images in [-1, 1], clipped -> uint8 of the same shape; what is not finite has no meaning."""
     return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 

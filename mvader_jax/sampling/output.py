@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ def check_writable(directory: Path) -> None:
         raise UserError(f"cannot write into {str(directory)!r}: permission denied")
 
 
-def write_pictures(out: Path, images: Sequence[Any], settings: Mapping[str, Any]) -> list[Path]:
-    """Writes each picture and their grid as PNG, and a manifest row a picture; returns the paths, the grid last.
+def write_pictures(out: Path, images: Mapping[int, Any], settings: Mapping[str, Any]) -> list[Path]:
+    """Writes each picture and their grid as PNG, and a manifest row per picture; returns the paths, the grid last.
 
-    settings: JSON values, kept in every PNG and row. Numbers go on from what the directory holds. Raises
-    UserError where the directory cannot be written.
+    images: {its number under the seed: a picture}. settings: JSON values, kept in every PNG and row. Numbers of
+    files go on from what the directory holds. Raises UserError where the directory cannot be written.
     """
     from mvader_jax.images.png import save_png
     from mvader_jax.images.sheet import grid
@@ -50,8 +50,8 @@ def write_pictures(out: Path, images: Sequence[Any], settings: Mapping[str, Any]
     while (out / f"{start:05d}.png").exists():
         start += 1
     rows, paths = [], []
-    for index, image in enumerate(images):
-        path = out / f"{start + index:05d}.png"
+    for number, (index, image) in enumerate(images.items()):
+        path = out / f"{start + number:05d}.png"
         row = {**settings, "index": index}
         save_png(path, image, row)
         rows.append(json.dumps({"file": path.name, **row}, ensure_ascii=False) + "\n")
@@ -62,5 +62,5 @@ def write_pictures(out: Path, images: Sequence[Any], settings: Mapping[str, Any]
     except OSError as error:
         raise UserError(f"cannot write {str(out / MANIFEST)!r}: {error.strerror or error}") from None
     sheet = out / f"grid-{start:05d}.png"
-    save_png(sheet, grid(images, columns=min(len(images), 4)), settings)
+    save_png(sheet, grid(list(images.values()), columns=min(len(images), 4)), settings)
     return [*paths, sheet]

@@ -64,7 +64,7 @@ def img2img(
 
     strength: s of figure 4, 0 (the image) to 1 (noise alone). text: None denoises without a condition.
     """
-    return pipe(_texts(text) or None, init=_source(image), strength=strength, **options)
+    return pipe(_texts(text) or None, init_image=_source(image), strength=strength, **options)
 
 
 def interpolation(
@@ -86,7 +86,7 @@ def interpolation(
         raise UserError(f"the fraction is {fraction}; accepted are 0 (the first image) to 1 (the second)")
     pictures = [_source(first), _source(second)]
     shares = [1.0 - fraction, fraction]
-    return pipe(_texts(text) or None, init=pictures, shares=shares, strength=strength, **options)
+    return pipe(_texts(text) or None, init_image=pictures, shares=shares, strength=strength, **options)
 
 
 def _variation(pipe: Pipeline, texts: list[Text], images: list[Image], **options: Any) -> Pictures:

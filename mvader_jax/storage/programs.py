@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import os
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,12 @@ _ELSEWHERE = ("jax_compilation_cache", "jax_persistent_cache", "jax_log")
 class Program:
     """A pure function of arrays, compiled once a shape and setting.
 
-    function: `function(*trees of arrays, **settings) -> array`; name, about: what else tells it from others.
-    options: `jax.jit`'s. A program over a mesh, which they tell, is traced anew by every process.
+    function: `function(*trees of arrays, **settings)`, returning an array or a tuple of them.
+    name, about: what beside shapes and settings tells this program from others.
+    options: `jax.jit`'s. With any of them (they place it on a mesh) every process traces it anew.
     """
 
-    def __init__(
-        self, function: Callable[..., jax.Array], name: str, about: Hashable, **options: Any
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, about: Hashable, **options: Any) -> None:
         self._function, self._name, self._about, self._options = function, name, about, options
         self._compiled: dict[Hashable, Any] = {}
 
@@ -46,27 +46,25 @@ class Program:
         """How many programs have been compiled."""
         return len(self._compiled)
 
-    def __call__(self, *trees: Any, keep: bool = True, **settings: Hashable) -> jax.Array:
-        """keep: False where the function calls what neither this package nor the settings determine."""
+    def __call__(self, *trees: Any, keep: bool = True, **settings: Hashable) -> Any:
+        """keep: whether the traced program may be kept on disk: False where the function calls code from
+        outside this package (a sampler of the user's own), in which a change would not be noticed."""
         leaves, structure = jax.tree.flatten(trees)
         shapes = tuple((leaf.shape, str(jax.dtypes.canonicalize_dtype(leaf.dtype))) for leaf in leaves)
         key = (structure, shapes, tuple(sorted(settings.items())))
         if key not in self._compiled:
 
-            def flat(*leaves: Any) -> jax.Array:
+            def flat(*leaves: Any) -> Any:
                 return self._function(*jax.tree.unflatten(structure, leaves), **settings)
 
             flat.__name__ = self._name
             file = kept_file(self._name, (self._about, key)) if keep and not self._options else None
             traced = flat if file is None else _kept(flat, shapes, file)
             self._compiled[key] = jax.jit(traced, **self._options)
-        result: jax.Array = self._compiled[key](*leaves)
-        return result
+        return self._compiled[key](*leaves)
 
 
-def _kept(
-    function: Callable[..., jax.Array], shapes: tuple[Any, ...], file: Path
-) -> Callable[..., jax.Array]:
+def _kept(function: Callable[..., Any], shapes: tuple[Any, ...], file: Path) -> Callable[..., Any]:
     """The function as StableHLO, read from the file, or traced and written to it."""
     data = read_kept(file)
     if data is not None:
@@ -120,3 +118,19 @@ def _source() -> str:
     for library in _LIBRARIES:
         digest.update(f"{library} {importlib.metadata.version(library)}\n".encode())
     return digest.hexdigest()
+
+
+def compilation_cache() -> Path:
+    """Keeps compiled programs on disk from now on, unless JAX was told where already. Returns the directory:
+    $MVADER_CACHE, or $XDG_CACHE_HOME/mvader_jax, or ~/.cache/mvader_jax.
+
+    The command line calls it; nothing else in this package changes JAX's configuration.
+    """
+    chosen = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if chosen:
+        return Path(chosen)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = Path(os.environ.get("MVADER_CACHE") or home / "mvader_jax")
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return directory

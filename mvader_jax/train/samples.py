@@ -18,7 +18,9 @@ from mvader_jax.images.sheet import grid
 from mvader_jax.parallel.sharding import replicated
 from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.prompt.parse import parse_part
+from mvader_jax.sampling.generate import Draws, Prompted
 from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.storage.bundle import Bundle
 from mvader_jax.train.assemble import Run
 from mvader_jax.train.config import Stage
@@ -60,17 +62,20 @@ class SampleGrid:
         if not self._prompts:
             self._prompts = chosen_prompts(stage) or held_out_prompts(bundle, stage)
         count = len(self._prompts)
-        pictures = self._pipeline.generate(
-            bundle.to_batch([prompt for prompt, _ in self._prompts]),
-            bundle.to_batch([None]),
-            rows=np.arange(count, dtype=np.int32),
-            seeds=np.zeros(count, np.uint32),
-            indices=np.arange(count, dtype=np.int32),
-            guidance_scale=stage.sample_guidance,
-            steps=stage.sample_steps,
+        settings = SamplingSettings(steps=stage.sample_steps, guidance_scale=stage.sample_guidance)
+        draws = Draws.of(
+            settings,
+            Prompted(bundle.to_batch([prompt for prompt, _ in self._prompts])),
+            Prompted(bundle.to_batch([None])),
+            np.arange(count),
         )
-        labels = [label for _, label in self._prompts]
-        return np.asarray(grid(list(on_host(run, pictures)), columns=4, labels=labels)), labels
+        drawn = self._pipeline.generate(draws, settings.static(bundle.model))
+        pictures, finite = (on_host(run, array) for array in drawn)
+        named = [label for _, label in self._prompts]
+        labels = [
+            label if good else f"(NaN or infinity) {label}" for label, good in zip(named, finite, strict=True)
+        ]
+        return np.asarray(grid(list(pictures), columns=4, labels=labels)), labels
 
     def _reconstructions(self, run: Run) -> Grid:
         assert self._pipeline is not None

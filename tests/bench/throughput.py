@@ -22,8 +22,11 @@ from twin import Twin  # noqa: E402
 from mvader_jax.diffusion.noise import initial_noise  # noqa: E402
 from mvader_jax.models.components import COMPONENTS, init_component  # noqa: E402
 from mvader_jax.parallel.mesh import open_mesh  # noqa: E402
-from mvader_jax.sampling.pipeline import Pipeline, compilation_cache  # noqa: E402
+from mvader_jax.sampling.generate import Draws, Prompted  # noqa: E402
+from mvader_jax.sampling.pipeline import Pipeline  # noqa: E402
+from mvader_jax.sampling.settings import SamplingSettings  # noqa: E402
 from mvader_jax.storage.bundle import Bundle, load_bundle  # noqa: E402
+from mvader_jax.storage.programs import compilation_cache  # noqa: E402
 
 PROMPT = "a large solid red circle on the left"
 
@@ -64,6 +67,7 @@ def main() -> None:
     bundle = random_tiny() if options.bundle == "random" else load_bundle(options.bundle, dtype="float32")
     pipe, twin = Pipeline(bundle), Twin(bundle, THREADS)
     over = pipe if mesh is None else Pipeline.load(options.bundle, mesh=mesh)
+    settings = SamplingSettings(steps=options.steps)
     prompts, nulls = bundle.to_batch([PROMPT]), bundle.to_batch([None])
     rows = [pipe.embed_batch(batch) for batch in (prompts, nulls)]
     condition, null = (
@@ -77,16 +81,14 @@ def main() -> None:
     )
     for batch in map(int, options.batches.split(",")):
         seeds, indices = np.zeros(batch, np.uint32), np.arange(batch, dtype=np.int32)
+        draws = Draws.of(settings, Prompted(prompts), Prompted(nulls), indices)
         noise = np.asarray(initial_noise(seeds, indices, (side, side, channels)))
 
         # A single picture cannot be divided over devices.
         chosen = pipe if batch % over.shards else over
 
-        def ours(
-            seeds: np.ndarray = seeds, indices: np.ndarray = indices, chosen: Pipeline = chosen
-        ) -> np.ndarray:
-            drawn = chosen.generate(prompts, nulls, seeds=seeds, indices=indices, steps=options.steps)
-            return np.asarray(drawn)
+        def ours(draws: Draws = draws, chosen: Pipeline = chosen) -> np.ndarray:
+            return np.asarray(chosen.generate(draws, settings.static(bundle.model))[0])
 
         def theirs(noise: np.ndarray = noise) -> np.ndarray:
             return twin.draw(condition, null, noise, steps=options.steps, guidance_scale=8.0)

@@ -3,10 +3,11 @@ import PIL.Image
 
 from mvader_jax.paper.demo import TASKS, demo
 from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.settings import SamplingSettings
 
 
 def test_the_demo_draws_every_task_and_names_its_command(tmp_path) -> None:
-    drawn = demo(Pipeline(micro.bundle()), tmp_path, num_images=2, steps=1)
+    drawn = demo(Pipeline(micro.bundle()), tmp_path, SamplingSettings(steps=1), num_images=2)
     assert [one.task for one in drawn] == list(TASKS)
     for one in drawn:
         picture = PIL.Image.open(one.path)

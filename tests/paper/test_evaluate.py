@@ -8,7 +8,7 @@ import pytest
 from mvader_jax.data.scenes.world import Scene, SceneObject, render
 from mvader_jax.errors import UserError
 from mvader_jax.paper.evaluate import (
-    Settings,
+    Evaluation,
     as_markdown,
     attribute_scores,
     change_prompts,
@@ -21,9 +21,10 @@ from mvader_jax.paper.evaluate import (
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.prompt.elements import Image, Text
 from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.storage.bundle import save_bundle
 
-SETTINGS = Settings(count=3, steps=1, batch=2)
+SETTINGS = Evaluation(count=3, batch=2, sampling=SamplingSettings(steps=1))
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from mvader_jax.plan.program import (
     train_program,
 )
 from mvader_jax.plan.topology import devices, parse_topology
+from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.storage.bundle import Bundle
 from mvader_jax.train.assemble import stage_loader
 from mvader_jax.train.config import load_config
@@ -94,10 +95,10 @@ def test_a_batch_that_does_not_divide_is_one_sentence() -> None:
 
 def test_sampling_is_the_pipeline_s_own_program() -> None:
     mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
-    program = sample_program(micro.MODEL, mesh, 2, steps=3, dtype="float32")
+    program = sample_program(micro.MODEL, mesh, 2, SamplingSettings(steps=3), dtype="float32")
     with jax.set_mesh(mesh):
         out = jax.eval_shape(program.function, *program.arguments)
-    assert (out.shape, out.dtype) == ((2, 64, 64, 3), jnp.uint8)
+    assert [(one.shape, one.dtype) for one in out] == [((2, 64, 64, 3), jnp.uint8), ((2,), jnp.bool_)]
     with pytest.raises(UserError, match="3 images do not divide over 2 chips"):
         sample_program(micro.MODEL, mesh, 3)
 

@@ -15,6 +15,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata, save_png
 from mvader_jax.paper.figures import FIGURES, Options, draw_figure
 from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.sampling.tasks import composition, element, img2img, interpolation, run_task, style, variation
 
 A, B = render(scene_at(0, 3)), render(scene_at(0, 4))
@@ -93,10 +94,10 @@ class Instant:
     """A pipeline that draws nothing but remembers what it was asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Any, dict[str, Any]]] = []
+        self.asked: list[tuple[Any, SamplingSettings]] = []
 
-    def __call__(self, prompt: Any, **options: Any) -> list[Any]:
-        self.asked.append((prompt, options))
+    def __call__(self, prompt: Any, settings: SamplingSettings, **options: Any) -> list[Any]:
+        self.asked.append((prompt, settings))
         return [np.full((64, 64, 3), 99, np.uint8)] * options.get("num_images", 1)
 
 
@@ -105,9 +106,9 @@ class Instant:
 )
 def test_figures_are_laid_out(tmp_path: Path, name: str, calls: int) -> None:
     pipe = Instant()
-    options = Options(steps=7, thetas=(1.0, 0.0))
+    options = Options(SamplingSettings(steps=7), thetas=(1.0, 0.0))
     sheet = draw_figure(name, pipe, options=options)  # type: ignore[arg-type]
-    assert len(pipe.asked) == calls and all(asked["steps"] == 7 for _, asked in pipe.asked)
+    assert len(pipe.asked) == calls and all(asked.steps == 7 for _, asked in pipe.asked)
     assert sheet.width >= 2 * 128 and sheet.height >= 128
     save_png(tmp_path / "f.png", sheet, {"figure": name})
     assert read_png_metadata(tmp_path / "f.png")["figure"] == name

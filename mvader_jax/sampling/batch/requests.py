@@ -6,63 +6,33 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.errors import UserError
-from mvader_jax.prompt.elements import SITES, Image, Prompt, Site
-from mvader_jax.sampling.pipeline import check_seed, check_steps, check_strength
+from mvader_jax.prompt.elements import Image, Prompt
+from mvader_jax.sampling.settings import NAMES, SamplingSettings, image_count
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,149}")
-KEYS = (
-    "id",
-    "prompt",
-    "negative",
-    "negative_strength",
-    "num_images",
-    "seed",
-    "guidance_scale",
-    "steps",
-    "sampler",
-    "site",
-    "balance",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a line that does not say takes."""
-
-    num_images: int = 1
-    seed: int = 0
-    guidance_scale: float = 8.0
-    steps: int = 50
-    sampler: str = "plms"
-    site: Site = "both"
-    balance: bool = False
-    negative_strength: float = 1.0
+#: The settings that a line may name; `strength` belongs to a picture to start from, which no line has.
+SETTINGS = tuple(name for name in NAMES if name != "strength")
+KEYS = ("id", "prompt", "negative", "num_images", *SETTINGS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One good line. settings: everything that shapes its pictures, as the file has it; recorded with each."""
+    """One good line. recorded: everything that shapes its pictures, as the file has it; kept with each."""
 
     line: int
     id: str
     prompt: Prompt
     negative: Prompt | None
-    negative_strength: float
     num_images: int
-    seed: int
-    guidance_scale: float
-    steps: int
-    sampler: str
-    settings: dict[str, Any]
+    settings: SamplingSettings
+    recorded: dict[str, Any]
 
     def file(self, index: int) -> str:
         """The name of picture number `index`."""
@@ -70,7 +40,7 @@ class Request:
 
     def row(self, index: int) -> dict[str, Any]:
         """The manifest's row of picture number `index`."""
-        return {"file": self.file(index), "id": self.id, "index": index, **self.settings}
+        return {"file": self.file(index), "id": self.id, "index": index, **self.recorded}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,23 +55,24 @@ class Problem:
 
 
 def read_requests(
-    path: str | os.PathLike[str], defaults: Settings | None = None
+    path: str | os.PathLike[str], defaults: SamplingSettings | None = None, *, num_images: int = 1
 ) -> tuple[list[Request], list[Problem]]:
     """The good lines of a file, and what is wrong with the others; blank lines are skipped.
 
+    defaults, num_images: what a line that does not say takes.
+
     A line: {"id": "a", "prompt": [{"text": "..."}, {"image": "a.png", "weight": 0.3}], "negative": [...],
     "num_images": 4, "seed": 1, "guidance_scale": 8.0, "steps": 50, "sampler": "plms", "site": "both",
-    "balance": false}; only `prompt` is needed. Image paths are relative to the file. An id (default: the
-    line's number) is of letters, digits, '_', '.' and '-'. Raises UserError if the file cannot be read, or a
-    default is not accepted.
+    "balance": false}, or any other of SETTINGS; only `prompt` is needed. Image paths are
+    relative to the file. An id (default: the line's number) is of letters, digits, '_', '.' and '-'. Raises
+    UserError if the file cannot be read.
     """
     file = Path(path)
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:
         raise UserError(f"cannot read the prompts {str(file)!r}: {error.strerror or error}") from None
-    defaults = defaults or Settings()
-    _check(dataclasses.asdict(defaults))
+    defaults = defaults or SamplingSettings()
     requests: list[Request] = []
     problems: list[Problem] = []
     seen: dict[str, int] = {}
@@ -110,7 +81,7 @@ def read_requests(
         if not line.strip():
             continue
         try:
-            request = _request(number, line, file.parent, defaults, digest)
+            request = _request(number, line, file.parent, (defaults, image_count(num_images)), digest)
             if request.id in seen:
                 raise UserError(f"the id {request.id!r} is that of line {seen[request.id]} already")
             seen[request.id] = number
@@ -123,10 +94,44 @@ def read_requests(
 
 
 def _request(
-    number: int, line: bytes, root: Path, defaults: Settings, digest: Callable[[str], str]
+    number: int,
+    line: bytes,
+    root: Path,
+    defaults: tuple[SamplingSettings, int],
+    digest: Callable[[str], str],
 ) -> Request:
+    data = _object(line, first=number == 1)
+    name = str(data["id"]) if data.get("id") is not None else f"{number:06d}"
+    if isinstance(data.get("id"), (bool, float, list, dict)) or not _ID.fullmatch(name):
+        raise UserError(f"the id {data['id']!r} is not of 1 to 150 letters, digits, '_', '.' and '-'")
+    changes = {key: data[key] for key in SETTINGS if data.get(key) is not None}
+    settings = defaults[0].changed(**changes)
+    count = image_count(defaults[1] if data.get("num_images") is None else data["num_images"])
+    meaning: dict[str, Any] = {"site": settings.site or "both", "balance": bool(settings.balance)}
+    prompt = Prompt.from_json(data["prompt"], root, **meaning)
+    given = data.get("negative") or None
+    if given is None and "negative_strength" in changes:
+        raise UserError("it has a 'negative_strength' but no 'negative'")
+    # A strength of 0 is the null prompt.
+    ignored = given is None or settings.negative_strength == 0
+    negative = None if ignored else Prompt.from_json(given, root, **meaning)
+    shown = [element for one in (prompt, negative) if one for element in one.elements]
+    images = [digest(os.fspath(element.path or "")) for element in shown if isinstance(element, Image)]
+    recorded = {
+        "prompt": data["prompt"],
+        "negative": given or [],
+        **settings.recorded(),
+        **changes,
+        # What the files hold: a picture of the same name is not the same prompt for long.
+        **({"images": images} if images else {}),
+    }
+    return Request(number, name, prompt, negative, count, settings, recorded)
+
+
+def _object(line: bytes, *, first: bool) -> dict[str, Any]:
+    """The JSON object of a line, its keys known, with a prompt. Raises UserError for anything else."""
     try:
-        data = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_no_constant)
+        data = json.loads(line.decode("utf-8-sig" if first else "utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError:
         raise UserError("it is not UTF-8") from None
     except RecursionError:
@@ -140,40 +145,7 @@ def _request(
             raise UserError(f"unknown key {key!r}; known: {', '.join(KEYS)}")
     if "prompt" not in data:
         raise UserError("it has no 'prompt'")
-    values = {field.name: getattr(defaults, field.name) for field in dataclasses.fields(Settings)}
-    values.update({key: data[key] for key in values if data.get(key) is not None})
-    _check(values)
-    name = str(data["id"]) if data.get("id") is not None else f"{number:06d}"
-    if isinstance(data.get("id"), (bool, float, list, dict)) or not _ID.fullmatch(name):
-        raise UserError(f"the id {data['id']!r} is not of 1 to 150 letters, digits, '_', '.' and '-'")
-    meaning: dict[str, Any] = {"site": values["site"], "balance": values["balance"]}
-    prompt = Prompt.from_json(data["prompt"], root, **meaning)
-    against = data.get("negative") or None
-    # A strength of 0 is the null prompt.
-    ignored = against is None or values["negative_strength"] == 0
-    negative = None if ignored else Prompt.from_json(against, root, **meaning)
-    shown = [element for one in (prompt, negative) if one for element in one.elements]
-    images = [digest(os.fspath(element.path or "")) for element in shown if isinstance(element, Image)]
-    settings = {
-        "prompt": data["prompt"],
-        "negative": against or [],
-        **{key: value for key, value in values.items() if key != "num_images"},
-        # What the files hold: a picture of the same name is not the same prompt for long.
-        **({"images": images} if images else {}),
-    }
-    return Request(
-        number,
-        name,
-        prompt,
-        negative,
-        float(values["negative_strength"]),
-        values["num_images"],
-        values["seed"],
-        float(values["guidance_scale"]),
-        values["steps"],
-        values["sampler"],
-        settings,
-    )
+    return data
 
 
 def _digest(path: str) -> str:
@@ -189,30 +161,6 @@ def _digest(path: str) -> str:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
-
-
-def _check(values: Mapping[str, Any]) -> None:
-    for key in ("num_images", "seed", "steps"):
-        if type(values[key]) is not int:
-            raise UserError(f"{key} is {values[key]!r}; expected a whole number")
-    if not 1 <= values["num_images"] <= 1_000_000:
-        raise UserError(f"num_images is {values['num_images']}; accepted are 1 to 1000000")
-    check_seed(values["seed"])
-    check_steps(values["steps"])
-    check_strength(_number(values, "negative_strength"))
-    if not math.isfinite(_number(values, "guidance_scale")):
-        raise UserError(f"guidance_scale is {values['guidance_scale']!r}; expected a finite number")
-    for key, known in (("sampler", tuple(SAMPLERS)), ("site", SITES)):
-        if values[key] not in known:
-            raise UserError(f"{key} is {values[key]!r}; accepted: {', '.join(known)}")
-    if not isinstance(values["balance"], bool):
-        raise UserError(f"balance is {values['balance']!r}; expected true or false")
-
-
-def _number(values: Mapping[str, Any], key: str) -> float:
-    if isinstance(values[key], bool) or not isinstance(values[key], (int, float)):
-        raise UserError(f"{key} is {values[key]!r}; expected a number")
-    return float(values[key])
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

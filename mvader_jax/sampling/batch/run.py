@@ -6,8 +6,7 @@ import concurrent.futures
 import dataclasses
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,13 +16,13 @@ import numpy as np
 
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
-from mvader_jax.parallel.processes import by_first, first_process, gather_json
+from mvader_jax.parallel.processes import by_first, first_process, gather_json, gather_rows
 from mvader_jax.sampling.batch.prepare import Prepared, Preparer
 from mvader_jax.sampling.batch.requests import Problem, Request, fingerprint
 from mvader_jax.sampling.batch.shapes import Batch, Item, plan, shapes
 from mvader_jax.sampling.batch.store import Store
-from mvader_jax.sampling.generate import Against
-from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.generate import Draws, Prompted
+from mvader_jax.sampling.pipeline import Pipeline, not_finite
 
 #: Batches read ahead, and threads that write pictures.
 _AHEAD = 2
@@ -76,60 +75,17 @@ def sample_all(
     (into `out`, which all of them must see), process 0 the manifest. SIGTERM and Ctrl-C end the run after the
     batches in hand; the same call goes on from there. Raises UserError where `out` cannot be written.
     """
-    watch = progress or Progress()
-    report = Report()
     store = Store(out, {"bundle": bundle, "weights": _digest(pipe), "dtype": pipe.dtype})
-    size += -size % pipe.shards
-
-    told: set[Problem] = set()
-
-    def note(found: Iterable[Problem]) -> None:
-        for problem in found:
-            if problem in told:
-                continue
-            told.add(problem)
-            report.problems.append(problem)
-            watch.problem(problem)
-
-    note(problems)
-    shape_of, unfit = shapes(pipe.bundle, requests)
-    note(unfit)
-    requests = [request for request in requests if request.line in shape_of]
-
-    def begin() -> list[str]:
-        done, kept = store.present(requests)
-        store.open(kept)
-        return sorted(done)
-
-    done = set(by_first(begin))
-    missing = [
-        (Item(request, index), shape_of[request.line])
-        for request in requests
-        for index in range(request.num_images)
-        if request.file(index) not in done
-    ]
-    report.present = len(done)
-    watch.start(len(done) + len(missing), len(done))
-    preparer = Preparer(pipe, size)
+    job = _Job(store, progress or Progress())
+    preparer = Preparer(pipe, size + -size % pipe.shards)
     before = pipe.compiled
-    with Stop() as stop, Writer(store, out) as writer, _reading(preparer, plan(missing, size)) as read:
-
-        def finish(drawn: tuple[Prepared, Any]) -> bool:
-            """Writes a batch; returns whether to stop."""
-            rows, failure = writer.write(*drawn)
-            said = gather_json({"rows": rows, "failure": failure, "stop": stop.number})
-            everything = [row for other in said for row in other["rows"]]
-            if first_process():
-                store.record(everything)
-            for other in said:
-                if other["failure"]:
-                    raise UserError(other["failure"])
-            report.drawn += len(everything)
-            watch.advance(len(everything))
-            report.stopped = max((other["stop"] or 0 for other in said), default=0) or None
-            return report.stopped is not None
-
-        drawn: tuple[Prepared, Any] | None = None
+    job.note(problems)
+    shape_of, unfit = shapes(pipe.bundle, requests)
+    job.note(unfit)
+    missing = job.begin([request for request in requests if request.line in shape_of])
+    batches = plan([(item, shape_of[item.request.line]) for item in missing], preparer.size)
+    with job, _reading(preparer, batches) as read:
+        drawn: Drawn | None = None
         started: Any = None
         prepared = next(read, None)
         if prepared is not None:
@@ -139,69 +95,149 @@ def sample_all(
             upcoming = next(read, None)
             upcoming_started = None if upcoming is None else preparer.encode(upcoming)
             preparer.settle(started)
-            note(prepared.problems)
-            ready = None
-            if prepared.items:
-                ready = (prepared, draw(pipe, preparer, prepared))
-            if drawn is not None and finish(drawn):
+            job.note(prepared.problems)
+            ready = Drawn(prepared, *draw(pipe, preparer, prepared)) if prepared.items else None
+            if drawn is not None and job.finish(drawn):
                 drawn = ready
                 break
             drawn, prepared, started = ready, upcoming, upcoming_started
         if drawn is not None:
-            finish(drawn)
-    store.close()
-    report.compiled, report.encoded = pipe.compiled - before, preparer.encoded
-    return report
+            job.finish(drawn)
+    job.report.compiled, job.report.encoded = pipe.compiled - before, preparer.encoded
+    return job.report
 
 
-def draw(pipe: Pipeline, preparer: Preparer, prepared: Prepared) -> jax.Array:
-    """Starts drawing a batch: uint8 [size, H, W, 3], rows past the last item being filling."""
+@dataclasses.dataclass
+class Drawn:
+    """A batch on the device: pixels uint8 [size, H, W, 3]; finite: which of them mean anything, bool [size]."""
+
+    prepared: Prepared
+    pixels: jax.Array
+    finite: jax.Array
+
+
+class _Job:
+    """What a run does with what is drawn: files, rows, problems, the report. Its processes call it together."""
+
+    def __init__(self, store: Store, logger: Progress) -> None:
+        self.store, self.logger, self.report = store, logger, Report()
+        self._told: set[Problem] = set()
+
+    def __enter__(self) -> _Job:
+        self._writer = Writer(self.store)
+        self._stop = Stop()
+        self._stop.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.__exit__()
+        self._writer.close()
+        self.store.close()
+
+    def note(self, found: Iterable[Problem]) -> None:
+        """Tells each problem once."""
+        for problem in found:
+            if problem not in self._told:
+                self._told.add(problem)
+                self.report.problems.append(problem)
+                self.logger.problem(problem)
+
+    def begin(self, requests: list[Request]) -> list[Item]:
+        """Opens the store; returns the pictures that are not there."""
+
+        def opened() -> list[str]:
+            done, kept = self.store.present(requests)
+            self.store.open(kept)
+            return sorted(done)
+
+        done = set(by_first(opened))
+        missing = [
+            Item(request, index)
+            for request in requests
+            for index in range(request.num_images)
+            if request.file(index) not in done
+        ]
+        self.report.present = len(done)
+        self.logger.start(len(done) + len(missing), len(done))
+        return missing
+
+    def finish(self, drawn: Drawn) -> bool:
+        """Writes a batch; returns whether to stop."""
+        items = drawn.prepared.items
+        finite = gather_rows(drawn.finite)[: len(items)]
+        rows, failure = self._writer.write(items, drawn.pixels, finite)
+        said = gather_json({"rows": rows, "failure": failure, "stop": self._stop.number})
+        everything = [row for other in said for row in other["rows"]]
+        if first_process():
+            self.store.record(everything)
+        for other in said:
+            if other["failure"]:
+                raise UserError(other["failure"])
+        self.note(_meaningless(items, finite))
+        self.report.drawn += len(everything)
+        self.logger.advance(len(everything))
+        self.report.stopped = max((other["stop"] or 0 for other in said), default=0) or None
+        return self.report.stopped is not None
+
+
+def _meaningless(items: Sequence[Item], finite: np.ndarray) -> list[Problem]:
+    """A problem per line that has pictures which are not finite."""
+    bad: dict[int, list[str]] = {}
+    for item, good in zip(items, finite, strict=True):
+        if not good:
+            bad.setdefault(item.request.line, []).append(item.request.file(item.index))
+    return [Problem(line, not_finite(", ".join(files))) for line, files in bad.items()]
+
+
+def draw(pipe: Pipeline, preparer: Preparer, prepared: Prepared) -> tuple[jax.Array, jax.Array]:
+    """Starts drawing a batch: `Pipeline.generate`'s results, of which rows past the last item are filling."""
     prompts, negatives = preparer.inputs(prepared)
     items = prepared.items + prepared.items[-1:] * (preparer.size - len(prepared.items))
-    own = np.arange(preparer.size, dtype=np.int32)
-    against = None
+    settings = [item.request.settings for item in items]
+    prompt, base, negative, strength = Prompted(prompts), Prompted(negatives), None, None
     if prepared.shape.both:
-        strengths = np.array([item.request.negative_strength for item in items], np.float32)
-        against, negatives = Against(negatives, own, strengths), preparer.nulls(prepared.shape.length)
-    return pipe.generate(
-        prompts,
-        negatives,
-        rows=own,
-        negative_rows=own,
-        seeds=np.array([item.request.seed for item in items], np.uint32),
+        negative, base = base, Prompted(preparer.nulls(prepared.shape.length))
+        strength = np.array([one.negative_strength for one in settings], np.float32)
+    draws = Draws(
+        prompt,
+        base,
+        seeds=np.array([one.seed for one in settings], np.uint32),
         indices=np.array([item.index for item in items], np.int32),
-        guidance_scale=np.array([item.request.guidance_scale for item in items], np.float32),
-        against=against,
-        steps=prepared.shape.steps,
-        sampler=prepared.shape.sampler,
+        guidance_scale=np.array([one.guidance_scale for one in settings], np.float32),
+        negative=negative,
+        negative_strength=strength,
     )
+    return pipe.generate(draws, prepared.shape.static)
 
 
 class Writer:
     """Writes the pictures that this process's devices hold, several at a time."""
 
-    def __init__(self, store: Store, out: Path) -> None:
-        self.store, self.out = store, out
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self._pool = concurrent.futures.ThreadPoolExecutor(_WRITERS, "write")
 
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._pool.shutdown()
 
-    def write(self, prepared: Prepared, pixels: jax.Array) -> tuple[list[dict[str, Any]], str | None]:
-        """(rows of the pictures that are in place now, why one could not be written)."""
+    def write(
+        self, items: Sequence[Item], pixels: jax.Array, wanted: np.ndarray
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """(rows of the pictures that are in place now, why one could not be written).
+
+        wanted: bool, which of the items' pictures to write; pixels: uint8 [B, H, W, 3], the items first.
+        """
         waiting = []
         for shard in pixels.addressable_shards:
             if shard.replica_id:
                 continue
             first = shard.index[0].start or 0
             for offset, picture in enumerate(np.asarray(shard.data)):
-                if first + offset < len(prepared.items):
-                    item = prepared.items[first + offset]
+                if first + offset < len(items) and wanted[first + offset]:
+                    item = items[first + offset]
                     row = self.store.row(item.request, item.index)
-                    waiting.append((row, self._pool.submit(save_png, self.out / row["file"], picture, row)))
+                    path = self.store.directory / row["file"]
+                    waiting.append((row, self._pool.submit(save_png, path, picture, row)))
         rows, failure = [], None
         for row, future in waiting:
             try:
@@ -262,18 +298,3 @@ class _reading:
 def _digest(pipe: Pipeline) -> str:
     """A short hash of what the bundle's components are."""
     return fingerprint({name: record.get("sha256", "") for name, record in pipe.bundle.records.items()})
-
-
-def rate(clock: Callable[[], float] = time.monotonic) -> Callable[[int], float]:
-    """A function of how many more pictures are in place that returns pictures a second, over the last minute."""
-    marks: list[tuple[float, int]] = [(clock(), 0)]
-
-    def speed(count: int) -> float:
-        now = clock()
-        marks.append((now, marks[-1][1] + count))
-        while len(marks) > 2 and marks[0][0] < now - 60:
-            marks.pop(0)
-        seconds = marks[-1][0] - marks[0][0]
-        return (marks[-1][1] - marks[0][1]) / seconds if seconds > 0 else 0.0
-
-    return speed

@@ -12,17 +12,17 @@ from mvader_jax.condition import PromptBatch
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Image, Prompt
 from mvader_jax.sampling.batch.requests import Problem, Request
+from mvader_jax.sampling.settings import StaticSettings
 from mvader_jax.storage.bundle import Bundle
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Shape:
-    """What a compiled program is made for. length: positions of prompts and negative prompts; images: places
-    for images in a prompt; factors: shapes of the prompts' factors by layer and head; both: whether the null
-    prompt is needed beside negative prompts of a strength of their own."""
+    """What a compiled program is made for. static: its settings; factors: shapes of the prompts' factors by
+    layer and head; both: whether the null prompt is needed beside negative prompts of a strength of their own;
+    length: positions of prompts and negative prompts; images: places for images in a prompt."""
 
-    sampler: str
-    steps: int
+    static: StaticSettings
     factors: tuple[tuple[int, ...], ...]
     both: bool
     length: int
@@ -30,7 +30,7 @@ class Shape:
 
     def holds(self, other: Shape) -> bool:
         """Whether prompts of the other shape may be drawn in this one."""
-        names = ("sampler", "steps", "factors", "both")
+        names = ("static", "factors", "both")
         same = all(getattr(self, name) == getattr(other, name) for name in names)
         return same and self.length >= other.length and self.images >= other.images
 
@@ -72,12 +72,16 @@ def shapes(bundle: Bundle, requests: Iterable[Request]) -> tuple[dict[int, Shape
                 known[pair] = _measure(bundle, *pair)
             except UserError as error:
                 known[pair] = error
-        if isinstance(known[pair], UserError):
-            problems.append(Problem(request.line, str(known[pair])))
-        else:
-            factors, length, images = known[pair]
-            both = request.negative is not None and request.negative_strength != 1.0
-            found[request.line] = Shape(request.sampler, request.steps, factors, both, length, images)
+        try:
+            if isinstance(known[pair], UserError):
+                raise known[pair]
+            static = request.settings.static(bundle.model)
+        except UserError as error:
+            problems.append(Problem(request.line, str(error)))
+            continue
+        factors, length, images = known[pair]
+        both = request.negative is not None and request.settings.negative_strength != 1.0
+        found[request.line] = Shape(static, factors, both, length, images)
     return found, problems
 
 

@@ -34,7 +34,7 @@ class Store:
     def row(self, request: Request, index: int) -> dict[str, Any]:
         """The manifest's row of a picture."""
         row = {**request.row(index), **self.made_by}
-        return {**row, "fingerprint": fingerprint({**request.settings, **self.made_by})}
+        return {**row, "fingerprint": fingerprint({**request.recorded, **self.made_by})}
 
     def present(self, requests: Iterable[Request]) -> tuple[set[str], list[dict[str, Any]]]:
         """(names of the files that are there as these requests ask for them, the rows worth keeping).
@@ -44,7 +44,7 @@ class Store:
         """
         wanted: dict[str, str] = {}
         for request in requests:
-            mark = fingerprint({**request.settings, **self.made_by})
+            mark = fingerprint({**request.recorded, **self.made_by})
             wanted.update((request.file(index), mark) for index in range(request.num_images))
         done: set[str] = set()
         kept: list[dict[str, Any]] = []

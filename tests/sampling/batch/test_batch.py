@@ -18,10 +18,11 @@ from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata, save_png
 from mvader_jax.images.read import load_image
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
-from mvader_jax.sampling.batch.requests import Settings, read_requests
+from mvader_jax.sampling.batch.requests import read_requests
 from mvader_jax.sampling.batch.run import Progress, Report, sample_all
 from mvader_jax.sampling.batch.shapes import Item, Shape, plan
 from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.settings import SamplingSettings, StaticSettings
 
 STEPS = 2
 
@@ -54,7 +55,7 @@ def write(folder: Path, lines: list[dict[str, Any]]) -> Path:
 
 
 def run(pipe: Pipeline, path: Path, out: Path, size: int = 4, progress: Progress | None = None) -> Report:
-    requests, problems = read_requests(path, Settings(steps=STEPS))
+    requests, problems = read_requests(path, SamplingSettings(steps=STEPS))
     return sample_all(pipe, requests, problems, out, size=size, progress=progress)
 
 
@@ -180,7 +181,7 @@ def test_bad_lines_are_told_and_the_rest_goes_on(pipe: Pipeline, folder: Path) -
         "steps is 0": '{"prompt": "x", "steps": 0}',
         "num_images is 1.5": '{"prompt": "x", "num_images": 1.5}',
         "seed is -1": '{"prompt": "x", "seed": -1}',
-        "sampler is 'magic'": '{"prompt": "x", "sampler": "magic"}',
+        "the sampler is 'magic'": '{"prompt": "x", "sampler": "magic"}',
         "more than this model's": json.dumps({"prompt": "a red circle " * 60}),
     }
     path = folder / "prompts.jsonl"
@@ -221,7 +222,7 @@ def test_a_signal_leaves_a_directory_to_go_on_from(pipe: Pipeline, folder: Path,
 
 def test_what_is_left_of_a_bucket_joins_a_larger_one() -> None:
     def shape(length: int, images: int = 0, steps: int = 50) -> Shape:
-        return Shape("plms", steps, (), False, length, images)
+        return Shape(StaticSettings("plms", steps, (8, 8)), (), False, length, images)
 
     def items(count: int) -> list[Item]:
         return [Item(None, index) for index in range(count)]  # type: ignore[arg-type]
@@ -231,7 +232,7 @@ def test_what_is_left_of_a_bucket_joins_a_larger_one() -> None:
     queue += [(item, shape(8, 0, steps=20)) for item in items(2)]
     batches = plan(queue, 4)
     assert sum(len(batch.items) for batch in batches) == 21
-    assert [(b.shape.steps, b.shape.length, len(b.items)) for b in batches] == [
+    assert [(b.shape.static.steps, b.shape.length, len(b.items)) for b in batches] == [
         (50, 32, 4),
         (50, 32, 3),
         (50, 16, 4),

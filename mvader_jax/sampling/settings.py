@@ -1,0 +1,139 @@
+"""How pictures are drawn: one frozen value, from the command line to the compiled program."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import TYPE_CHECKING, Annotated, Any
+
+from mvader_jax.bounds import Bound, NonNegativeInt, PositiveInt, Seed, Share, between
+from mvader_jax.errors import UserError
+from mvader_jax.prompt.elements import Site
+from mvader_jax.settings import Checked, convert, nearest, type_hints
+
+if TYPE_CHECKING:
+    from mvader_jax.models.config import ModelConfig
+
+#: The largest float32, which these numbers are in a program.
+_LARGEST = 3.4028234e38
+#: Negative guidance leads away from the prompt.
+_FLOAT32 = Bound(lambda x: abs(x) <= _LARGEST, "any finite number of float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings(Checked):
+    """How a picture is drawn; the defaults are the paper's. No JAX is loaded before one is made.
+
+    steps: 1 to 1000, and no more than the model's schedule has. sampler: a name in `SAMPLERS`.
+    guidance_scale: of classifier-free guidance. seed: 0 to 2**32 - 1; picture number i of a seed is the same
+    picture whatever is drawn beside it.
+    site: where weights act; balance: whether they are an element's total share (`Prompt`); None takes the
+    prompt's own.
+    negative_strength: how far guidance leads away from the negative prompt in place of the null prompt: 0 not
+    at all, 1 wholly, more is further.
+    height, width: pixels; None takes the model's own.
+    strength: how much noise a picture to start from gets: 0 (the picture itself) to 1 (noise alone).
+    eta: 0 to 1, the share of fresh noise of a stochastic sampler.
+    Raises UserError, when it is made, for a value that is not accepted.
+    """
+
+    steps: Annotated[int, between(1, 1000)] = 50
+    sampler: str = "plms"
+    guidance_scale: Annotated[float, _FLOAT32] = 8.0
+    seed: Seed = 0
+    site: Site | None = None
+    balance: bool | None = None
+    negative_strength: Annotated[float, between(0, _LARGEST)] = 1.0
+    height: Annotated[int, between(1, 2**16)] | None = None
+    width: Annotated[int, between(1, 2**16)] | None = None
+    strength: Share = 1.0
+    eta: Share = 0.0
+
+    def __post_init__(self) -> None:
+        from mvader_jax.diffusion.samplers import SAMPLERS
+
+        cls: Any = type(self)
+        for name, hint in type_hints(cls).items():
+            # By its own name: that is what people write, in a file of prompts as on the command line.
+            object.__setattr__(self, name, convert(hint, getattr(self, name), name))
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"the sampler is {self.sampler!r}; accepted: {', '.join(SAMPLERS)}")
+        if self.eta and not SAMPLERS[self.sampler].stochastic:
+            stochastic = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.stochastic)
+            raise UserError(
+                f"eta is {self.eta}, but the sampler {self.sampler} adds no noise; those that do: {stochastic}"
+            )
+
+    def changed(self, **changes: Any) -> SamplingSettings:
+        """These settings with others in their place. Raises UserError for an unknown name or a bad value."""
+        for name in changes:
+            if name not in NAMES:
+                raise UserError(f"unknown setting {name!r}; {nearest(name, NAMES)}")
+        return dataclasses.replace(self, **changes)
+
+    def recorded(self) -> dict[str, Any]:
+        """JSON values kept with a picture: what always shapes it, and the rest where it is not the default."""
+        values = {
+            "seed": self.seed,
+            "guidance_scale": self.guidance_scale,
+            "steps": self.steps,
+            "sampler": self.sampler,
+            "site": self.site or "both",
+            "balance": bool(self.balance),
+            "negative_strength": self.negative_strength,
+        }
+        for name in ("height", "width", "strength", "eta"):
+            if getattr(self, name) != getattr(SamplingSettings, name):
+                values[name] = getattr(self, name)
+        return values
+
+    def static(self, model: ModelConfig, *, from_image: bool = False) -> StaticSettings:
+        """What a program of this model is compiled for. from_image: whether sampling starts from a picture.
+
+        Raises UserError for a size or a number of steps that the model cannot take.
+        """
+        from mvader_jax.diffusion.levels import check_steps
+        from mvader_jax.diffusion.samplers import start_at
+
+        if model.schedule is not None:
+            check_steps(model.schedule, self.steps)
+        assert model.vae is not None
+        height, width = image_size(model, self.height, self.width)
+        factor = model.vae.multiple
+        start = start_at(self.steps, self.strength) if from_image else 0
+        return StaticSettings(self.sampler, self.steps, (height // factor, width // factor), start, self.eta)
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class StaticSettings(Checked):
+    """The settings that a compiled program is made for; every other one is an array in `generate.Draws`.
+
+    latent_size: height and width. start: the step at which sampling begins. eta: see `SamplingSettings`.
+    """
+
+    sampler: str
+    steps: PositiveInt
+    latent_size: tuple[PositiveInt, PositiveInt]
+    start: NonNegativeInt = 0
+    eta: Share = 0.0
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(SamplingSettings))
+
+
+def image_count(value: Any) -> int:
+    """A number of pictures. Raises UserError unless it is 1 to a million."""
+    return typing.cast(int, convert(Annotated[int, between(1, 1_000_000)], value, "num_images"))
+
+
+def image_size(model: ModelConfig, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+    """Height and width in pixels, the model's own where None. Raises UserError where they do not divide."""
+    if model.unet is None or model.vae is None:
+        raise UserError("a picture needs a unet and a vae in the model's config")
+    own = model.unet.sample_size * model.vae.multiple
+    multiple = model.vae.multiple * 2 ** (len(model.unet.block_out_channels) - 1)
+    size = (own if height is None else height, own if width is None else width)
+    for name, value in zip(("height", "width"), size, strict=True):
+        if value < multiple or value % multiple:
+            raise UserError(f"{name} is {value}; accepted are positive multiples of {multiple}")
+    return size
