@@ -42,6 +42,7 @@ def build(
     """Write a TFDS data set over ArrayRecord. Every sample that is left out is counted with its reason."""
     from mvader_jax.data.building.catalogue import find_parts, known
     from mvader_jax.data.building.filters import FilterConfig
+    from mvader_jax.data.building.plan import finished, make_plan
     from mvader_jax.data.building.run import build as run
     from mvader_jax.storage.atomic import local
 
@@ -60,6 +61,11 @@ def build(
     own = FilterConfig() if no_filters else known(name).filters
     filters = dataclasses.replace(own, **{k: v for k, v in chosen.items() if v is not None})
     parts = find_parts(name, source, pictures)
+    before = finished(out, make_plan(parts, name, filters))
+    if before is not None:
+        print("\n".join(before.lines()))
+        print(f"{out} is already built, from the same files and with the same filters")
+        return
     total = sum(len(part.key_list()) for part in parts)
     with bar("building", "samples", total=total) as progress:
         report = run(

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from mvader_jax.data.building.captions import IMAGE_SUFFIXES
 from mvader_jax.data.building.catalogue import known
-from mvader_jax.data.building.parts import IMAGE_SUFFIXES, TarPart, find_shards
+from mvader_jax.data.building.parts import TarPart, find_shards
 from mvader_jax.data.building.run import build
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of, make_loader

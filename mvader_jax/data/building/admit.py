@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mvader_jax.data.building.encoding import decoded
 from mvader_jax.data.building.filters import FilterConfig
-from mvader_jax.data.building.schema import SCORES, TEXTS, number
+from mvader_jax.data.building.schema import SCORES, TEXTS, number, text
 from mvader_jax.errors import UserError
 from mvader_jax.images.read import MAX_PIXELS, load_image
 
 #: EXIF orientations that swap width and height.
 _SIDEWAYS = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
+_LARGEST_SIDE = 2**31 - 1
 
 
 class Rejected(Exception):
@@ -46,26 +49,34 @@ def rejecting(reason: str) -> Callable[[], bytes]:
 
 
 def admit(sample: Sample, filters: FilterConfig) -> dict[str, Any]:
-    """The sample as a record of `schema.features`. Raises Rejected.
+    """The sample as a record of `schema.features`. Raises Rejected, and nothing else.
 
     In order of cost: whether it was downloaded, filters on metadata, the caption, the picture.
     """
+    try:
+        return _admit(sample, filters)
+    except Rejected:
+        raise
+    except Exception as error:  # what nobody thought of is one sample's damage, not the build's end
+        raise Rejected(f"sample cannot be read ({type(error).__name__})") from None
+
+
+def _admit(sample: Sample, filters: FilterConfig) -> dict[str, Any]:
     metadata = sample.metadata
     status = metadata.get("status")
-    if status is not None and status != "success":
+    if status is not None and text(status) != "success":
         raise Rejected("not downloaded")
     _stop_at(filters.reject(metadata))
     if sample.image is None:
         raise Rejected("image missing")
     caption = _caption(sample, filters)
     data = sample.image()
+    if not isinstance(data, bytes):
+        raise Rejected("image is no bytes")
     width, height = picture_size(data)
     # Without metadata the stored picture is the original.
-    original = [number(metadata.get(f"original_{side}")) for side in ("width", "height")]
-    original_width, original_height = (
-        int(value) if value == value else stored
-        for value, stored in zip(original, (width, height), strict=True)
-    )
+    original_width = _original(metadata.get("original_width"), width)
+    original_height = _original(metadata.get("original_height"), height)
     if (original_width, original_height) == (width, height):
         _stop_at(filters.reject_size(width, height))
     return {
@@ -76,9 +87,24 @@ def admit(sample: Sample, filters: FilterConfig) -> dict[str, Any]:
         "original_width": original_width,
         "original_height": original_height,
         **{name: number(metadata.get(name)) for name in SCORES},
-        **{name: _text(metadata.get(name)) for name in TEXTS},
-        "key": sample.key,
+        **{name: text(metadata.get(name)) for name in TEXTS},
+        "key": text(sample.key),
     }
+
+
+def _original(value: Any, stored: int) -> int:
+    """A side of the original in pixels; that of the stored picture where nothing is said."""
+    try:
+        sides = float(value)
+    except (TypeError, ValueError):
+        return stored
+    except OverflowError:
+        sides = math.inf
+    if math.isnan(sides):
+        return stored
+    if not 1 <= sides <= _LARGEST_SIDE:
+        raise Rejected("original size is no number of pixels")
+    return int(sides)
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
@@ -130,13 +156,13 @@ def _caption(sample: Sample, filters: FilterConfig) -> str:
     reason = "caption missing"
     for raw in found if isinstance(found, (list, tuple)) else [found]:
         try:
-            text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
-            if not isinstance(text, str):
+            told = decoded(raw) if isinstance(raw, bytes) else raw
+            if not isinstance(told, str):
                 raise Rejected("caption is no text")
-            text.encode("utf-8")  # half of a surrogate pair can come from JSON
-            text = " ".join(text.replace("\x00", " ").split())
-            _stop_at(filters.reject_caption(text))
-            kept.append(text)
+            told.encode("utf-8")  # half of a surrogate pair can come from JSON
+            told = " ".join(told.replace("\x00", " ").replace("\ufeff", "").split())
+            _stop_at(filters.reject_caption(told))
+            kept.append(told)
         except UnicodeError:
             reason = "caption is not UTF-8"
         except Rejected as error:
@@ -144,10 +170,6 @@ def _caption(sample: Sample, filters: FilterConfig) -> str:
     if not kept:
         raise Rejected(reason)
     return "\n".join(kept)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def _stop_at(reason: str | None) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from etils import epath
 
+from mvader_jax.data.building.plan import REPORT
 from mvader_jax.data.building.report import Report
-from mvader_jax.data.building.run import REPORT
 from mvader_jax.data.decode import crop
 from mvader_jax.data.sources.stored import Stored
 from mvader_jax.images.sheet import grid

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from mvader_jax.bounds import NonNegativeInt, PositiveInt, Share, any_number, at_least
-from mvader_jax.data.building.schema import SPELLINGS, number
+from mvader_jax.data.building.schema import SPELLINGS, number, text
 from mvader_jax.errors import UserError
 from mvader_jax.settings import Checked
 
@@ -81,9 +81,11 @@ class FilterConfig(Checked):
                     return f"{name} is not a number"
                 if score > limit:
                     return f"{name} > {limit:g}"
-        if self.nsfw is not None and str(metadata.get("nsfw")).lower() not in _lower(self.nsfw):
+        if self.nsfw is not None and text(metadata.get("nsfw")).lower() not in _lower(self.nsfw):
             return f"nsfw tag is not {' or '.join(self.nsfw)}"
-        if self.languages is not None and str(metadata.get("language")).lower() not in _lower(self.languages):
+        if self.languages is not None and text(metadata.get("language")).lower() not in _lower(
+            self.languages
+        ):
             return f"language is not {' or '.join(self.languages)}"
         width, height = number(metadata.get("original_width")), number(metadata.get("original_height"))
         return None if math.isnan(width) or math.isnan(height) else self.reject_size(width, height)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import collections
 import dataclasses
 import itertools
 import json
@@ -11,14 +11,15 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mvader_jax.data.building.admit import Sample, rejecting
-from mvader_jax.data.building.parts import IMAGE_SUFFIXES, FileBytes, Part
-from mvader_jax.data.building.tables import named
+from mvader_jax.data.building.admit import Rejected, Sample, rejecting
+from mvader_jax.data.building.captions import IMAGE_SUFFIXES, picture_of, read_table
+from mvader_jax.data.building.encoding import encoding
+from mvader_jax.data.building.parts import FileBytes, Part
+from mvader_jax.data.building.tables import key_of, named
 from mvader_jax.errors import UserError
 
 #: Records a part: few enough that a stopped build loses little.
 PART_SIZE = 2000
-_PATH_COLUMNS = ("path", "file", "file_name", "filename", "image", "image_path")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +36,15 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class ListPart:
-    """A run of entries."""
+    """A run of entries. source: the file or folder that names them; problems: of the source, in words."""
 
     name: str
     entries: tuple[Entry, ...]
+    source: str
+    problems: tuple[str, ...] = ()
 
     def samples(self, problems: list[str]) -> Iterator[Sample]:
-        del problems
+        problems += self.problems
         for entry in self.entries:
             if entry.broken:
                 lost = rejecting(entry.broken)
@@ -55,7 +58,12 @@ class ListPart:
         return [entry.key for entry in self.entries]
 
     def columns(self) -> set[str] | None:
-        return set().union(*(entry.metadata for entry in self.entries[:1]))
+        return set().union(*(entry.metadata for entry in self.entries))
+
+    def files(self) -> Iterable[pathlib.Path | str]:
+        for entry in self.entries:
+            yield from (pathlib.Path(path) for path in (entry.image, entry.caption) if path)
+            yield repr((entry.key, entry.metadata, entry.broken))
 
 
 def find_captions(
@@ -69,17 +77,18 @@ def find_captions(
     """
     path = pathlib.Path(source)
     root = pathlib.Path(pictures) if pictures is not None else path.parent
+    problems: list[str] = []
     if path.is_dir():
         entries: Iterable[Entry] = _from_folder(path)
     elif not path.is_file():
         raise UserError(f"{os.fspath(source)!r} does not exist; expected a folder, CSV, JSONL or COCO's JSON")
     elif path.suffix.lower() == ".json":
-        entries = _from_coco(path, root)
+        entries, problems = _from_coco(path, root)
     elif path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
         entries = _from_rows(path, root)
     else:
         raise UserError(f"{os.fspath(source)!r} is no folder, .csv, .tsv, .jsonl or .json of captions")
-    return _parts(entries, path)
+    return _parts(entries, path, problems)
 
 
 def find_emoji(source: str | os.PathLike[str]) -> list[Part]:
@@ -96,21 +105,34 @@ def find_emoji(source: str | os.PathLike[str]) -> list[Part]:
             "it has no emoji.json and img/google/64"
         )
     emoji = _load_json(root / "emoji.json")
+    if not isinstance(emoji, list):
+        raise UserError(f"{str(root / 'emoji.json')!r} is no list of emoji")
     entries = []
-    for item in emoji:
-        if item.get("has_img_google"):
-            names = [item.get("name") or "", *item.get("short_names", ())]
-            words = [name.replace("_", " ").replace("-", " ").strip().lower() for name in names]
+    for number, item in enumerate(emoji):
+        if not isinstance(item, dict) or not all(
+            isinstance(item.get(name), str) for name in ("unified", "image")
+        ):
+            entries.append(Entry(f"emoji {number}", None, None, {}, "entry names no picture"))
+        elif item.get("has_img_google"):
+            short = item.get("short_names")
+            names = [item.get("name"), *(short if isinstance(short, list) else ())]
+            words = [
+                name.replace("_", " ").replace("-", " ").strip().lower()
+                for name in names
+                if isinstance(name, str)
+            ]
             captions = [word for word in dict.fromkeys(words) if word]
             entries.append(Entry(item["unified"], str(pictures / item["image"]), None, {"caption": captions}))
     return _parts(entries, root)
 
 
-def _parts(entries: Iterable[Entry], source: pathlib.Path) -> list[Part]:
+def _parts(entries: Iterable[Entry], source: pathlib.Path, problems: Iterable[str] = ()) -> list[Part]:
     parts: list[Part] = []
     rest = iter(entries)
+    said = tuple(problems)
     while chunk := tuple(itertools.islice(rest, PART_SIZE)):
-        parts.append(ListPart(f"{source.stem}-{len(parts):05d}", chunk))
+        parts.append(ListPart(f"{source.stem}-{len(parts):05d}", chunk, str(source), said))
+        said = ()
     if not parts:
         raise UserError(f"{str(source)!r} names no picture")
     return parts
@@ -135,54 +157,58 @@ def _from_folder(root: pathlib.Path) -> Iterator[Entry]:
 
 
 def _from_rows(path: pathlib.Path, root: pathlib.Path) -> Iterator[Entry]:
-    for number, row in enumerate(_rows(path)):
-        if row is None:
-            yield Entry(f"row {number}", None, None, {}, "line is no JSON object")
+    for number, row in enumerate(read_table(path, root)):
+        metadata = {} if isinstance(row, Rejected) else named(row)
+        key = key_of(metadata) or f"row {number}"
+        if isinstance(row, Rejected):
+            yield Entry(key, None, None, {}, str(row))
             continue
-        lower = {str(name).lower(): value for name, value in row.items()}
-        picture = next((lower[name] for name in _PATH_COLUMNS if lower.get(name)), None)
-        if not number and (picture is None or "caption" not in named(row)):
-            raise UserError(
-                f"{str(path)!r} has the columns {', '.join(map(str, row))}; expected a path "
-                f"({', '.join(_PATH_COLUMNS)}) and a caption (caption, text)"
-            )
-        metadata = named(row)
-        key = str(metadata.get("key") or picture or f"row {number}")
-        yield Entry(key, str(root / str(picture)) if picture else None, None, metadata)
+        picture = picture_of(row)
+        if picture is None:
+            yield Entry(key, None, None, metadata)
+        elif not isinstance(picture, str):
+            yield Entry(key, None, None, {}, "path is no text")
+        else:
+            picture = picture.strip()
+            yield Entry(key_of(metadata) or picture, str(root / picture), None, metadata)
 
 
-def _rows(path: pathlib.Path) -> Iterator[dict[str, Any] | None]:
-    # A caption that is no UTF-8 is one record's fault: it survives reading and is counted later.
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        if path.suffix.lower() != ".jsonl":
-            csv.field_size_limit(1 << 24)
-            clean = (line.replace("\x00", "") for line in file)
-            yield from csv.DictReader(clean, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            return
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if line.strip():
-                yield row if isinstance(row, dict) else None
-
-
-def _from_coco(path: pathlib.Path, root: pathlib.Path) -> Iterator[Entry]:
+def _from_coco(path: pathlib.Path, root: pathlib.Path) -> tuple[list[Entry], list[str]]:
+    """(the pictures, what is wrong with captions that belong to none)."""
     data = _load_json(path)
-    if not isinstance(data, dict) or not {"images", "annotations"} <= set(data):
-        raise UserError(f"{str(path)!r} is not COCO's: it lacks 'images' and 'annotations'")
-    captions: dict[Any, list[str]] = {}
+    if not isinstance(data, dict) or not all(
+        isinstance(data.get(s), list) for s in ("images", "annotations")
+    ):
+        raise UserError(f"{str(path)!r} is not COCO's: it lacks the lists 'images' and 'annotations'")
+    captions: dict[str, list[Any]] = {}
+    wrong: collections.Counter[str] = collections.Counter()
     for note in data["annotations"]:
-        captions.setdefault(note.get("image_id"), []).append(note.get("caption"))
-    for image in data["images"]:
-        metadata = {"caption": captions.get(image["id"])}
+        if not isinstance(note, dict) or note.get("image_id") is None:
+            wrong["name no image_id"] += 1
+        elif "caption" not in note:
+            wrong["have no caption"] += 1
+        else:
+            # 7 and "7" are one picture: files mix them.
+            captions.setdefault(str(note["image_id"]), []).append(note["caption"])
+    entries = []
+    for number, image in enumerate(data["images"]):
+        if not isinstance(image, dict) or image.get("id") is None:
+            entries.append(Entry(f"image {number}", None, None, {}, "image has no id"))
+            continue
+        key, name = str(image["id"]), image.get("file_name")
+        if not isinstance(name, str) or not name:
+            entries.append(Entry(key, None, None, {}, "image has no file_name"))
+            continue
+        metadata = {"caption": captions.get(key)}
         sides = {f"original_{side}": image[side] for side in ("width", "height") if side in image}
-        yield Entry(str(image["id"]), str(root / image["file_name"]), None, {**metadata, **sides})
+        entries.append(Entry(key, str(root / name), None, {**metadata, **sides}))
+    wrong["are of no picture that is listed"] += len(captions.keys() - {entry.key for entry in entries})
+    return entries, [f"{path}: {count} captions {what}" for what, count in wrong.items() if count]
 
 
 def _load_json(path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        data = path.read_bytes()
+        return json.loads(data.decode(encoding(data[:4096])))
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{str(path)!r} cannot be read as JSON: {error}") from None

@@ -1,24 +1,37 @@
 """The inputs of a build, cut into parts that worker processes read: img2dataset's shards.
 
 img2dataset writes `00000.tar` (webdataset), `00000/` (files) or pictures inside `00000.parquet`; beside
-the first two, `00000.parquet` holds the metadata of every row it tried, failures included.
+the first two, `00000.parquet` holds the metadata of every row it tried, failures included. Its keys are those of
+the whole set; a shard of somebody else's counts its own.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import pathlib
-import tarfile
-from collections.abc import Callable, Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from mvader_jax.data.building import tars
 from mvader_jax.data.building.admit import Rejected, Sample, rejecting
-from mvader_jax.data.building.tables import Row, named, parse_json, read_rows, table_columns, table_keys
+from mvader_jax.data.building.captions import IMAGE_SUFFIXES
+from mvader_jax.data.building.tables import (
+    Row,
+    Table,
+    Unreadable,
+    key_of,
+    parse_json,
+    read_rows,
+    table_columns,
+    table_keys,
+)
 from mvader_jax.errors import UserError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-_TAR_ERRORS = (tarfile.TarError, OSError, EOFError)
+#: {suffix: its bytes when called} of one sample.
+Members = Mapping[str, Callable[[], bytes]]
 
 
 class Part(Protocol):
@@ -39,6 +52,10 @@ class Part(Protocol):
         """Its metadata columns (of `schema.SPELLINGS`); None where it has no metadata."""
         ...
 
+    def files(self) -> Iterable[pathlib.Path | str]:
+        """What it is read from, or in words what it says of itself: a build knows by them what it is of."""
+        ...
+
 
 def find_shards(source: str | os.PathLike[str]) -> list[Part]:
     """img2dataset's shards in a folder, by name. Raises UserError where there are none."""
@@ -46,11 +63,12 @@ def find_shards(source: str | os.PathLike[str]) -> list[Part]:
     if not root.is_dir():
         raise UserError(f"{os.fspath(source)!r} is no folder; expected the output folder of img2dataset")
     entries = sorted(root.iterdir())
-    tables = {entry.stem: str(entry) for entry in entries if entry.suffix == ".parquet"}
+    tables = {entry.stem: str(entry) for entry in entries if entry.suffix == ".parquet" and entry.is_file()}
     parts: list[Part] = []
     for entry in entries:
-        if entry.suffix == ".tar":
-            parts.append(TarPart(str(entry), tables.pop(entry.stem, None)))
+        name = tars.stem(entry)
+        if name is not None and entry.is_file():
+            parts.append(TarPart(str(entry), tables.pop(name, None)))
         elif entry.is_dir() and (entry.name in tables or entry.name.isdigit()):
             parts.append(FolderPart(str(entry), tables.pop(entry.name, None)))
     parts += [ParquetPart(path) for path in tables.values()]
@@ -63,91 +81,104 @@ def find_shards(source: str | os.PathLike[str]) -> list[Part]:
 
 
 @dataclasses.dataclass(frozen=True)
-class TarPart:
-    """A webdataset tar: a sample's members follow one another, named alike up to the first dot."""
+class _Grouped:
+    """A shard whose samples are files named alike, with a table of them beside it or none."""
 
     path: str
     table: str | None
 
     @property
     def name(self) -> str:
-        return pathlib.Path(self.path).stem
+        path = pathlib.Path(self.path)
+        return tars.stem(path) or path.name
+
+    def groups(self, cut: list[str]) -> Iterable[tuple[str, Members]]:
+        """(name, members) of every sample; an end before the end goes to `cut`."""
+        raise NotImplementedError
 
     def samples(self, problems: list[str]) -> Iterator[Sample]:
-        rows = _rows(self.table, self.path, problems)
-        known = _by_key(rows)
+        rows = read_rows(self.table, problems) if self.table else None
+        if rows is None:
+            problems.append(
+                f"{self.path}: no readable parquet beside it; the metadata is that of its JSON files"
+            )
+        known = {key: row for row in rows or () if (key := key_of(row)) is not None}
         seen: set[str] = set()
         cut: list[str] = []
-        for key, members in _tar_groups(self.path, cut):
-            seen.add(key)
+        prefix = self._prefix()
+        for name, members in self.groups(cut):
+            # A table knows a sample by its file's name, in whichever folder of the shard that is.
+            key = name if name in known else name.rpartition("/")[2]
             row = known.get(key)
+            seen.add(key)
             if row is None and "json" in members:
                 row = parse_json(_read_or_empty(members["json"]))
             image = next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
-            yield Sample(key, image, members.get("txt"), row or {})
+            yield Sample(key if key in known else prefix + name, image, members.get("txt"), row or {})
         if cut:
-            problems.append(f"{self.path}: the tar is cut or damaged: {cut[0]}")
-        yield from _absent(rows, seen, _lost if cut else None)
+            problems.append(f"{self.path}: the shard is cut or damaged: {cut[0]}")
+        yield from _absent(rows or (), seen, _lost if cut else None)
 
     def key_list(self) -> list[str]:
         keys = table_keys(self.table) if self.table else None
-        return keys if keys is not None else [key for key, _ in _tar_groups(self.path, [])]
+        if keys is not None:
+            return keys
+        prefix = self._prefix()
+        return [prefix + name for name, _ in self.groups([])]
 
     def columns(self) -> set[str] | None:
         known = table_columns(self.table) if self.table else None
         if known is not None:
             return known
-        for _, members in _tar_groups(self.path, []):
+        found = self._first_json()
+        return None if found is None else set(found)
+
+    def files(self) -> Iterable[pathlib.Path | str]:
+        return [pathlib.Path(path) for path in (self.path, self.table) if path]
+
+    def _first_json(self) -> Row | None:
+        """The metadata of the first sample that has any of its own."""
+        for _, members in self.groups([]):
             if "json" in members:
-                return set(parse_json(_read_or_empty(members["json"])))
+                return parse_json(_read_or_empty(members["json"]))
         return None
+
+    def _prefix(self) -> str:
+        """What makes the shard's keys those of the whole set: nothing where img2dataset wrote them."""
+        if self.table and "key" in (table_columns(self.table) or ()):
+            return ""
+        return "" if "key" in (self._first_json() or {}) else f"{self.name}/"
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderPart:
+class TarPart(_Grouped):
+    """A webdataset tar."""
+
+    def groups(self, cut: list[str]) -> Iterable[tuple[str, Members]]:
+        return ((group.key, group.members) for group in tars.groups(self.path, cut))
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderPart(_Grouped):
     """A folder of `key.jpg`, `key.txt` and `key.json`."""
 
-    path: str
-    table: str | None
-
-    @property
-    def name(self) -> str:
-        return pathlib.Path(self.path).name
-
-    def samples(self, problems: list[str]) -> Iterator[Sample]:
-        rows = _rows(self.table, self.path, problems)
-        known = _by_key(rows)
-        groups = self._groups()
-        for key, files in groups.items():
-            row = known.get(key)
-            if row is None and "json" in files:
-                row = parse_json(_read_or_empty(files["json"]))
-            image = next((files[s] for s in IMAGE_SUFFIXES if s in files), None)
-            yield Sample(key, image, files.get("txt"), row or {})
-        yield from _absent(rows, set(groups), None)
-
-    def key_list(self) -> list[str]:
-        keys = table_keys(self.table) if self.table else None
-        return keys if keys is not None else list(self._groups())
-
-    def columns(self) -> set[str] | None:
-        known = table_columns(self.table) if self.table else None
-        if known is not None:
-            return known
-        for files in self._groups().values():
-            if "json" in files:
-                return set(parse_json(_read_or_empty(files["json"])))
-        return None
-
-    def _groups(self) -> dict[str, dict[str, FileBytes]]:
-        groups: dict[str, dict[str, FileBytes]] = {}
-        for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
+    def groups(self, cut: list[str]) -> Iterable[tuple[str, Members]]:
+        found: dict[str, dict[str, FileBytes]] = collections.defaultdict(dict)
+        try:
+            entries = sorted(os.scandir(self.path), key=lambda entry: entry.name)
+        except OSError as error:
+            cut.append(error.strerror or str(error))
+            return []
+        for entry in entries:
             key, _, suffix = entry.name.rpartition(".")
-            if key and entry.is_file():
-                groups.setdefault(key, {})[suffix.lower()] = FileBytes(
-                    entry.path, "caption" if suffix.lower() == "txt" else "image"
-                )
-        return groups
+            if key and not entry.is_dir():
+                suffix = suffix.lower()
+                found[key][suffix] = FileBytes(entry.path, "caption" if suffix == "txt" else "image")
+        return found.items()
+
+    def files(self) -> Iterable[pathlib.Path | str]:
+        # The folder's own time changes when a file comes or goes, and those of its files when they do.
+        return [*super().files(), *sorted(pathlib.Path(self.path).iterdir())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,22 +192,19 @@ class ParquetPart:
         return pathlib.Path(self.path).stem
 
     def samples(self, problems: list[str]) -> Iterator[Sample]:
-        import pyarrow.parquet
-
         done, total = 0, 0
         try:
-            file = pyarrow.parquet.ParquetFile(self.path)
-            total = file.metadata.num_rows
-            image = next((name for name in file.schema_arrow.names if name.lower() in IMAGE_SUFFIXES), None)
-            for batch in file.iter_batches(batch_size=64):
-                for row in batch.to_pylist():
-                    data = row.get(image) if image else None
-                    metadata = named(row)
-                    key = str(metadata.get("key") or f"{self.name}/{done}")
-                    done += 1
-                    yield Sample(key, None if data is None else Held(data), None, metadata)
-        except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-            problems.append(f"{self.path}: the parquet is cut or damaged: {str(error).splitlines()[0]}")
+            table = Table(self.path)
+            # A damaged count may be any number; a row takes some of the file.
+            total = min(table.rows, pathlib.Path(self.path).stat().st_size)
+            image = table.named_as(IMAGE_SUFFIXES)
+            for row in table.read({"picture": image} if image else None):
+                data = row.pop("picture", None)
+                key = key_of(row) or f"{self.name}/{done}"
+                done += 1
+                yield Sample(key, None if data is None else Held(data), None, row)
+        except (Unreadable, OSError) as error:
+            problems.append(f"{self.path}: the parquet is cut or damaged: {error}")
         for number in range(done, total):
             yield Sample(f"{self.name}/{number}", _lost, _lost, {})
 
@@ -185,6 +213,9 @@ class ParquetPart:
 
     def columns(self) -> set[str] | None:
         return table_columns(self.path)
+
+    def files(self) -> Iterable[pathlib.Path | str]:
+        return [pathlib.Path(self.path)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +227,12 @@ class FileBytes:
 
     def __call__(self) -> bytes:
         try:
+            state = os.stat(self.path)
+            # A pipe would be waited for without end.
+            if not stat.S_ISREG(state.st_mode):
+                raise Rejected(f"{self.what} is no file")
+            if state.st_size > tars.LARGEST:
+                raise Rejected("file larger than 1 GiB")
             return pathlib.Path(self.path).read_bytes()
         except FileNotFoundError:
             raise Rejected(f"{self.what} missing") from None
@@ -213,58 +250,7 @@ class Held:
         return self.data
 
 
-_lost = rejecting("lost in a damaged shard")
-
-
-def _tar_groups(path: str, cut: list[str]) -> Iterator[tuple[str, dict[str, Callable[[], bytes]]]]:
-    """(key, {suffix: its bytes when called}) in the tar's order; an end before the end goes to `cut`."""
-    key: str | None = None
-    members: dict[str, Callable[[], bytes]] = {}
-    try:
-        with tarfile.open(path) as tar:
-            for member in _tar_members(tar, cut):
-                name, _, suffix = pathlib.PurePosixPath(member.name).name.partition(".")
-                suffix = suffix.lower()
-                # The same file twice is a second sample of that key, to be counted as such.
-                if key is not None and (name != key or suffix in members):
-                    yield key, members
-                    members = {}
-                key = name
-                members[suffix] = _member(tar, member)
-            if key is not None:
-                yield key, members
-    except _TAR_ERRORS as error:
-        cut.append(str(error))
-
-
-def _tar_members(tar: tarfile.TarFile, cut: list[str]) -> Iterator[tarfile.TarInfo]:
-    try:
-        while (member := tar.next()) is not None:
-            if member.isfile():
-                yield member
-            # The list of all members, which nobody asks for, would grow with the tar.
-            tar.members.clear()  # type: ignore[attr-defined]
-        # tarfile takes a damaged or missing header for the end; the true end is a block of zeros.
-        assert tar.fileobj is not None
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            cut.append(f"no valid header at byte {tar.offset}")
-    except _TAR_ERRORS as error:
-        cut.append(str(error))
-
-
-def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
-    def read() -> bytes:
-        try:
-            file = tar.extractfile(member)
-            data = file.read() if file else b""
-        except _TAR_ERRORS:
-            raise Rejected("lost in a damaged shard") from None
-        if len(data) != member.size:
-            raise Rejected("lost in a damaged shard")
-        return data
-
-    return read
+_lost = rejecting(tars.LOST)
 
 
 def _read_or_empty(read: Callable[[], bytes]) -> bytes:
@@ -274,22 +260,11 @@ def _read_or_empty(read: Callable[[], bytes]) -> bytes:
         return b""
 
 
-def _rows(table: str | None, path: str, problems: list[str]) -> list[Row]:
-    rows = read_rows(table, problems) if table else None
-    if rows is None:
-        problems.append(f"{path}: no readable parquet beside it; the metadata is that of its JSON files")
-    return rows or []
-
-
-def _by_key(rows: Iterable[Row]) -> dict[str, Row]:
-    return {str(row["key"]): row for row in rows if row.get("key") is not None}
-
-
 def _absent(rows: Iterable[Row], seen: set[str], image: Any) -> Iterator[Sample]:
     """The rows of the table that have no picture: failed downloads, and what a damaged shard has lost."""
     listed: set[str] = set()
     for row in rows:
-        key = str(row.get("key"))
+        key = str(key_of(row))
         if key not in seen or key in listed:
             yield Sample(key, image, None, row)
         listed.add(key)

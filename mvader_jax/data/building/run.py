@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -19,18 +20,25 @@ from typing import Any
 
 import numpy as np
 
-from mvader_jax.data.building.admit import Rejected, admit
+from mvader_jax.data.building.admit import Rejected, Sample, admit, rejecting
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.parts import Part
+from mvader_jax.data.building.plan import (
+    REPORT,
+    WORK,
+    begun,
+    check_columns,
+    finished,
+    make_plan,
+    repeated_keys,
+)
 from mvader_jax.data.building.report import Report
 from mvader_jax.data.building.schema import COLUMN_TYPE, COLUMNS
 from mvader_jax.data.building.shard_writer import ShardWriter, shard_path, write_metadata
+from mvader_jax.data.building.tables import first_line
+from mvader_jax.data.building.tars import LOST
 from mvader_jax.errors import UserError
-from mvader_jax.storage.atomic import make_directory, sweep, whole_file, write_file
-
-REPORT = "report.json"
-_WORK = "unfinished"
-_PLAN = "plan.json"
+from mvader_jax.storage.atomic import local, whole_file, write_file
 
 
 def build(
@@ -46,67 +54,35 @@ def build(
     """Writes the TFDS data set `name` into the folder `out`, one ArrayRecord file a part.
 
     on_progress: called now and then with the number of samples read so far.
-    A build that was stopped goes on with the parts it has not finished; a finished one is left as it is.
-    Raises UserError, before any sample is read, where a filter needs a metadata column that is missing
-    or `out` holds something else; and at the end where no record was kept.
+    A build that was stopped goes on with the parts it has not finished; a finished one is left as it is
+    (`plan.finished` tells). Raises UserError, before any sample is read, where a filter needs a metadata column
+    that is missing or `out` holds something else; and at the end where no record was kept.
     """
     check_columns(parts, filters)
-    directory = pathlib.Path(out)
-    plan = {
-        "name": name,
-        "parts": [part.name for part in parts],
-        "filters": json.loads(json.dumps(dataclasses.asdict(filters))),
-    }
-    finished = _begin(directory, plan)
-    if finished is not None:
-        return finished
-    jobs = [
-        _Job(part, directory, name, index, len(parts), filters, repeated)
-        for index, (part, repeated) in enumerate(zip(parts, repeated_keys(parts), strict=True))
-    ]
-    _run(jobs, workers, on_progress or (lambda _: None))
-
-    reports = [job.read_report() for job in jobs]
-    total = Report()
-    for report in reports:
-        total.add(report)
+    plan = make_plan(parts, name, filters)
+    before = finished(out, plan)
+    if before is not None:
+        return before
+    directory = local(out)
+    with begun(directory, plan):
+        jobs = [
+            _Job(part, directory, name, index, len(parts), filters, repeated)
+            for index, (part, repeated) in enumerate(zip(parts, repeated_keys(parts), strict=True))
+        ]
+        _run(jobs, workers, on_progress or (lambda _: None))
+        reports = [job.read_report() for job in jobs]
+        total = Report()
+        for report in reports:
+            total.add(report)
+        if total.written:
+            _write_columns(directory / COLUMNS, np.concatenate([np.load(job.columns) for job in jobs]))
+            write_metadata(directory, name, [report.written for report in reports], total.bytes, description)
+            _write_json(directory / REPORT, {"plan": plan, "report": total.to_json()})
+        shutil.rmtree(directory / WORK)
     if not total.written:
-        shutil.rmtree(directory / _WORK)
         reasons = ", ".join(f"{reason}: {count}" for reason, count in total.rejected.most_common(4))
         raise UserError(f"no record was kept of {total.read} ({reasons or 'the input is empty'})")
-    _write_columns(directory / COLUMNS, np.concatenate([np.load(job.columns) for job in jobs]))
-    write_metadata(directory, name, [report.written for report in reports], total.bytes, description)
-    _write_json(directory / REPORT, {"plan": plan, "report": total.to_json()})
-    shutil.rmtree(directory / _WORK)
     return total
-
-
-def check_columns(parts: Sequence[Part], filters: FilterConfig) -> None:
-    """Raises UserError if a part's metadata lacks a column that a filter needs, or no part has metadata."""
-    if not filters.needs():
-        return
-    known = {part.name: part.columns() for part in parts}
-    for name, names in known.items():
-        if names is not None:
-            filters.check_columns(names, f"part {name!r}")
-    if all(names is None for names in known.values()):
-        filters.check_columns((), "the source")
-
-
-def repeated_keys(parts: Sequence[Part]) -> list[frozenset[str]]:
-    """For each part, the keys that an earlier part has too: the first one is kept."""
-    # Numbers first, since there may be forty million: only what occurs twice is looked at as text.
-    hashes = [np.unique(np.fromiter((hash(key) for key in part.key_list()), np.int64)) for part in parts]
-    unique, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    twice = unique[counts > 1]
-    suspects = set(twice.tolist())
-    seen: set[str] = set()
-    repeated = []
-    for part, known in zip(parts, hashes, strict=True):
-        here = {k for k in part.key_list() if hash(k) in suspects} if np.isin(known, twice).any() else set()
-        repeated.append(frozenset(here & seen))
-        seen |= here
-    return repeated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,14 +99,32 @@ class _Job:
 
     @property
     def report(self) -> pathlib.Path:
-        return self.directory / _WORK / f"{self.index:05d}.json"
+        return self.directory / WORK / f"{self.index:05d}.json"
 
     @property
     def columns(self) -> pathlib.Path:
-        return self.directory / _WORK / f"{self.index:05d}.npy"
+        return self.directory / WORK / f"{self.index:05d}.npy"
 
     def read_report(self) -> Report:
         return Report.from_json(json.loads(self.report.read_text()))
+
+    def _samples(self, problems: list[str]) -> Iterator[Sample]:
+        """The part's samples; where reading them fails, those it should have had are lost and counted so."""
+        samples = self.part.samples(problems)
+        had: collections.Counter[str] = collections.Counter()
+        while True:
+            try:
+                sample = next(samples)
+            except StopIteration:
+                return
+            except Exception as error:  # what nobody thought of in a file from outside
+                problems.append(f"part {self.part.name!r} cannot be read further: {first_line(error)}")
+                break
+            had[sample.key] += 1
+            yield sample
+        lost = rejecting(LOST)
+        for key in (collections.Counter(self.part.key_list()) - had).elements():
+            yield Sample(key, lost, lost, {})
 
     def run(self, count: Callable[[], None]) -> Report:
         """Writes the file, then the columns, then the report: its presence means that all is done."""
@@ -138,7 +132,7 @@ class _Job:
         rows: list[tuple[int, int, float]] = []
         seen: set[str] = set()
         with ShardWriter(shard_path(self.directory, self.name, self.index, self.count)) as writer:
-            for sample in self.part.samples(report.problems):
+            for sample in self._samples(report.problems):
                 report.read += 1
                 count()
                 try:
@@ -146,39 +140,17 @@ class _Job:
                         raise Rejected("key duplicated")
                     seen.add(sample.key)
                     record = admit(sample, self.filters)
+                    data = writer.encode(record)
                 except Rejected as reason:
                     report.reject(str(reason), sample.key)
                     continue
-                writer.write(record)
+                writer.write(record, data)
                 rows.append((record["width"], record["height"], record["aesthetic"]))
             report.written, report.bytes = writer.records, writer.bytes
+            report.digest = writer.digest()
         _write_columns(self.columns, np.array(rows, COLUMN_TYPE))
         _write_json(self.report, report.to_json())
         return report
-
-
-def _begin(directory: pathlib.Path, plan: dict[str, Any]) -> Report | None:
-    """Makes the folder, or recognises an earlier run of the same build; its report if it was finished."""
-    report, work = directory / REPORT, directory / _WORK
-    if report.is_file():
-        before = json.loads(report.read_text())
-        if before["plan"] == plan:
-            return Report.from_json(before["report"])
-        raise UserError(f"{str(directory)!r} holds a data set built from other parts or with other filters")
-    if (work / _PLAN).is_file():
-        if json.loads((work / _PLAN).read_text()) != plan:
-            raise UserError(
-                f"{str(directory)!r} holds an unfinished build of other parts or with other filters; "
-                "delete it or name a new folder"
-            )
-        sweep(directory)
-        sweep(work)
-        return None
-    if directory.is_dir() and any(entry.name != _WORK for entry in directory.iterdir()):
-        raise UserError(f"{str(directory)!r} is not empty; name a new folder")
-    make_directory(work)
-    _write_json(work / _PLAN, plan)
-    return None
 
 
 def _run(jobs: Sequence[_Job], workers: int, on_progress: Callable[[int], None]) -> None:
@@ -279,7 +251,7 @@ def _no_bomb_warnings() -> Iterator[None]:
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
-    write_file(path, json.dumps(value, indent=1, ensure_ascii=False))
+    write_file(path, json.dumps(value, indent=1))
 
 
 def _write_columns(path: pathlib.Path, rows: np.ndarray) -> None:

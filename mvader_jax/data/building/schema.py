@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mvader_jax.data.building.encoding import printable
+
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
@@ -30,6 +32,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 SCORES = ("aesthetic", "watermark", "punsafe", "similarity")
 #: Texts of a stored record; absent ones are empty.
 TEXTS = ("key", "url", "nsfw", "language")
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 #: What is asked of all records at once (aspect buckets, descriptions), as one array file in their order.
 COLUMNS = "columns.npy"
 COLUMN_TYPE = np.dtype([("width", np.int32), ("height", np.int32), ("aesthetic", np.float32)])
@@ -67,8 +70,14 @@ def columns(names: Mapping[str, Any] | list[str]) -> dict[str, str]:
 
 
 def number(value: Any) -> float:
-    """A score as a float; NaN for what is none."""
+    """A score as a float; NaN for what is none, or is too large for float32."""
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        found = float(value)
+    except (TypeError, ValueError, ArithmeticError):
         return math.nan
+    return found if abs(found) <= _LARGEST_FLOAT else math.nan
+
+
+def text(value: Any) -> str:
+    """A text as it can be stored; empty for what is none."""
+    return printable(value) if isinstance(value, (str, bytes)) else ""

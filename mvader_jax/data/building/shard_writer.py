@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from mvader_jax.data.building.admit import Rejected
 from mvader_jax.storage.atomic import whole_file
 
 SUFFIX = "array_record"
@@ -37,14 +39,30 @@ class ShardWriter:
             self._writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
             stack.callback(self._writer.close)
             self._stack = stack.pop_all()
+        self._hash = hashlib.sha256()
         self.records = 0
         self.bytes = 0
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        data = self._serializer.serialize_example(self._features.encode_example(record))
+    def encode(self, record: Mapping[str, Any]) -> bytes:
+        """A record's bytes. Raises Rejected for values that its features cannot hold."""
+        try:
+            return bytes(self._serializer.serialize_example(self._features.encode_example(record)))
+        except Exception as error:  # TFDS checks by whatever its features raise
+            raise Rejected(f"record cannot be stored ({type(error).__name__})") from None
+
+    def write(self, record: Mapping[str, Any], data: bytes) -> None:
+        """data: what `encode` made of the record."""
         self._writer.write(data)
+        # Of the record, not of its bytes: the order of columns in these is any.
+        for name in sorted(record):
+            value = record[name]
+            self._hash.update(name.encode() + (value if isinstance(value, bytes) else repr(value).encode()))
         self.records += 1
         self.bytes += len(data)
+
+    def digest(self) -> str:
+        """Of all records written so far."""
+        return self._hash.hexdigest()
 
     def __enter__(self) -> ShardWriter:
         return self

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mvader_jax.data.building.encoding import printable
 from mvader_jax.data.building.schema import columns
 
 Row = dict[str, Any]
+_BATCH = 64
 
 
 def named(row: Mapping[str, Any]) -> Row:
@@ -16,39 +18,109 @@ def named(row: Mapping[str, Any]) -> Row:
     return {column: row[name] for column, name in columns(list(row)).items()}
 
 
+def key_of(row: Row) -> str | None:
+    """The key of a row as text; None where it has none."""
+    value = row.get("key")
+    return None if value is None or value == "" else printable(value)
+
+
+class Table:
+    """A parquet file. Columns of text are read as bytes, so that one that is no UTF-8 is one row's damage."""
+
+    def __init__(self, path: str) -> None:
+        """Raises Unreadable where it is no parquet file."""
+        import pyarrow.parquet
+
+        try:
+            self._file = pyarrow.parquet.ParquetFile(path)
+            names = self._file.schema_arrow.names
+        except Exception as error:  # pyarrow raises anything on a hostile footer
+            raise Unreadable(first_line(error)) from None
+        # Of two columns of one name nobody knows which is meant; neither can be asked for.
+        self._names = [name for name in names if names.count(name) == 1]
+        self.columns = columns(self._names)
+        self.rows: int = self._file.metadata.num_rows
+
+    def named_as(self, suffixes: Sequence[str]) -> str | None:
+        """The first column that is named by one of these, in any case."""
+        return next((name for name in self._names if name.lower() in suffixes), None)
+
+    def read(self, more: Mapping[str, str] | None = None) -> Iterator[Row]:
+        """The rows under the names of `schema.SPELLINGS`, and of `more` as in `columns`.
+
+        Raises Unreadable where the file is damaged; the rows before are had.
+        """
+        wanted = {**self.columns, **(more or {})}
+        try:
+            if not wanted:
+                yield from ({} for _ in range(min(self.rows, 1 << 40)))
+                return
+            for batch in self._file.iter_batches(
+                batch_size=_BATCH, columns=list(dict.fromkeys(wanted.values()))
+            ):
+                values = {name: _values(batch.column(at)) for at, name in enumerate(batch.schema.names)}
+                held = {column: values[name] for column, name in wanted.items()}
+                for row in range(batch.num_rows):
+                    yield {column: of[row] for column, of in held.items()}
+        except GeneratorExit:
+            raise
+        except Exception as error:  # as above
+            raise Unreadable(first_line(error)) from None
+
+
+class Unreadable(Exception):
+    """A file that is damaged, and how in one line."""
+
+
+def _values(column: Any) -> list[Any]:
+    import pyarrow
+
+    kind = column.type
+    if isinstance(kind, pyarrow.DictionaryType):
+        column, kind = column.dictionary_decode(), kind.value_type
+    if pyarrow.types.is_string(kind):
+        column = column.cast(pyarrow.binary())
+    elif pyarrow.types.is_large_string(kind):
+        column = column.cast(pyarrow.large_binary())
+    try:
+        return list(column.to_pylist())
+    except Exception:  # of one value, such as a date that Python does not have
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except Exception:  # as above
+        return None
+
+
 def read_rows(path: str, problems: list[str]) -> list[Row] | None:
     """The rows of a parquet file; None, and a line in `problems`, if it cannot be read."""
-    import pyarrow.parquet
-
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        found = columns(file.schema_arrow.names)
-        table = file.read(columns=list(found.values())).rename_columns(list(found))
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-        problems.append(f"{path}: cannot be read as parquet: {_first_line(error)}")
+        return list(Table(path).read())
+    except Unreadable as error:
+        problems.append(f"{path}: cannot be read as parquet: {error}")
         return None
-    return table.to_pylist()
 
 
 def table_keys(path: str) -> list[str] | None:
     """The key column of a parquet file; None where there is none or the file cannot be read."""
-    import pyarrow.parquet
-
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        name = columns(file.schema_arrow.names).get("key")
-        return None if name is None else [str(key) for key in file.read(columns=[name]).column(0).to_pylist()]
-    except (OSError, ValueError):
+        table = Table(path)
+        if "key" not in table.columns:
+            return None
+        table.columns = {"key": table.columns["key"]}
+        return [str(key_of(row)) for row in table.read()]
+    except Unreadable:
         return None
 
 
 def table_columns(path: str) -> set[str] | None:
     """The columns of `schema.SPELLINGS` that a parquet file has; None if it cannot be read."""
-    import pyarrow.parquet
-
     try:
-        return set(columns(pyarrow.parquet.ParquetFile(path).schema_arrow.names))
-    except (OSError, ValueError):
+        return set(Table(path).columns)
+    except Unreadable:
         return None
 
 
@@ -56,10 +128,11 @@ def parse_json(data: bytes) -> Row:
     """A sample's own metadata; empty if it is no JSON object."""
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return named(value) if isinstance(value, dict) else {}
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def first_line(error: BaseException) -> str:
+    """What an error says first."""
+    return printable((str(error).splitlines() or [type(error).__name__])[0])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +46,12 @@ class ScenePart:
 
     def key_list(self) -> list[str]:
         return [f"{self.split}-{self.seed}-{index:08d}" for index in range(self.start, self.stop)]
+
+    def files(self) -> Iterable[str]:
+        # The drawing itself may change from one version to the next.
+        first = next(iter(self.samples([]))).image
+        assert first is not None
+        return [repr(self), hashlib.sha256(first()).hexdigest()]
 
     def columns(self) -> set[str] | None:
         return {"caption"}

@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.parts import FolderPart, ParquetPart, TarPart, find_shards
-from mvader_jax.data.building.run import REPORT, build, check_columns, repeated_keys
+from mvader_jax.data.building.plan import REPORT, check_columns, repeated_keys
+from mvader_jax.data.building.run import build
 from mvader_jax.errors import UserError
 
 EVERY_KIND = {5 * n + 1: kind for n, kind in enumerate(like.DAMAGE)}
@@ -90,7 +91,7 @@ def test_cut_tar_loses_its_tail_and_says_so(tmp_path):
     assert 7 <= lost <= 10
     assert report.read == made.read == 40
     assert report.written == 40 - lost
-    assert any("00001.tar: the tar is cut or damaged" in problem for problem in report.problems)
+    assert any("00001.tar: the shard is cut or damaged" in problem for problem in report.problems)
 
 
 def test_tar_with_a_broken_header_is_seen_as_damaged(tmp_path):
@@ -217,7 +218,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="not empty"):
         run(tmp_path / "in", tmp_path / "out")
     run(tmp_path / "in", tmp_path / "other")
-    with pytest.raises(UserError, match="built from other parts"):
+    with pytest.raises(UserError, match="a finished build of other parts"):
         build(find_shards(tmp_path / "in"), tmp_path / "other", "laion_aesthetics", FilterConfig())
 
 
