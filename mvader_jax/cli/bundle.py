@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -30,14 +31,17 @@ def bundle(
         str | None, typer.Option(help="s_magma or clip_text [default: s_magma with a decoder]")
     ] = None,
     seed: Annotated[Seed, typer.Option(help="of freshly initialised matrices")] = 0,
-    describe: Annotated[bool, typer.Option("--describe", help="print what the bundle at OUT holds")] = False,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="print what the bundle at OUT is: it may be hf:ORG/NAME")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="with --describe: as JSON")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the bundle at OUT")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
 ) -> None:
     """Put components of bundles together into one, or describe one."""
     from mvader_jax.cli._progress import bar
     from mvader_jax.convert.compose import compose
-    from mvader_jax.convert.compose import describe as records_of
+    from mvader_jax.storage.describe import describe as describe_bundle
 
     given = {
         "decoder": decoder,
@@ -52,6 +56,8 @@ def bundle(
     parts = {name: path for name, path in given.items() if path is not None}
     if describe and parts:
         raise UserError("--describe takes no components; it prints what the bundle at OUT holds")
+    if as_json and not describe:
+        raise UserError("--json belongs to --describe")
     if not describe:
         with bar("copying", "B", quiet=quiet) as progress:
             notes = compose(
@@ -66,9 +72,8 @@ def bundle(
         for note in notes:
             print(note)
         print(f"wrote {out}")
-    for name, record in records_of(out):
-        print(f"{name}: {record.get('parameters', 0):,} parameters, {', '.join(record.get('dtypes', ()))}")
-        origin = [f"{key} {record[key]}" for key in ("kind", "source", "fresh") if key in record]
-        origin += [f"files {', '.join(record['files'])}"] if "files" in record else []
-        print(f"  from {'; '.join(origin) or 'training'}")
-        print(f"  sha256 {record.get('sha256', 'unknown')}")
+    description = describe_bundle(out)
+    if as_json:
+        print(json.dumps(description.to_json(), indent=1))
+    else:
+        print("\n".join(description.lines()))

@@ -201,9 +201,14 @@ def _sample_file(
 def load_pipeline(bundle: str, *, dtype: str = "float32", mesh: str = "") -> Pipeline:
     """A bundle ready to draw on the mesh of a command's `--mesh`, its compiled programs kept on disk."""
     from mvader_jax.parallel.mesh import open_mesh
+    from mvader_jax.parallel.processes import first_process
     from mvader_jax.sampling.pipeline import Pipeline
+    from mvader_jax.storage.describe import FRESH, is_fresh
 
-    return Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh), cache=True)
+    pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh), cache=True)
+    if is_fresh(pipe.bundle.records) and first_process():
+        tell(f"{bundle}: {FRESH}")
+    return pipe
 
 
 def read_parts(parts: list[str]) -> tuple[Element, ...]:

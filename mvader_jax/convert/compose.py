@@ -1,10 +1,9 @@
-"""Components of several bundles put together into one, their files copied unread."""
+"""Components of several bundles put together into one, their files linked or copied, unread."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,15 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.settings import from_dict
 from mvader_jax.storage.atomic import whole_directory
-from mvader_jax.storage.bundle import find_bundle, not_ours, read_config, write_config
+from mvader_jax.storage.bundle import (
+    component_files,
+    find_bundle,
+    link_component,
+    not_ours,
+    read_config,
+    same_disk,
+    write_config,
+)
 from mvader_jax.storage.stream import ComponentReader, Leaf, write_component
 
 EMBEDDERS = ("s_magma", "clip_text")
@@ -68,32 +75,32 @@ def compose(
         )
         model = dataclasses.replace(model, unet=dataclasses.replace(model.unet, cross_attention_dim=width))
     _check(model, found, stale)
-    sizes = {name: sum(f.stat().st_size for f in _files(item.directory)) for name, item in found.items()}
+    sizes = {
+        name: sum(file.stat().st_size for file in component_files(item.directory))
+        for name, item in found.items()
+    }
     if stale:
         sizes["unet"] *= 2  # at most: the new matrices are wider than the old ones
     advance = counter(progress, sum(sizes.values()))
+    linked = {name for name, item in found.items() if same_disk(item.directory, out)} - (
+        {"unet"} if stale else set()
+    )
+    needed = sum(size for name, size in sizes.items() if name not in linked)
     records = {}
     sources = _others(out, found)
-    with whole_directory(
-        out, overwrite=overwrite, not_ours=not_ours, sources=sources, needed=sum(sizes.values())
-    ) as work:
+    with whole_directory(out, overwrite=overwrite, not_ours=not_ours, sources=sources, needed=needed) as work:
         for name, item in found.items():
             records[name] = item.record
             if name == "unet" and stale:
                 made = write_component(work / name, _unet_leaves(item, stale, width, seed), advance)
                 records[name] = {**item.record, **made, "fresh": f"attn2 to_k, to_v from seed {seed}"}
             else:
-                _copy(item.directory, work / name, advance)
+                link_component(item.directory, work / name, advance)
         if vocabulary is not None:
             (work / "tokenizer").mkdir()
             vocabulary.save(work / "tokenizer")
         write_config(work, model, records)
     return tuple(notes)
-
-
-def describe(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """(component, its record) of a bundle, sorted. Raises UserError for an unknown bundle."""
-    return sorted(read_config(find_bundle(path)).get("components", {}).items())
 
 
 def _find(path: Path, name: str) -> _Found:
@@ -226,15 +233,3 @@ def _unet_leaves(item: _Found, stale: frozenset[str], width: int | None, seed: i
 
         leaves.append(Leaf(path, shape, dtype, False, fresh))
     return leaves
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    return (file for file in directory.rglob("*") if file.is_file())
-
-
-def _copy(source: Path, target: Path, advance: Callable[[int], None]) -> None:
-    for file in _files(source):
-        place = target / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, place)
-        advance(file.stat().st_size)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ FORMAT = 1
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Bundle:
     """model: architecture; components: {name: parameters}; records: {name: what config.json says of it}."""
 
@@ -46,6 +47,11 @@ class Bundle:
     components: dict[str, Tree]
     tokenizer: Tokenizer | None = None
     records: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        held = (f"{name} {parameter_count(tree):,}" for name, tree in sorted(self.components.items()))
+        tokenizer = "" if self.tokenizer is None else ", a tokenizer"
+        return f"Bundle({self.model.embedder}; parameters: {', '.join(held) or 'none'}{tokenizer})"
 
     def need(self, *names: str) -> None:
         """Raises UserError naming the components that are missing."""
@@ -200,11 +206,16 @@ def write_config(path: Path, model: ModelConfig, records: Mapping[str, Mapping[s
     (path / "config.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def parameter_count(tree: Tree) -> int:
+    """The numbers of a component."""
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
+
+
 def summary(tree: Tree) -> dict[str, Any]:
     """Parameters, dtypes and (where this process holds them whole) the SHA-256 of a component."""
     flat = flatten_dict(tree, sep="/")
     dtypes = sorted({str(leaf.dtype) for leaf in flat.values()})
-    record: dict[str, Any] = {"parameters": sum(int(leaf.size) for leaf in flat.values()), "dtypes": dtypes}
+    record: dict[str, Any] = {"parameters": parameter_count(tree), "dtypes": dtypes}
     if all(getattr(leaf, "is_fully_addressable", True) for leaf in flat.values()):
         digest = hashlib.sha256()
         for path, leaf in sorted(flat.items()):
@@ -232,7 +243,7 @@ def overlay_components(bundles: list[Bundle]) -> Bundle:
 
 
 def carry_over(path: Path, sources: Mapping[str, Path]) -> None:
-    """Adds components of other bundles to the bundle being written at `path`, file by file, unread.
+    """Adds components of other bundles to the bundle being written at `path`, linked or copied, unread.
 
     sources: {component: its directory}. Their architecture must be in the written config already. Of the
     processes of a job, the first does it.
@@ -241,6 +252,35 @@ def carry_over(path: Path, sources: Mapping[str, Path]) -> None:
         return
     data = read_config(path)
     for component, source in sources.items():
-        shutil.copytree(source, path / component)
+        link_component(source, path / component)
         data["components"][component] = read_config(source.parent)["components"][component]
     (path / "config.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def link_component(source: Path, target: Path, advance: Callable[[int], None] = lambda nbytes: None) -> None:
+    """Makes `target` hold the component at `source` without taking its room on the disk again.
+
+    Every file gets a second name (a hard link): nothing here changes a component's file once it is written, and each
+    name is removed by itself. Where links cannot be made, as between two disks, files are copied. advance: called with
+    the bytes of each file.
+    """
+    for file in component_files(source):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        whole = file.resolve()  # the hub's cache holds symlinks
+        try:
+            os.link(whole, place)
+        except OSError:
+            shutil.copyfile(whole, place)
+        advance(whole.stat().st_size)
+
+
+def component_files(directory: Path) -> list[Path]:
+    """All files of a component."""
+    return sorted(file for file in directory.rglob("*") if file.is_file())
+
+
+def same_disk(source: Path, target: Path) -> bool:
+    """Whether a file of `source` can have a second name at `target`, which need not be there yet."""
+    above = next(path for path in target.absolute().parents if path.exists())
+    return source.stat().st_dev == above.stat().st_dev

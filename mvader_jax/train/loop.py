@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mvader_jax import __version__
+from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import Loader
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
@@ -144,7 +145,7 @@ def train(
                         draw(run, state, number, on_sample, directory, watch)
         checkpoints.close()
         with jax.set_mesh(mesh):
-            write_result(run, state, directory / "bundle", stage_name)
+            write_result(run, state, directory / "bundle", config.name, stage_name)
     watch.say(f"finished: {directory / 'bundle'}")
     watch.close()
     return 0
@@ -247,20 +248,42 @@ def result(run: Run, state: TrainState) -> Bundle:
     return dataclasses.replace(run.start.bundle, components=merge(state.ema, state.frozen))
 
 
-def write_result(run: Run, state: TrainState, path: Path, stage_name: str) -> None:
+def write_result(run: Run, state: TrainState, path: Path, config_name: str, stage_name: str) -> None:
     """Writes the finished stage's bundle: its own components, and those of earlier bundles it did not use."""
     bundle = result(run, state)
     if run.stage.objective == "vae":
         bundle = dataclasses.replace(bundle, model=with_latent_scale(run, bundle))
-    trained = {path.split("/")[0] for path in run.groups}
-    records = {
-        name: {**bundle.records.get(name, {}), **({"trained": stage_name} if name in trained else {})}
-        for name in bundle.components
+    trained = {
+        "stage": stage_name,
+        "config": config_name,
+        "steps": run.stage.steps,
+        "data": data_in_words(run.stage.data),
+        "code": code_version(),
     }
-    bundle = dataclasses.replace(bundle, records=records)
+    bundle = dataclasses.replace(bundle, records=trained_records(bundle, run.groups, trained))
     with whole_directory(path, overwrite=True) as work:
         write_bundle(work, bundle)
         carry_over(work, run.start.unused)
+
+
+def trained_records(
+    bundle: Bundle, groups: Iterable[str], trained: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What config.json says of a bundle's components, with what trained those of `groups` (paths of parameters)."""
+    names = {path.split("/")[0] for path in groups}
+    records = {name: dict(bundle.records.get(name, {})) for name in bundle.components}
+    for name in names & records.keys():
+        records[name]["trained"] = dict(trained)
+    if any("/attn2/to_k" in path for path in groups):
+        records["unet"].pop("fresh", None)
+    return records
+
+
+def data_in_words(data: DataConfig) -> str:
+    """Where a stage's records came from, shortly."""
+    paths = data.precomputed or getattr(data.source, "paths", ())
+    encoded = "precomputed " if data.precomputed else ""
+    return f"{encoded}{data.source.kind}{' of ' if paths else ''}{', '.join(paths)}"
 
 
 def with_latent_scale(run: Run, bundle: Bundle) -> ModelConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from converting import convert
 from test_sources import finetuned
 
 from mvader_jax.cli.main import main
+from mvader_jax.cli.sample import load_pipeline
 from mvader_jax.convert.compose import compose
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import TokenizerConfig, train_tokenizer
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.storage.bundle import Bundle, load_bundle, read_config, save_bundle
+from mvader_jax.storage.describe import describe, origin
 
 S_MAGMA = ("decoder", "adapters", "image_prefix", "image_encoder")
 
@@ -220,18 +223,98 @@ def test_describe(public: Public, tmp_path: Path, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     records = read_config(tmp_path / "some")["components"]
     adapters = 3 * (48 * 12 + 12 + 12 * 48 + 48)
-    assert lines[:3] == [
+    total = sum(record["parameters"] for record in records.values())
+    nbytes = sum(file.stat().st_size for file in (tmp_path / "some").rglob("*") if file.is_file())
+    assert lines[:6] == [
+        "draws nothing: it has no decoder and no vae",
+        "embedder s_magma",
+        f"{total:,} parameters, {nbytes / 1e6:.1f} MB",
         f"adapters: {adapters:,} parameters, float32",
         "  from kind magma; source mp_rank_00_model_states.pt; files mp_rank_00_model_states.pt",
         f"  sha256 {records['adapters']['sha256']}",
     ]
-    assert lines[3] == f"biases: {3 * (48 + 100 + 48) + 48:,} parameters, float32"
-    assert lines[4].startswith("  from kind sgpt-biases; source bitfit; files model.safetensors")
-    assert len(lines) == 9 and lines[6].startswith("unet: ")
+    assert lines[6] == f"biases: {3 * (48 + 100 + 48) + 48:,} parameters, float32"
+    assert lines[7].startswith("  from kind sgpt-biases; source bitfit; files model.safetensors")
+    assert len(lines) == 12 and lines[9].startswith("unet: ")
+    assert run("bundle", tmp_path / "some", "--describe", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["components"] == records
+    assert run("bundle", tmp_path / "x", "--unet", public.sd, "--json") == 2
+    assert "--json belongs to --describe" in capsys.readouterr().err
     assert run("bundle", tmp_path / "some", "--describe", "--unet", public.sd) == 2
     assert "--describe takes no components" in capsys.readouterr().err
     assert run("bundle", tmp_path / "none", "--describe") == 2
     assert "no bundle" in capsys.readouterr().err
+
+
+def test_what_a_bundle_can_do(
+    public: Public, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert describe(public.sd).lines()[:2] == [
+        "draws",
+        "embedder clip_text of texts, prompts of up to 20 tokens, pictures of 32 x 32",
+    ]
+    assert describe(public.magma).lines()[:2] == [
+        "embeds only: it has no unet and no vae",
+        "embedder s_magma of texts and pictures, prompts of up to 64 tokens",
+    ]
+    compose(tmp_path / "v2", public.v2())
+    fresh = "the UNet's cross-attention is freshly initialised: until it is trained, it draws noise"
+    assert describe(tmp_path / "v2").can == f"will draw noise: {fresh}"
+    assert "fresh attn2 to_k, to_v from seed 0" in origin(describe(tmp_path / "v2").components["unet"])
+
+    # Sampling says so, once, on stderr.
+    monkeypatch.setattr(
+        Pipeline, "load", lambda *_, **__: Pipeline(load_bundle(tmp_path / "v2", components=["unet"]))
+    )
+    monkeypatch.setattr(Pipeline, "__init__", lambda self, bundle: setattr(self, "bundle", bundle))
+    load_pipeline("runs/v2")
+    assert capsys.readouterr().err == f"runs/v2: {fresh}\n"
+
+    text = repr(load_bundle(public.magma))
+    assert len(text) < 300 and text.startswith("Bundle(s_magma; parameters: adapters 3,636, decoder ")
+
+
+def test_a_composed_bundle_shares_its_files_and_stands_alone(
+    public: Public, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(public.sd, tmp_path / "sd")
+    compose(tmp_path / "out", {"vae": tmp_path / "sd", "text_encoder": tmp_path / "sd"})
+
+    def files(bundle: Path) -> dict[str, Path]:
+        folder = bundle / "vae"
+        return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+    first, second = files(tmp_path / "sd"), files(tmp_path / "out")
+    assert first.keys() == second.keys()
+    assert all(first[name].stat().st_ino == second[name].stat().st_ino for name in first)
+    before = flat(load_bundle(tmp_path / "out").components)
+
+    # What replaces the source, or removes it, leaves the other whole.
+    compose(tmp_path / "sd", {"vae": tmp_path / "out"}, overwrite=True)
+    save_bundle(tmp_path / "sd", changed_values(load_bundle(tmp_path / "out")), overwrite=True)
+    shutil.rmtree(tmp_path / "sd")
+    after = flat(load_bundle(tmp_path / "out").components)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+    def no_link(*_: object, **__: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", no_link)
+    compose(tmp_path / "copy", {"vae": tmp_path / "out"})
+    copied = files(tmp_path / "copy")
+    assert all(
+        copied[name].stat().st_ino != path.stat().st_ino for name, path in files(tmp_path / "out").items()
+    )
+    assert np.array_equal(
+        flat(load_bundle(tmp_path / "copy").components)["vae/decoder/conv_in/bias"],
+        before["vae/decoder/conv_in/bias"],
+    )
+
+
+def changed_values(bundle: Bundle) -> Bundle:
+    return dataclasses.replace(
+        bundle, components=jax.tree.map(lambda leaf: np.asarray(leaf) + 1, bundle.components)
+    )
 
 
 def test_overwriting(public: Public, tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""What a bundle is, from its config.json alone: what it can do, how large it is, where each component came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.settings import from_dict
+from mvader_jax.storage.bundle import find_bundle, read_config
+
+Record = Mapping[str, Any]
+#: The component that reads the tokens of each embedder's prompts.
+_READER = {"s_magma": "decoder", "clip_text": "text_encoder"}
+#: What is said of a bundle where `is_fresh`.
+FRESH = "the UNet's cross-attention is freshly initialised: until it is trained, it draws noise"
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a bundle says of itself.
+
+    can: in words. takes: kinds of prompt elements. picture_size: height and width in pixels, and text_length: tokens
+    of a prompt; None where the bundle has no such part. nbytes: of its files. components: {name: its record}.
+    """
+
+    can: str
+    embedder: str
+    takes: tuple[str, ...]
+    picture_size: tuple[int, int] | None
+    text_length: int | None
+    parameters: int
+    nbytes: int
+    components: Mapping[str, Record]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "components": {k: dict(v) for k, v in self.components.items()}}
+
+    def lines(self) -> list[str]:
+        """The same for a terminal."""
+        size = (
+            ""
+            if self.picture_size is None
+            else f", pictures of {self.picture_size[0]} x {self.picture_size[1]}"
+        )
+        tokens = "" if self.text_length is None else f", prompts of up to {self.text_length:,} tokens"
+        reads = f" of {' and '.join(self.takes)}" if self.takes else ""
+        found = [
+            self.can,
+            f"embedder {self.embedder}{reads}{tokens}{size}",
+            f"{self.parameters:,} parameters, {size_in_words(self.nbytes)}",
+        ]
+        for name, record in self.components.items():
+            dtypes = ", ".join(record.get("dtypes", ()))
+            found.append(f"{name}: {record.get('parameters', 0):,} parameters, {dtypes}")
+            found.append(f"  from {origin(record)}")
+            found.append(f"  sha256 {record.get('sha256', 'unknown')}")
+        return found
+
+
+def describe(name: str | Path) -> Description:
+    """Reads what a bundle says of itself. Raises UserError for an unknown bundle."""
+    path = find_bundle(name)
+    data = read_config(path)
+    model = from_dict(ModelConfig, data.get("model", {}), f"{path}/config.json: model")
+    records = dict(sorted(data.get("components", {}).items()))
+    reader = _READER[model.embedder]
+    pictures = reader == "decoder" and {"image_encoder", "image_prefix"} <= records.keys()
+    return Description(
+        can=ability(model, records),
+        embedder=model.embedder,
+        takes=() if reader not in records else ("texts", "pictures") if pictures else ("texts",),
+        picture_size=_picture_size(model) if {"unet", "vae"} <= records.keys() else None,
+        text_length=_text_length(model) if reader in records else None,
+        parameters=sum(record.get("parameters", 0) for record in records.values()),
+        nbytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        components=records,
+    )
+
+
+def ability(model: ModelConfig, records: Mapping[str, Record]) -> str:
+    """What can be done with components of these records, in words."""
+    reader = _READER[model.embedder]
+    embeds = reader in records and model.tokenizer is not None
+    lacks = [name for name in (reader, "unet", "vae") if name not in records]
+    if not lacks and embeds:
+        return f"will draw noise: {FRESH}" if is_fresh(records) else "draws"
+    why = f"it has no {' and no '.join(lacks)}" if lacks else "it has no tokenizer"
+    return f"embeds only: {why}" if embeds else f"draws nothing: {why}"
+
+
+def is_fresh(records: Mapping[str, Record]) -> bool:
+    """Whether the UNet's cross-attention was made anew and not trained since."""
+    return "fresh" in records.get("unet", {})
+
+
+def origin(record: Record) -> str:
+    """Where a component came from, in words."""
+    found = [f"{key} {record[key]}" for key in ("kind", "source") if key in record]
+    found += [f"files {', '.join(record['files'])}"] if "files" in record else []
+    found += [f"fresh {record['fresh']}"] if "fresh" in record else []
+    found += [f"training: {training(record)}"] if "trained" in record else []
+    return "; ".join(found) or "training"
+
+
+def training(record: Record) -> str:
+    """What trained a component, in words; of bundles of before, the stage alone."""
+    trained = record["trained"]
+    if not isinstance(trained, Mapping):
+        return f"stage {trained}"
+    stage = (
+        f"stage {trained['stage']} of {trained['config']}, {trained['steps']:,} steps on {trained['data']}"
+    )
+    return f"{stage}, code {trained['code']}"
+
+
+def size_in_words(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def _picture_size(model: ModelConfig) -> tuple[int, int] | None:
+    if model.unet is None or model.vae is None:
+        return None
+    side = model.unet.sample_size * model.vae.multiple
+    return side, side
+
+
+def _text_length(model: ModelConfig) -> int | None:
+    if _READER[model.embedder] == "decoder":
+        return None if model.decoder is None else model.decoder.max_positions
+    return None if model.text_encoder is None else model.text_encoder.max_positions
