@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     from mvader_jax.cli.export import export
     from mvader_jax.cli.figure import figure
     from mvader_jax.cli.plan import plan
+    from mvader_jax.cli.push import push
     from mvader_jax.cli.sample import sample
     from mvader_jax.cli.samplers import samplers
     from mvader_jax.cli.train import train
@@ -34,6 +35,7 @@ def register(app: typer.Typer) -> None:
     app.command()(convert)
     app.command()(bundle)
     app.command()(export)
+    app.command()(push)
     app.command()(figure)
     app.command()(plan)
     app.command()(evaluate)

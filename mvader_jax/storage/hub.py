@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 PREFIX = "hf:"
+README = "README.md"
+#: A line of a model card that `upload` may replace by a newer one.
+MARK = "<!-- made by mvader push -->"
 #: Of the names of a repository's files, those that are needed. Raises UserError where they do not serve.
 Select = Callable[[Sequence[str]], Sequence[str]]
 _ADDRESS = re.compile(r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
@@ -93,6 +96,55 @@ def download(name: str | Path, select: Select, *, quiet: bool = False) -> Found:
             print(f"downloading {len(missing)} files, {total / 1e9:.2f} GB, of {address}", file=sys.stderr)
         folder = _snapshot(address, chosen, quiet=quiet)
     return _found(address, folder)
+
+
+def upload(
+    folder: Path, files: Sequence[str], name: str, card: str, *, private: bool, revision: str | None
+) -> str:
+    """Makes files below `folder` what a repository of the hub holds, in one commit; returns the address of that commit.
+
+    name: "ORG/NAME"; the repository and the branch `revision` are made where they are not there. card: its README.md,
+    unless somebody wrote another. Of what the repository held, only folders that `files` has too are replaced. Raises
+    UserError as `download`, and where the repository holds something else, or is public and should be private.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    address = Address(parse(f"{PREFIX}{name.removeprefix(PREFIX)}").repository, "", revision)
+    api = _api()
+    with _explained(address):
+        api.create_repo(address.repository, private=private or None, exist_ok=True)
+        if private and not api.model_info(address.repository).private:
+            raise UserError(
+                f"{address} exists and is public; make it private on the hub, or leave out --private"
+            )
+        if revision is not None:
+            api.create_branch(address.repository, branch=revision, exist_ok=True)
+        held = api.list_repo_files(address.repository, revision=revision)
+        content = {file: folder / file for file in files}
+        old = [file for file in held if file not in (README, ".gitattributes")]
+        if old and "config.json" not in old:
+            raise UserError(
+                f"{address} holds something else than a bundle: {_some(old)}; name another repository"
+            )
+        if README not in held or MARK in _text(address, README):
+            content[README] = card.encode()  # type: ignore[assignment]
+        operations: list[Any] = [CommitOperationAdd(path, data) for path, data in content.items()]
+        operations += [CommitOperationDelete(file) for file in old if file not in content]
+        with _bars(not sys.stderr.isatty()):
+            done = api.create_commit(
+                address.repository, operations, commit_message="mvader push", revision=revision
+            )
+    return f"{PREFIX}{address.repository}@{done.oid}"
+
+
+def _text(address: Address, file: str) -> str:
+    """A small file of a repository as it is now."""
+    from huggingface_hub import hf_hub_download
+
+    with _bars(True):
+        return Path(hf_hub_download(address.repository, file, revision=address.revision)).read_text(
+            "utf-8", "replace"
+        )
 
 
 def _from_cache(address: Address, select: Select, reason: Exception) -> Found:

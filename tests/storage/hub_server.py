@@ -51,6 +51,7 @@ class Hub:
         self.ranges: list[str] = []
         self.cut: dict[str, int] = {}
         self.writers: set[str] = {TOKEN}
+        self.readers: set[str] = set()
         self.status: int | None = None
         self.url = ""
         #: Large files come from another host than the hub itself.
@@ -188,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         """(commit, files) of what a request names, or an answer that says why not."""
         held = self.hub.datasets if named.get("kind") == "dataset" else self.hub.repositories
         repository = held.get(str(named["repo"]))
-        if self._token() not in ("", *self.hub.writers):
+        if self._token() not in ("", *self.hub.writers, *self.hub.readers):
             self._fail(401, "", "Invalid credentials in Authorization header")
             return None
         if repository is None or (repository.private and not self._token()):
@@ -216,7 +217,11 @@ class _Handler(BaseHTTPRequestHandler):
         if opened is not None:
             commit, files = opened
             listed = [{"rfilename": path, "size": len(content)} for path, content in sorted(files.items())]
-            self._json({"id": named["repo"], "sha": commit, "siblings": listed, "tags": []})
+            held = self.hub.datasets if named["kind"] == "dataset" else self.hub.repositories
+            private = held[named["repo"]].private
+            self._json(
+                {"id": named["repo"], "sha": commit, "siblings": listed, "tags": [], "private": private}
+            )
 
     def _tree(self, named: dict[str, Any], _: bytes) -> None:
         opened = self._opened(named)
@@ -283,7 +288,8 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(body)
         name = f"{asked['organization'] or 'me'}/{asked['name']}"
         if name in self.hub.repositories:
-            self._fail(409, "", "You already created this model repo")
+            known = {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
+            self._send(409, json.dumps(known).encode())
             return
         private = asked.get("private", False) or asked.get("visibility") == "private"
         self.hub.repositories[name] = Repository({".gitattributes": b""}, private=private)

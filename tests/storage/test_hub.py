@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.storage.bundle import ASSETS, load_bundle, read_config
 from mvader_jax.storage.hub import Address, parse
+from mvader_jax.storage.push import whole_files
 
 
 def run(*arguments: object) -> int:
@@ -267,3 +269,73 @@ def test_the_environment_is_heeded(hub: Hub, public: dict[str, Path], tmp_path: 
     )
     assert Path(done.stdout.strip()).is_relative_to(tmp_path / "home" / "hub")
     assert json.loads((Path(done.stdout.strip()) / "config.json").read_text())["n_layer"] == 3
+
+
+def test_what_is_pushed_loads_again_bitwise(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("push", "tiny", "me/mine", "--license", "apache-2.0", "--private") == 0
+    commit = hub.repositories["me/mine"].branches["main"]
+    assert capsys.readouterr().out == f"pushed to hf:me/mine@{commit}\n"
+    assert hub.repositories["me/mine"].private
+    here, there = load_bundle("tiny"), Pipeline.load("hf:me/mine", cache=False).bundle
+    assert (here.model, here.records) == (there.model, there.records)
+    assert here.components.keys() == there.components.keys()
+    for a, b in zip(_leaves(here.components), _leaves(there.components), strict=True):
+        np.testing.assert_array_equal(a, b)
+    files = hub.repositories["me/mine"].commits[commit]
+    card = files["README.md"].decode()
+    for text in (
+        "license: apache-2.0\n",
+        'mv.Pipeline.load("hf:me/mine")',
+        "| unet | 3,148,468 | float32 |",
+        "- draws\n",
+    ):
+        assert text in card
+    assert files.keys() - {".gitattributes", "README.md"} == set(whole_files(ASSETS / "tiny"))
+
+    # Again, in place: what the bundle no longer has goes, a card of one's own stays.
+    files = {**files, "unet/stale": b"x", "README.md": b"my own card"}
+    hub.repositories["me/mine"].commit(files)
+    assert run("push", "tiny", "hf:me/mine", "--license", "apache-2.0") == 0
+    files = hub.repositories["me/mine"].commits[hub.repositories["me/mine"].branches["main"]]
+    assert "unet/stale" not in files and files["README.md"] == b"my own card"
+    assert run("push", "tiny", "me/mine", "--license", "mit", "--revision", "v2") == 0
+    assert set(hub.repositories["me/mine"].branches) == {"main", "v2"}
+
+
+def test_what_is_not_pushed(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add("me/weights", {"model.safetensors": b"x" * 2000})
+    hub.add("me/public", {"README.md": b""})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"hidden_size": 3}')
+    shutil.copytree(ASSETS / "tiny", tmp_path / "damaged")
+    (tmp_path / "damaged" / "unet" / "_METADATA").unlink()
+    cases = [
+        (("tiny", "me/new"), "say under which licence the weights are, with --license"),
+        (("tiny", "me/new", "--license", "My Licence"), "'My Licence' is no name of a licence on the hub"),
+        (("tiny", "new", "--license", "mit"), "'hf:new' is no address of the hub"),
+        ((tmp_path / "model", "me/new", "--license", "mit"), "is not a bundle config"),
+        ((tmp_path / "damaged", "me/new", "--license", "mit"), "unet is not a whole checkpoint"),
+        ((tmp_path / "none", "me/new", "--license", "mit"), "no bundle"),
+        (("tiny", "me/weights", "--license", "mit"), "holds something else than a bundle: model.safetensors"),
+        (("tiny", "me/public", "--license", "mit", "--private"), "hf:me/public exists and is public"),
+    ]
+    before = {name: dict(repository.branches) for name, repository in hub.repositories.items()}
+
+    def refused(*arguments: object) -> str:
+        assert run("push", *arguments) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "Traceback" not in said
+        return said
+
+    for arguments, reason in cases:
+        assert reason in refused(*arguments)
+    monkeypatch.setenv("HF_TOKEN", "hf_that_reads")
+    hub.readers.add("hf_that_reads")
+    assert "the token that was sent may not do this with hf:me/new" in refused(
+        "tiny", "me/new", "--license", "mit"
+    )
+    monkeypatch.delenv("HF_TOKEN")
+    assert "log in with `hf auth login`, or set HF_TOKEN" in refused("tiny", "me/new", "--license", "mit")
+    assert {name: dict(repository.branches) for name, repository in hub.repositories.items()} == before
