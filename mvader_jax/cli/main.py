@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import typer
 
+from mvader_jax.cli.streams import lasting_streams, to_nowhere
 from mvader_jax.errors import UserError
 
 #: The base of typer's own complaints about a command line: BadParameter < UsageError < this.
@@ -42,48 +45,87 @@ def main(arguments: list[str] | None = None) -> None:
 
     if not app.registered_commands:
         register(app)
-    try:
-        with interruptible():
-            code = app(args=arguments, standalone_mode=False)
-    except _CommandLineError as error:
-        _fail(error.format_message(), error.exit_code)
-    except UserError as error:
-        _fail(str(error), 2)
-    except ModuleNotFoundError as error:
+    with lasting_streams():
+        try:
+            with interruptible():
+                code = app(args=arguments, standalone_mode=False)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever read our output has enough (`| head`); click, where it notices, ends with the same code.
+            to_nowhere(sys.stdout)
+            sys.exit(1)
+        except (Exception, KeyboardInterrupt) as error:
+            sentence, code = explained(error)
+            if not sentence:
+                raise
+            print(f"mvader: {sentence}", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def explained(error: BaseException) -> tuple[str, int]:
+    """(one sentence, exit code) for what the user can mend; ("", 1) for a fault of ours, to be shown whole."""
+    if isinstance(error, _CommandLineError):
+        return error.format_message(), error.exit_code
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return "interrupted", 128 + signal.SIGINT
+    if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").split(".")[0]
-        if package not in _EXTRAS:
-            raise
-        extra = _EXTRAS[package]
-        _fail(f"this needs {package}, of the {extra} extra: pip install 'mvader-jax[{extra}]'", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+        extra = _EXTRAS.get(package)
+        return (
+            f"this needs {package}, of the {extra} extra: pip install 'mvader-jax[{extra}]'" if extra else "",
+            2,
+        )
+    if isinstance(error, OSError) and error.strerror:
+        names = " -> ".join(repr(name) for name in (error.filename, error.filename2) if name)
+        return f"{names}: {error.strerror}" if names else error.strerror, 2
+    if _raised_in(error, "jax/_src/xla_bridge.py"):
+        asked = os.environ.get("JAX_PLATFORMS")
+        why = (str(error).splitlines() or ["there is none of them here"])[0]
+        return f"JAX finds no devices{f' for JAX_PLATFORMS={asked}' if asked else ''}: {why}", 2
+    return "", 1
+
+
+def _raised_in(error: BaseException, file: str) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.endswith(file)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Lets SIGTERM end a command as Ctrl-C does, so that what is half written is removed.
+    """Lets Ctrl-C, and SIGTERM without a word, end a command so that what is half written is removed.
 
-    Commands that save before they stop (train, sample with a file) set a handler of their own.
+    Commands that save before they stop (train, sample with a file) set handlers of their own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            # Nothing has been written, and a library may make another error of what is raised in it.
+            if number == signal.SIGINT:
+                os.write(2, b"mvader: interrupted\n")
+            os._exit(128 + number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"mvader: {message}", file=sys.stderr)
-    sys.exit(code)
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ def train(
     workdir: Annotated[Path | None, typer.Option(help="where runs live [default: runs/NAME]")] = None,
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
     profile: Annotated[NonNegativeInt, typer.Option(help="steps to profile, from the third on")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress shown")] = False,
 ) -> int:
-    """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved."""
+    """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved; 130: by Ctrl-C."""
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.storage.programs import compilation_cache
     from mvader_jax.train.config import load_config

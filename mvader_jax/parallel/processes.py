@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import socket
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,25 +22,71 @@ from mvader_jax.errors import UserError
 T = TypeVar("T")
 
 
+#: What names a job's processes outside of pods, and how many seconds they wait for each other.
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+TIMEOUT, _SECONDS = "MVADER_JOIN_TIMEOUT", 300
+
+
 def initialize_distributed() -> None:
     """Joins the processes of a job where the environment names one; otherwise does nothing.
 
-    Reads JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; where they are not set, JAX finds
-    the other hosts of a TPU pod or of several slices itself. Calling it again is harmless. Raises
-    UserError for half a set of variables, or where the others cannot be reached.
+    Reads JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; where none is
+    set, JAX finds the other hosts of a TPU pod or of several slices itself. Calling it again is harmless. Raises
+    UserError for half a set of variables or a value out of range, and where the processes have not met within
+    MVADER_JOIN_TIMEOUT seconds (300).
     """
     if jax.distributed.is_initialized():
         return
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        try:
-            count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-        except (KeyError, ValueError):
-            raise UserError(
-                "JAX_COORDINATOR_ADDRESS is set: JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers beside it"
-            ) from None
-        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
+    if any(name in os.environ for name in (ADDRESS, COUNT, INDEX)):
+        seconds = _number(TIMEOUT, 1, 86_400) if TIMEOUT in os.environ else _SECONDS
+        count = _number(COUNT, 1, 1 << 20)
+        _join(_address(), count, _number(INDEX, 0, count - 1), seconds)
     elif on_tpu_pod():
         jax.distributed.initialize()
+
+
+def _number(name: str, least: int, most: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        raise UserError(f"{name} is not set; a job needs all of {ADDRESS}, {COUNT} and {INDEX}")
+    if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
+        raise UserError(f"{name} is {text!r}; accepted: {least} to {most}")
+    return int(text)
+
+
+def _address() -> tuple[str, int]:
+    text = os.environ.get(ADDRESS)
+    if text is None:
+        raise UserError(f"{ADDRESS} is not set; a job needs all of {ADDRESS}, {COUNT} and {INDEX}")
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65535:
+        raise UserError(f"{ADDRESS} is {text!r}; expected HOST:PORT of process 0, as in host0:1234")
+    return host, int(port)
+
+
+def _join(address: tuple[str, int], count: int, index: int, seconds: int) -> None:
+    """JAX ends the process when its own time is up, so it gets more, and a thread, and we look at the clock."""
+    text = f"{address[0]}:{address[1]}"
+    problems: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(text, count, index, initialization_timeout=seconds + 3600)
+        except Exception as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=initialize, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if problems:
+        raise UserError(f"process {index} cannot join the job at {text}: {str(problems[0]).splitlines()[0]}")
+    if thread.is_alive():
+        try:
+            socket.create_connection((address[0].strip("[]"), address[1]), timeout=5).close()
+            why = f"not all of the {count} processes came"
+        except OSError as error:
+            why = f"process 0 does not answer there ({error.strerror or error})"
+        raise UserError(f"the job did not meet at {text} within {seconds} s ({TIMEOUT}): {why}")
 
 
 def on_tpu_pod() -> bool:

@@ -1,4 +1,4 @@
-"""Watching a run: progress bar, JSONL and TensorBoard. Process 0 writes; the others only count."""
+"""Logging a run: what a person sees, metrics.jsonl and TensorBoard. Process 0 writes; the others only count."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ import rich.console
 import rich.progress
 
 from mvader_jax.parallel.processes import first_process
+from mvader_jax.storage.atomic import write_file
 from mvader_jax.train.config import Stage
 from mvader_jax.train.flops import peak_flops
+from mvader_jax.train.tensorboard import TensorBoard
 
 Rates = Mapping[str, Callable[[int], Any]]
 
@@ -42,38 +44,14 @@ class BadUpdate:
         return f"at step {self.step} the loss is {self.loss:.4g}, {what}"
 
 
-class Watch:
-    """Collects metrics (sums and counts) between log points and writes their means.
+class Shown:
+    """What a person sees on stderr: messages, and the progress as a bar on a terminal, else as plain lines."""
 
-    Metrics of a step are read while the next one runs, so watching never waits for the device.
-    """
-
-    def __init__(self, directory: Path, stage: Stage, rates: Rates, *, quiet: bool = False) -> None:
-        self.stage, self.rates = stage, rates
-        self.chief = first_process()
-        self.console = rich.console.Console(file=sys.stderr, quiet=quiet or not self.chief)
-        self._sums: dict[str, np.ndarray] = {}
-        self._pending: tuple[int, Any] | None = None
-        self._bad: list[BadUpdate] = []
-        self._flops = 0.0
-        kind = jax.devices()[0].device_kind
-        self._peak = (peak_flops(kind) or 0.0) * jax.device_count()
-        self._since = time.monotonic()
-        self._steps = 0
-        self._bar: rich.progress.Progress | None = None
-        if self.chief:
-            from tensorboardX import SummaryWriter
-
-            directory.mkdir(parents=True, exist_ok=True)
-            self._jsonl = (directory / "metrics.jsonl").open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(directory / "tensorboard"))
-
-    def say(self, message: str) -> None:
-        self.console.print(message, highlight=False)
-
-    @contextmanager
-    def progress(self, first: int, total: int) -> Iterator[None]:
-        """The progress bar around the loop: step, loss, images/s, time left."""
+    def __init__(self, total: int, first: int, *, quiet: bool) -> None:
+        """quiet: no progress. Processes other than the first show nothing at all."""
+        self._console = rich.console.Console(file=sys.stderr, quiet=not first_process())
+        self._total, self._done = total, first
+        self._plain = not quiet and not self._console.is_terminal
         columns = (
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -82,15 +60,87 @@ class Watch:
             rich.progress.TimeRemainingColumn(),
         )
         # Log points may lie minutes apart; what is left is told from those of the last ten.
-        with rich.progress.Progress(
-            *columns, console=self.console, refresh_per_second=2, speed_estimate_period=600
-        ) as self._bar:
-            self._task = self._bar.add_task(
-                self.stage.objective, total=total, completed=first, status="compiling"
+        self.bar = rich.progress.Progress(
+            *columns,
+            console=self._console,
+            refresh_per_second=2,
+            speed_estimate_period=600,
+            disable=quiet or self._plain,
+        )
+
+    def say(self, message: str) -> None:
+        # As it is: no markup in it, and no line broken at 80 characters in a file.
+        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+        self._console.file.flush()
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[None]:
+        """The block is the loop."""
+        if self._plain:
+            self.say(f"{what}: step {self._done} of {self._total}, compiling")
+        with self.bar:
+            self._task = self.bar.add_task(what, total=self._total, completed=self._done, status="compiling")
+            yield
+
+    def update(self, number: int, values: Mapping[str, float]) -> None:
+        """Shows the values of a step."""
+        words = [
+            f"{name} {values[key]:.4g}"
+            for name, key in (
+                ("loss", "loss"),
+                ("validation loss", "validation/loss"),
+                ("img/s", "images_per_second"),
             )
+            if key in values
+        ]
+        if self._plain and words:
+            speed = values.get("steps_per_second", 0.0)
+            left = [f"{_duration((self._total - number) / speed)} left"] if speed else []
+            self.say(f"step {number} of {self._total}: {', '.join([*words, *left])}")
+        status: dict[str, Any] = {"status": " ".join(words)} if "loss" in values else {}
+        self.bar.update(self._task, completed=number, **status)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+class Logger:
+    """Collects metrics (sums and counts) between log points and writes their means.
+
+    Metrics of a step are read while the next one runs, so logging never waits for the device.
+    """
+
+    def __init__(
+        self, directory: Path, stage: Stage, rates: Rates, *, first: int = 0, quiet: bool = False
+    ) -> None:
+        """first: the step that the run goes on from; what the logs hold of later ones is done again, and goes."""
+        self.stage, self.rates = stage, rates
+        self.chief = first_process()
+        self.shown = Shown(stage.steps, first, quiet=quiet)
+        self.say = self.shown.say
+        self._first = first
+        self._sums: dict[str, np.ndarray] = {}
+        self._pending: tuple[int, Any] | None = None
+        self._bad: list[BadUpdate] = []
+        self._flops = 0.0
+        kind = jax.devices()[0].device_kind
+        self._peak = (peak_flops(kind) or 0.0) * jax.device_count()
+        self._since = time.monotonic()
+        self._steps = 0
+        if self.chief:
+            directory.mkdir(parents=True, exist_ok=True)
+            drop_later_rows(directory / "metrics.jsonl", first)
+            self._jsonl = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+            self._board = TensorBoard(directory / "tensorboard", first)
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """The block is the loop; its time is the steps'."""
+        with self.shown.progress(self.stage.objective):
             self._since = time.monotonic()
             yield
-        self._bar = None
 
     def flops(self, per_step: float) -> None:
         """Model FLOPs of a step over all devices; from now on the logs hold what is made of them."""
@@ -105,6 +155,10 @@ class Watch:
             self._collect()
             rates = {f"learning_rate/{group}": float(rate(number - 1)) for group, rate in self.rates.items()}
             self.write(number, {**self._means(), **rates})
+        elif number == self._first + 1:
+            # The first log point may be hours away: that it runs is shown at once.
+            self._collect()
+            self.shown.update(number, self._so_far())
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -122,27 +176,19 @@ class Watch:
 
     def write(self, number: int, values: Mapping[str, float]) -> None:
         """Writes named values of a step to both logs."""
-        if self._bar is not None:
-            status = " ".join(
-                f"{name} {values[key]:.4g}"
-                for name, key in (("loss", "loss"), ("img/s", "images_per_second"))
-                if key in values
-            )
-            changed: dict[str, Any] = {"status": status} if status else {}
-            self._bar.update(self._task, completed=number, **changed)
+        self.shown.update(number, values)
         if not self.chief:
             return
         # JSON has no NaN; null keeps a bad value visible and the file readable.
         record = {k: v if math.isfinite(v) else None for k, v in values.items()}
         self._jsonl.write(json.dumps({"step": number, **record}) + "\n")
         self._jsonl.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, number)
+        self._board.write(number, values)
 
     def picture(self, number: int, name: str, pixels: np.ndarray) -> None:
         """Adds a picture, uint8 [H, W, 3], to TensorBoard."""
         if self.chief:
-            self._board.add_image(name, pixels, number, dataformats="HWC")
+            self._board.picture(number, name, pixels)
 
     def close(self) -> None:
         if self.chief:
@@ -163,9 +209,12 @@ class Watch:
             mean = float(host["loss_mean"][0]) if "loss_mean" in host else None
             self._bad.append(BadUpdate(number, float(host["loss"][0] / host["loss"][1]), mean))
 
+    def _so_far(self) -> dict[str, float]:
+        return {name: float(total[0] / total[1]) for name, total in self._sums.items() if total[1] > 0}
+
     def _means(self) -> dict[str, float]:
         now = time.monotonic()
-        means = {name: float(total[0] / total[1]) for name, total in self._sums.items() if total[1] > 0}
+        means = self._so_far()
         seconds = max(now - self._since, 1e-9)
         means["steps_per_second"] = self._steps / seconds
         means["images_per_second"] = self._steps * self.stage.batch_size / seconds
@@ -181,3 +230,20 @@ class Watch:
         self._sums.clear()
         self._since, self._steps = now, 0
         return means
+
+
+def drop_later_rows(path: Path, step: int) -> None:
+    """Rewrites a log without the rows after a step, and without a row that was cut in the middle."""
+    if not path.exists():
+        return
+    text = path.read_bytes()
+    kept = b"".join(line for line in text.splitlines(keepends=True) if _is_up_to(line, step))
+    if kept != text:
+        write_file(path, kept)
+
+
+def _is_up_to(line: bytes, step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -6,23 +6,19 @@ A run lives in `<workdir>/<stage>/`: `checkpoints/`, `metrics.jsonl`, `tensorboa
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import signal
-import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mvader_jax import __version__
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import Loader
 from mvader_jax.errors import UserError
@@ -30,13 +26,15 @@ from mvader_jax.images.png import save_png
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.parallel.mesh import make_global
 from mvader_jax.parallel.processes import gather_json
-from mvader_jax.settings import modern, to_dict
 from mvader_jax.storage.atomic import local, whole_directory
 from mvader_jax.storage.bundle import Bundle, carry_over, write_bundle
 from mvader_jax.storage.checkpoint import Checkpoints, Restored
+from mvader_jax.storage.lock import only_user
 from mvader_jax.train.assemble import Run, build_run, data_loader, encode_posterior, saved
 from mvader_jax.train.config import TrainConfig
-from mvader_jax.train.log import Watch
+from mvader_jax.train.log import BadUpdate, Logger
+from mvader_jax.train.origin import changes, code_version, description
+from mvader_jax.train.preemption import Preemption
 from mvader_jax.train.profiling import Profile
 from mvader_jax.train.state import TrainState, merge
 
@@ -45,6 +43,8 @@ from mvader_jax.train.state import TrainState, merge
 OnSample = Callable[[Run, Bundle], tuple[np.ndarray, list[str]] | None]
 #: The exit code of a run that was told to stop (preemption) and saved: start it again to go on.
 PREEMPTED = 75
+#: The same after Ctrl-C.
+INTERRUPTED = 130
 VALIDATION_BATCHES = 4
 
 
@@ -63,143 +63,135 @@ def train(
     on_sample: OnSample | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> int:
-    """Trains one stage, or goes on with it. Returns 0 when finished, PREEMPTED after SIGTERM.
+    """Trains one stage, or goes on with it. Returns 0 when finished, PREEMPTED after SIGTERM, INTERRUPTED after
+    Ctrl-C; both saved.
 
     profile: steps to profile, from the third of this call on; the profile lies in `profile/`.
     on_sample: draws the grid of every `sample_every` steps; called in every process. on_step: called after
-    every update with its number. Raises UserError for a mistake in the config, Diverged when too many
-    updates were bad.
+    every update with its number. Raises UserError for a mistake in the config or while another process trains in
+    the same directory, Diverged when too many updates were bad.
     """
     stage = config.stage(stage_name)
     directory = local(workdir) / stage_name
-    with Preemption() as preemption:
-        run = build_run(config, stage, workdir, mesh)
-        state, loader, first, bad = run.state, data_loader(run, "train"), 0, 0
-        # The loop's own variable is the only one that holds the state: the step donates it.
-        run = dataclasses.replace(run, state=jax.eval_shape(lambda: state))
-        checkpoints = Checkpoints(directory / "checkpoints", keep=stage.keep, keep_every=stage.keep_every)
-        watch = Watch(directory, stage, run.rates, quiet=quiet)
-
-        if checkpoints.latest() is not None:
-            # Not beside the state that is read: there is room for one.
-            state = dataclasses.replace(state, trainable=None, opt_state=None, ema=None)
-            restored = checkpoints.restore(saved(run.state), saved(run.shardings))
-            state = with_loss_mean(dataclasses.replace(state, **restored.state), run, restored)
-            loader.set_state(restored.data)
-            first, bad = restored.step, restored.metadata.get("bad_updates", 0)
-            watch.say(f"going on from step {first} of {stage.steps}")
-            for change in changes(restored.metadata, description(config, stage_name, run)):
-                watch.say(f"since that step was saved {change}")
-
-        def save(number: int) -> None:
-            metadata = {
-                **description(config, stage_name, run),
-                "bad_updates": bad,
-                "loss_mean": None if state.loss_mean is None else repr(float(state.loss_mean)),
-            }
-            checkpoints.save(number, saved(state), data=loader_state(loader), metadata=metadata)
-
+    with only_user(directory), Preemption() as preemption:
+        job = begin(config, stage_name, workdir, mesh)
+        first = job.step
+        logger = Logger(directory, stage, job.run.rates, first=first, quiet=quiet)
+        for note in job.notes:
+            logger.say(note)
+        preemption.working = True
+        stop = False
         with (
+            contextlib.closing(job.checkpoints),
+            contextlib.closing(logger),
             jax.set_mesh(mesh),
-            watch.progress(first, stage.steps),
+            logger.progress(),
             Profile(directory / "profile", profile, first) as profiling,
         ):
             for number in range(first + 1, stage.steps + 1):
-                batch = make_global(next(loader), mesh)
+                batch = make_global(next(job.loader), mesh)
                 if number == first + 1:
-                    with watch.aside():
-                        watch.flops(run.flops(state, batch))
+                    with logger.aside():
+                        logger.flops(job.run.flops(job.state, batch))
                 profiling.before(number)
-                state, metrics = run.step(state, batch)
-                watch.after_step(number, metrics)
+                job.state, metrics = job.run.step(job.state, batch)
+                job.step = number
+                logger.after_step(number, metrics)
                 if on_step is not None:
                     on_step(number)
-                if profiling.after(number, state.step):
-                    watch.say(f"the profile is in {profiling.directory}")
+                if profiling.after(number, job.state.step):
+                    logger.say(f"the profile is in {profiling.directory}")
                 last = number == stage.steps
                 stop = preemption.requested(number)
                 due = stop or last or number % stage.save_every == 0
-                events = watch.bad_updates(wait=due)
-                bad += len(events)
-                diverged = bool(events) and bad > stage.max_bad_updates
-                if due or diverged:
-                    save(number)
-                if diverged:
-                    checkpoints.close()
-                    watch.close()
-                    raise Diverged(
-                        f"{events[-1]}; {skipped(bad)}, max_bad_updates is {stage.max_bad_updates}. Bad updates "
-                        f"change nothing; the state of step {number} is saved in {directory / 'checkpoints'}"
-                    )
-                for event in events:
-                    watch.say(f"{event}: the update is skipped ({bad} of at most {stage.max_bad_updates})")
+                job.count_bad_updates(logger.bad_updates(wait=due), logger)
+                if due:
+                    job.save()
                 if stop:
-                    checkpoints.close()
-                    watch.say(f"told to stop: step {number} is saved, the same command goes on from there")
-                    watch.close()
-                    return PREEMPTED
-                with watch.aside():
+                    break
+                with logger.aside():
                     if last or number % stage.validate_every == 0:
-                        watch.write(number, validate(run, state))
+                        logger.write(number, validate(job.run, job.state))
                     if on_sample is not None and stage.sample_every and number % stage.sample_every == 0:
-                        draw(run, state, number, on_sample, directory, watch)
-        checkpoints.close()
+                        draw(job.run, job.state, number, on_sample, directory, logger)
+        preemption.working = False
+        if stop:
+            why = "interrupted" if preemption.signal == signal.SIGINT else "told to stop"
+            logger.say(f"{why}: step {job.step} is saved, the same command goes on from there")
+            return INTERRUPTED if preemption.signal == signal.SIGINT else PREEMPTED
         with jax.set_mesh(mesh):
-            write_result(run, state, directory / "bundle", config.name, stage_name)
-    watch.say(f"finished: {directory / 'bundle'}")
-    watch.close()
+            write_result(job.run, job.state, directory / "bundle", config.name, stage_name)
+        logger.say(f"finished: {directory / 'bundle'}")
     return 0
+
+
+@dataclasses.dataclass
+class Job:
+    """A run and where it stands. Its state is held here alone: the step donates it.
+
+    step: updates done; bad: those of them that changed nothing; origin: what checkpoints say of where they come
+    from; notes: what a person should know before it goes on.
+    """
+
+    run: Run
+    state: TrainState
+    loader: Loader
+    checkpoints: Checkpoints
+    origin: dict[str, Any]
+    step: int = 0
+    bad: int = 0
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def save(self) -> None:
+        """Saves the step in the background."""
+        mean = self.state.loss_mean
+        metadata = {
+            **self.origin,
+            "bad_updates": self.bad,
+            "loss_mean": None if mean is None else repr(float(mean)),
+        }
+        self.checkpoints.save(self.step, saved(self.state), data=loader_state(self.loader), metadata=metadata)
+
+    def count_bad_updates(self, events: Sequence[BadUpdate], logger: Logger) -> None:
+        """Says which updates were skipped. Raises Diverged, the step saved, when there were too many."""
+        self.bad += len(events)
+        most = self.run.stage.max_bad_updates
+        if events and self.bad > most:
+            self.save()
+            raise Diverged(
+                f"{events[-1]}; {skipped(self.bad)}, max_bad_updates is {most}. Bad updates change nothing; the "
+                f"state of step {self.step} is saved in {self.checkpoints.directory}"
+            )
+        for event in events:
+            logger.say(f"{event}: the update is skipped ({self.bad} of at most {most})")
+
+
+def begin(config: TrainConfig, stage_name: str, workdir: str | Path, mesh: Mesh) -> Job:
+    """Builds the stage; where its directory holds a whole checkpoint, the job goes on from the newest."""
+    stage = config.stage(stage_name)
+    run = build_run(config, stage, workdir, mesh)
+    checkpoints = Checkpoints(
+        Path(workdir) / stage_name / "checkpoints", keep=stage.keep, keep_every=stage.keep_every
+    )
+    origin = description(config, stage_name, run)
+    job = Job(run, run.state, data_loader(run, "train"), checkpoints, origin)
+    job.run = run = dataclasses.replace(run, state=jax.eval_shape(lambda: job.state))
+    if checkpoints.latest() is None:
+        return job
+    # Not beside the state that is read: there is room for one.
+    job.state = dataclasses.replace(job.state, trainable=None, opt_state=None, ema=None)
+    restored = checkpoints.restore(saved(run.state), saved(run.shardings))
+    job.state = with_loss_mean(dataclasses.replace(job.state, **restored.state), run, restored)
+    job.loader.set_state(restored.data)
+    job.step, job.bad = restored.step, restored.metadata.get("bad_updates", 0)
+    job.notes.append(f"going on from step {job.step} of {stage.steps}")
+    for change in changes(restored.metadata, origin):
+        job.notes.append(f"since that step was saved {change}")
+    return job
 
 
 def skipped(bad: int) -> str:
     return "this is the first bad update" if bad == 1 else f"this is bad update number {bad}"
-
-
-def description(config: TrainConfig, stage_name: str, run: Run) -> dict[str, Any]:
-    """What a checkpoint says of its origin: the config, the code, the parameters the stage started from."""
-    records = run.start.bundle.records
-    return {
-        "config": to_dict(config),
-        "stage": stage_name,
-        "version": code_version(),
-        "jax": jax.__version__,
-        "start": {name: record.get("sha256") for name, record in sorted(records.items())},
-    }
-
-
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """In words, what of a description is not as it was; only what bears on the stage's numbers."""
-    found = []
-    before, now = (
-        flatten_dict({"model": config["model"], "stage": config["stages"][stage]}, sep=".")
-        for config, stage in ((modern(TrainConfig, d["config"]), d["stage"]) for d in (old, new))
-    )
-    for name in sorted(now.keys() | before.keys()):
-        if name not in before:
-            found.append(f"{name} is new: {now[name]}")
-        elif name not in now:
-            found.append(f"{name}, which was {before[name]}, is gone")
-        elif before[name] != now[name]:
-            found.append(f"{name} changed from {before[name]} to {now[name]}")
-    for name, digest in new["start"].items():
-        earlier = old.get("start", {}).get(name)
-        if earlier and digest and earlier != digest:
-            found.append(f"the {name} that the stage starts from was replaced by another")
-    return found
-
-
-@functools.cache
-def code_version() -> str:
-    """The package's version, and the commit where it runs from a checkout ('-dirty': with changes)."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return __version__
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return __version__
-    return f"{__version__}+{done.stdout.strip()}"
 
 
 def loader_state(loader: Loader) -> dict[str, Any]:
@@ -219,16 +211,16 @@ def with_loss_mean(state: TrainState, run: Run, restored: Restored) -> TrainStat
 
 
 def draw(
-    run: Run, state: TrainState, number: int, on_sample: OnSample, directory: Path, watch: Watch
+    run: Run, state: TrainState, number: int, on_sample: OnSample, directory: Path, logger: Logger
 ) -> None:
     """Lets `on_sample` draw with the averaged parameters; process 0 keeps the grid."""
     found = on_sample(run, result(run, state))
-    if found is not None and watch.chief:
+    if found is not None and logger.chief:
         pixels, labels = found
         path = directory / "samples" / f"{number:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(path, pixels, {"step": number, "stage": directory.name, "pictures": labels})
-        watch.picture(number, "samples", pixels)
+        logger.picture(number, "samples", pixels)
 
 
 def validate(run: Run, state: TrainState) -> dict[str, float]:
@@ -301,31 +293,3 @@ def with_latent_scale(run: Run, bundle: Bundle) -> ModelConfig:
     ]
     scale = round(1.0 / float(np.sqrt(np.mean(squares))), 5)
     return dataclasses.replace(bundle.model, vae=dataclasses.replace(bundle.model.vae, scaling_factor=scale))
-
-
-class Preemption:
-    """SIGTERM inside the block asks for a stop at the next step; all processes agree on which.
-
-    Of several processes JAX's own handler notes the signal, in whichever of them, and tells the others.
-    """
-
-    def __enter__(self) -> Preemption:
-        self._asked = False
-        self._several = jax.process_count() > 1
-        if not self._several:
-            self._before = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._several:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self._asked = True
-
-    def requested(self, step: int) -> bool:
-        """Whether to stop after this step. In a job of several processes all ask after every step."""
-        if self._several:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked

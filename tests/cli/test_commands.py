@@ -47,16 +47,22 @@ def test_mistakes(
     assert not list(tmp_path.iterdir())
 
 
-def test_sigterm_ends_a_command_as_ctrl_c_does(monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "mvader: interrupted\n"), (signal.SIGTERM, "")])
+def test_a_signal_ends_a_command_and_cleans_up(monkeypatch, capsys, number, said):
+    cleaned = []
+
     class Command:
         registered_commands = (None,)
 
         def __call__(self, **_) -> None:
-            signal.raise_signal(signal.SIGTERM)
+            try:
+                signal.raise_signal(number)
+            finally:
+                cleaned.append(number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     monkeypatch.setattr(cli, "app", Command())
     with pytest.raises(SystemExit) as stopped:
         cli.main([])
-    assert stopped.value.code == 130 and "interrupted" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert stopped.value.code == 128 + number and capsys.readouterr().err == said
+    assert signal.getsignal(number) == before and cleaned == [number]

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mvader_jax.errors import UserError
-from mvader_jax.parallel.processes import barrier, by_first, first_process, gather_json
+from mvader_jax.parallel.processes import (
+    barrier,
+    by_first,
+    first_process,
+    gather_json,
+    initialize_distributed,
+)
+
+ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
 import jax, numpy as np
@@ -69,3 +79,68 @@ def test_alone_a_process_is_the_first() -> None:
     assert first_process() and by_first(lambda: [1, "ü"]) == [1, "ü"] and gather_json(3) == [3]
     with pytest.raises(UserError, match="the place is taken"):
         by_first(refuse)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "host0"}, "JAX_NUM_PROCESSES is not set; a job needs all of"),
+        ({"JAX_PROCESS_ID": "1"}, "JAX_NUM_PROCESSES is not set"),
+        (
+            {"JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "2"},
+            "JAX_COORDINATOR_ADDRESS is not set; a job needs all",
+        ),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "h:1"}, "JAX_PROCESS_ID is not set"),
+        (("host0", 2, 1), "JAX_COORDINATOR_ADDRESS is 'host0'; expected HOST:PORT of process 0"),
+        (("host0:", 2, 1), "expected HOST:PORT"),
+        ((":123", 2, 1), "expected HOST:PORT"),
+        (("host0:port", 2, 1), "expected HOST:PORT"),
+        (("host0:70000", 2, 1), "expected HOST:PORT"),
+        (("host0:1", 2, 2), "JAX_PROCESS_ID is '2'; accepted: 0 to 1"),
+        (("host0:1", 2, -1), "JAX_PROCESS_ID is '-1'; accepted: 0 to 1"),
+        (("host0:1", 0, 0), "JAX_NUM_PROCESSES is '0'; accepted: 1 to"),
+        (("host0:1", 1.5, 0), "JAX_NUM_PROCESSES is '1.5'; accepted: 1 to"),
+        (("host0:1", "two", 0), "JAX_NUM_PROCESSES is 'two'; accepted: 1 to"),
+        (("host0:1", 2, 1, 0), "MVADER_JOIN_TIMEOUT is '0'; accepted: 1 to 86400"),
+    ],
+)
+def test_half_a_job_is_refused_at_once(
+    variables: dict[str, str] | tuple[object, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "MVADER_JOIN_TIMEOUT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    if isinstance(variables, tuple):
+        variables = {name: str(value) for name, value in zip(names, variables, strict=False)}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=re.escape(message)):
+        initialize_distributed()
+
+
+@pytest.mark.parametrize(
+    ("index", "why"),
+    [(1, "process 0 does not answer there (Connection refused)"), (0, "not all of the 2 processes came")],
+)
+def test_processes_that_do_not_meet_end_in_time_with_a_sentence(index: int, why: str) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(index),
+        "MVADER_JOIN_TIMEOUT": "1",
+    }
+    words = ["-m", "mvader_jax.cli.main", "train", "configs/tiny.py"]
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, text=True, capture_output=True, timeout=60, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert (
+        f"mvader: the job did not meet at localhost:{port} within 1 s (MVADER_JOIN_TIMEOUT): {why}"
+        in done.stderr
+    )
+    assert "Traceback" not in done.stderr

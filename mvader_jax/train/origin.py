@@ -1,0 +1,64 @@
+"""What a checkpoint says of its origin, and what has changed since it was saved."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
+
+from mvader_jax import __version__
+from mvader_jax.settings import modern, to_dict
+from mvader_jax.train.assemble import Run
+from mvader_jax.train.config import TrainConfig
+
+
+def description(config: TrainConfig, stage_name: str, run: Run) -> dict[str, Any]:
+    """What a checkpoint says of its origin: the config, the code, the parameters the stage started from."""
+    records = run.start.bundle.records
+    return {
+        "config": to_dict(config),
+        "stage": stage_name,
+        "version": code_version(),
+        "jax": jax.__version__,
+        "start": {name: record.get("sha256") for name, record in sorted(records.items())},
+    }
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """In words, what of a description is not as it was; only what bears on the stage's numbers."""
+    found = []
+    before, now = (
+        flatten_dict({"model": config["model"], "stage": config["stages"][stage]}, sep=".")
+        for config, stage in ((modern(TrainConfig, d["config"]), d["stage"]) for d in (old, new))
+    )
+    for name in sorted(now.keys() | before.keys()):
+        if name not in before:
+            found.append(f"{name} is new: {now[name]}")
+        elif name not in now:
+            found.append(f"{name}, which was {before[name]}, is gone")
+        elif before[name] != now[name]:
+            found.append(f"{name} changed from {before[name]} to {now[name]}")
+    for name, digest in new["start"].items():
+        earlier = old.get("start", {}).get(name)
+        if earlier and digest and earlier != digest:
+            found.append(f"the {name} that the stage starts from was replaced by another")
+    return found
+
+
+@functools.cache
+def code_version() -> str:
+    """The package's version, and the commit where it runs from a checkout ('-dirty': with changes)."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return __version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}+{done.stdout.strip()}"
