@@ -24,9 +24,10 @@ from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
 from mvader_jax.prompt.tokenizer import TokenizerConfig
 from mvader_jax.train.config import Group, Stage, TrainConfig
+from mvader_jax.train.objectives import Autoencoding, Captioning, Diffusion
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 
-EMOJI = DataConfig(Records(("data/emoji",)), image_size=64, caption_length=16)
+EMOJI = DataConfig(Records(("data/emoji",)), image_size=64)
 
 
 def get_config() -> TrainConfig:
@@ -47,17 +48,15 @@ def get_config() -> TrainConfig:
         model=model,
         stages={
             "vae": Stage(
-                objective="vae",
+                objective=Autoencoding(kl_weight=1e-5),
                 data=EMOJI,
                 groups={"vae": Group("vae/.*", 1.5e-3)},
                 steps=1_200,
                 batch_size=16,
-                kl_weight=1e-5,
                 optimizer=adam,
             ),
             "language": Stage(
-                objective="captioning",
-                images=False,
+                objective=Captioning(images=False, caption_length=16),
                 data=EMOJI,
                 groups={"decoder": Group("decoder/.*", 2e-3)},
                 steps=400,
@@ -65,7 +64,7 @@ def get_config() -> TrainConfig:
                 optimizer=adam,
             ),
             "captioning": Stage(
-                objective="captioning",
+                objective=Captioning(caption_length=16),
                 init=("language",),
                 data=EMOJI,
                 groups={
@@ -78,7 +77,7 @@ def get_config() -> TrainConfig:
                 optimizer=adam,
             ),
             "diffusion": Stage(
-                objective="diffusion",
+                objective=Diffusion(posterior="mean", timestep_bias=15.0, caption_length=16),
                 init=("vae", "captioning"),
                 data=EMOJI,
                 # As configs/tiny.py, which says why.
@@ -86,8 +85,6 @@ def get_config() -> TrainConfig:
                     "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 0.02),
                     "unet": Group("unet/.*", 1e-3),
                 },
-                posterior="mean",
-                timestep_bias=15.0,
                 steps=2_500,
                 batch_size=32,
                 optimizer=OptimizerConfig(

@@ -26,9 +26,12 @@ from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
 from mvader_jax.prompt.tokenizer import TokenizerConfig
 from mvader_jax.train.config import Group, Stage, TrainConfig
+from mvader_jax.train.objectives import Autoencoding, Captioning, Contrastive, Diffusion
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 
-SCENES = DataConfig(Scenes(num_records=40_000, omit=0.3), image_size=64, caption_length=22)
+SCENES = DataConfig(Scenes(num_records=40_000, omit=0.3), image_size=64)
+#: Tokens of a caption.
+LENGTH = 22
 
 
 def get_config() -> TrainConfig:
@@ -49,22 +52,18 @@ def get_config() -> TrainConfig:
         model=model,
         stages={
             "vae": Stage(
-                objective="vae",
+                objective=Autoencoding(kl_weight=1e-5),
                 data=SCENES,
                 groups={"vae": Group("vae/.*", 1.5e-3)},
                 steps=3_200,
                 batch_size=16,
-                kl_weight=1e-5,
                 optimizer=adam,
             ),
             # The language model itself: captions alone, every weight of the decoder. Most of them are
             # followed by another of the same scene: what stands before a caption is worth reading.
             "language": Stage(
-                objective="captioning",
-                images=False,
-                data=dataclasses.replace(
-                    SCENES, source=dataclasses.replace(SCENES.source, parallel=0.7), caption_length=44
-                ),
+                objective=Captioning(images=False, caption_length=2 * LENGTH),
+                data=dataclasses.replace(SCENES, source=dataclasses.replace(SCENES.source, parallel=0.7)),
                 groups={"decoder": Group("decoder/.*", 2e-3)},
                 steps=1_800,
                 batch_size=32,
@@ -73,8 +72,7 @@ def get_config() -> TrainConfig:
             # What CLIP's pretraining is to MAGMA: an image encoder that has learnt to see, by telling the
             # picture's caption from others. The decoder that learns beside it is thrown away.
             "encoder": Stage(
-                objective="contrastive",
-                picture_queries=True,
+                objective=Contrastive(picture_queries=True, caption_length=LENGTH),
                 init=("language",),
                 data=SCENES,
                 groups={
@@ -88,7 +86,7 @@ def get_config() -> TrainConfig:
             ),
             # MAGMA: the language model as it was and frozen; adapters and prefix learn to caption.
             "captioning": Stage(
-                objective="captioning",
+                objective=Captioning(caption_length=LENGTH),
                 init=("encoder", "language"),
                 data=SCENES,
                 groups={
@@ -103,7 +101,7 @@ def get_config() -> TrainConfig:
             ),
             # Semantic search: biases alone, on the bare language model.
             "contrastive": Stage(
-                objective="contrastive",
+                objective=Contrastive(caption_length=LENGTH),
                 init=("captioning",),
                 data=SCENES,
                 groups={"biases": Group("biases/.*", 4e-3)},
@@ -112,7 +110,16 @@ def get_config() -> TrainConfig:
                 optimizer=adam,
             ),
             "diffusion": Stage(
-                objective="diffusion",
+                objective=Diffusion(
+                    dropout=0.1,
+                    # The noise of this posterior, 4 to 11 % of a latent's variance, cannot be predicted: two
+                    # thirds of the loss, and of the noise in the gradient, were its. Means carry the same pictures.
+                    posterior="mean",
+                    # A latent of 8 x 8 shows through the noise up to t = 700. What only the prompt tells is learnt
+                    # beyond, where eq. 1 counts an error next to nothing. At 4, a tenth of the batch is below 250.
+                    timestep_bias=4.0,
+                    caption_length=LENGTH,
+                ),
                 init=("vae", "contrastive"),
                 data=SCENES,
                 groups={
@@ -121,15 +128,8 @@ def get_config() -> TrainConfig:
                     "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 0.005),
                     "unet": Group("unet/.*", 1.5e-3),
                 },
-                # The noise of this posterior, 4 to 11 % of a latent's variance, cannot be predicted: two thirds
-                # of the loss, and of the noise in the gradient, were its. Means carry the same pictures.
-                posterior="mean",
-                # A latent of 8 x 8 shows through the noise up to t = 700. What only the prompt tells is learnt
-                # beyond, where eq. 1 counts an error next to nothing. At 4, a tenth of the batch is below 250.
-                timestep_bias=4.0,
                 steps=16_000,
                 batch_size=32,
-                dropout=0.1,
                 optimizer=OptimizerConfig(
                     warmup_steps=200,
                     decay="cosine",

@@ -22,7 +22,7 @@ def get_config() -> TrainConfig:
     twin = tiny.stages["diffusion"]
     stage = dataclasses.replace(
         twin,
-        data=dataclasses.replace(twin.data, p_interleaved=0.3),
+        objective=dataclasses.replace(twin.objective, p_interleaved=0.3),
         init=tuple(f"runs/{tiny.name}/{name}/bundle" for name in twin.init),
     )
     return TrainConfig(name="tiny_interleaved", model=tiny.model, stages={"diffusion": stage})

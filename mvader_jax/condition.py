@@ -81,21 +81,62 @@ def concatenate(*conditions: Condition) -> Condition:
     import jax.numpy as jnp
 
     dtype = conditions[0].hidden.dtype
-    factors = None
-    known = [c.factors for c in conditions if c.factors is not None]
-    if known:
-        # A Condition without factors has factors of 1.
-        factors = jnp.concatenate(
-            [
-                jnp.broadcast_to(
-                    jnp.ones(()) if c.factors is None else c.factors,
-                    (c.hidden.shape[0], *known[0].shape[-2:]),
-                )
-                for c in conditions
-            ]
-        )
+    shape = _factors_shape(*conditions)
     return Condition(
         jnp.concatenate([c.hidden.astype(dtype) for c in conditions]),
         jnp.concatenate([c.log_weights for c in conditions]),
-        factors,
+        None if shape is None else jnp.concatenate([_row_factors(c, shape) for c in conditions]),
     )
+
+
+def where(chosen: jax.Array, first: Condition, second: Condition) -> Condition:
+    """Rows of `first` where `chosen` (bool [B]) is set, of `second` elsewhere, as long as the longer of them.
+
+    Either may have a single row, which then stands for all. The dtype is that of `second`.
+    """
+    import jax.numpy as jnp
+
+    length = max(first.hidden.shape[1], second.hidden.shape[1])
+    first, second = pad(first, length), pad(second, length)
+    shape = _factors_shape(first, second)
+    return Condition(
+        jnp.where(chosen[:, None, None], first.hidden.astype(second.hidden.dtype), second.hidden),
+        jnp.where(chosen[:, None], first.log_weights, second.log_weights),
+        None
+        if shape is None
+        else jnp.where(chosen[:, None, None], _row_factors(first, shape), _row_factors(second, shape)),
+    )
+
+
+def spread(rows: Condition, groups: int, samples: int, start: int) -> Condition:
+    """Rows of `groups` groups -> those of `samples` samples in each: a group's k rows are its samples `start`
+    and on, zeros the others."""
+    shape = _factors_shape(rows)
+    return Condition(
+        spread_rows(rows.hidden, groups, samples, start),
+        spread_rows(rows.log_weights, groups, samples, start),
+        None if shape is None else spread_rows(_row_factors(rows, shape), groups, samples, start),
+    )
+
+
+def spread_rows(rows: Array, groups: int, samples: int, start: int) -> jax.Array:
+    """[groups*k, ...] -> [groups*samples, ...]: as `spread`, of one array."""
+    import jax.numpy as jnp
+
+    count = rows.shape[0] // groups
+    grouped = rows.reshape(groups, count, *rows.shape[1:])
+    gaps = [(0, 0), (start, samples - start - count)] + [(0, 0)] * (rows.ndim - 1)
+    return jnp.pad(grouped, gaps).reshape(groups * samples, *rows.shape[1:])
+
+
+def _factors_shape(*conditions: Condition) -> tuple[int, ...] | None:
+    """[N, H] of those that have factors; None where none has."""
+    return next((c.factors.shape[-2:] for c in conditions if c.factors is not None), None)
+
+
+def _row_factors(condition: Condition, shape: tuple[int, ...]) -> jax.Array:
+    """[B, N, H]; a Condition without factors has factors of 1."""
+    import jax.numpy as jnp
+
+    factors = jnp.ones(()) if condition.factors is None else jnp.asarray(condition.factors)
+    return jnp.broadcast_to(factors, (condition.hidden.shape[0], *shape))

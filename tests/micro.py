@@ -24,6 +24,7 @@ from mvader_jax.models.vae import VAEConfig
 from mvader_jax.prompt.tokenizer import TokenizerConfig, train_tokenizer
 from mvader_jax.storage.bundle import Bundle
 from mvader_jax.train.config import Group, Stage, TrainConfig
+from mvader_jax.train.objectives import Autoencoding, Captioning, Contrastive, Diffusion, Objective
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 
 MODEL = ModelConfig(
@@ -36,7 +37,7 @@ MODEL = ModelConfig(
     schedule=ScheduleConfig(),
     tokenizer=TokenizerConfig(eos_id=0, max_positions=96),
 )
-DATA = DataConfig(Scenes(num_records=64), caption_length=24, threads=1)
+DATA = DataConfig(Scenes(num_records=64), threads=1)
 
 
 def draw(rng: np.random.Generator, path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -63,7 +64,7 @@ def bundle(of: ModelConfig = MODEL, *names: str) -> Bundle:
 def train_config(**changes: object) -> TrainConfig:
     """Every stage, a handful of steps each."""
 
-    def stage(objective: str, groups: dict[str, Group], **more: object) -> Stage:
+    def stage(objective: Objective, groups: dict[str, Group], **more: object) -> Stage:
         settings = {
             "steps": 6,
             "batch_size": 8,
@@ -81,14 +82,20 @@ def train_config(**changes: object) -> TrainConfig:
         "micro",
         MODEL,
         {
-            "vae": stage("vae", {"vae": Group("vae/.*", 1e-3)}),
-            "language": stage("captioning", {"decoder": Group("decoder/.*", 1e-3)}, images=False),
-            "captioning": stage(
-                "captioning", {"adapters": Group("(adapters|image_prefix)/.*", 1e-3)}, init=("language",)
+            "vae": stage(Autoencoding(), {"vae": Group("vae/.*", 1e-3)}),
+            "language": stage(
+                Captioning(images=False, caption_length=24), {"decoder": Group("decoder/.*", 1e-3)}
             ),
-            "contrastive": stage("contrastive", {"biases": Group("biases/.*", 1e-3)}, init=("captioning",)),
+            "captioning": stage(
+                Captioning(caption_length=24),
+                {"adapters": Group("(adapters|image_prefix)/.*", 1e-3)},
+                init=("language",),
+            ),
+            "contrastive": stage(
+                Contrastive(caption_length=24), {"biases": Group("biases/.*", 1e-3)}, init=("captioning",)
+            ),
             "diffusion": stage(
-                "diffusion",
+                Diffusion(caption_length=24),
                 {
                     "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 1e-3),
                     "unet": Group("unet/.*", 5e-4),

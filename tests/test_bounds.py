@@ -181,15 +181,15 @@ def words(cls: type[Checked], name: str) -> str:
 
 SENSELESS = """
 steps=0 batch_size=0 batch_size=-8 log_every=0 save_every=0 validate_every=0 accumulate=0
-accumulate=-1 keep=0 keep=-1 keep_every=-1 seed=-1 seed=4294967296 dropout=1.5 dropout=NaN
-timestep_bias=0.5 timestep_bias=NaN similarity_scale=0 kl_weight=-1 row_groups=-1 sample_every=-1
+accumulate=-1 keep=0 keep=-1 keep_every=-1 seed=-1 seed=4294967296 objective.dropout=1.5 objective.dropout=NaN
+objective.timestep_bias=0.5 objective.timestep_bias=NaN row_groups=-1 sample_every=-1
 sample_steps=0 sample_guidance=NaN sample_guidance=Infinity max_loss_ratio=-1 max_loss_ratio=0.5
 max_bad_updates=-1 steps=99999999999 optimizer.b1=1 optimizer.b2=-0.1 optimizer.b2=0.99999999999
 optimizer.eps=0 optimizer.eps=1e-60 optimizer.weight_decay=-1 optimizer.clip_norm=-1
 optimizer.clip_norm=NaN optimizer.warmup_steps=-1 optimizer.decay_steps=-1
 optimizer.final_fraction=2 optimizer.ema_decay=1.5 optimizer.ema_decay=1 optimizer.ema_decay=NaN
-data.source.num_records=0 data.source.num_records=-1 data.image_size=0 data.caption_length=0 data.p_image=1.1
-data.p_interleaved=-1 data.interleaved_images=0 data.interleaved_length=-1 data.flip=2 data.source.omit=2
+data.source.num_records=0 data.source.num_records=-1 data.image_size=0 objective.caption_length=0 objective.p_image=1.1
+objective.p_interleaved=-1 objective.interleaved_images=0 objective.interleaved_length=-1 data.flip=2 data.source.omit=2
 data.source.parallel=2 data.seed=-1 data.threads=0 data.threads=1000000 data.workers=-1
 data.workers=1000000 data.bad_limit=-1
 data.aspect_buckets=[[0,8]] groups.unet.learning_rate=-1 groups.unet.learning_rate=NaN
@@ -204,16 +204,29 @@ def test_what_was_accepted_or_failed_late_is_refused_at_once(text: str) -> None:
         override(STAGE, [text])
 
 
+def test_settings_of_other_objectives_have_bounds_too() -> None:
+    for objective, text in (("contrastive", "similarity_scale=0"), ("vae", "kl_weight=-1")):
+        with pytest.raises(UserError, match=rf"^objective.{text[:8]}.* is .*; accepted"):
+            override(STAGE, [f"objective={objective}", f"objective.{text}"])
+
+
 def test_numbers_at_the_edge_are_accepted() -> None:
     stage = override(
         STAGE,
         [
-            *("steps=1", "keep=1", "seed=4294967295", "dropout=1", "max_loss_ratio=0", "max_bad_updates=0"),
+            *(
+                "steps=1",
+                "keep=1",
+                "seed=4294967295",
+                "objective.dropout=1",
+                "max_loss_ratio=0",
+                "max_bad_updates=0",
+            ),
             *("optimizer.clip_norm=0", "optimizer.ema_decay=0", "data.workers=0", "data.bad_limit=0"),
-            *("groups.unet.learning_rate=0", "data.flip=1", "data.p_image=0", "accumulate=1"),
+            *("groups.unet.learning_rate=0", "data.flip=1", "objective.p_image=0", "accumulate=1"),
         ],
     )
-    assert (stage.seed, stage.dropout, stage.data.flip) == (2**32 - 1, 1.0, 1.0)
+    assert (stage.seed, stage.objective.dropout, stage.data.flip) == (2**32 - 1, 1.0, 1.0)
 
 
 def test_code_is_checked_as_overrides_are() -> None:

@@ -12,12 +12,12 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mvader_jax.data.rows import row_layout
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.unet import cross_attention_paths
 from mvader_jax.train.config import Stage, TrainConfig, load_config
+from mvader_jax.train.objectives import Captioning, Contrastive, Diffusion
 from mvader_jax.train.optim.optimizer import learning_rate
-from mvader_jax.train.start import needed_components, stage_model
+from mvader_jax.train.start import needed_components
 from mvader_jax.train.state import partition
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -78,7 +78,7 @@ def split(name: str, stage_name: str) -> tuple[dict[str, int], dict[str, str]]:
     """({path of a frozen leaf: its size}, {path of a trained leaf: its group})."""
     loaded = config(name)
     stage = loaded.stages[stage_name]
-    model = stage_model(loaded.model, stage)
+    model = stage.objective.stage_model(loaded.model)
     shapes, _ = abstract_components(model, needed_components(model, stage))
     _, frozen, groups = partition(shapes, {g: group.parameters for g, group in stage.groups.items()})
     return {path: leaf.size for path, leaf in flatten_dict(frozen, sep="/").items()}, groups
@@ -110,8 +110,9 @@ def test_tables_1_and_2(name: str) -> None:
     assert stage.groups["cross_attention"].learning_rate == (0.0005 if first else 0.0001)
     assert stage.groups["unet"].learning_rate == 5e-5
     assert stage.batch_size == 2048
-    assert stage.dropout == (0.05 if first else 0.1)
-    assert stage.data.p_image == 0.2
+    assert isinstance(stage.objective, Diffusion)
+    assert stage.objective.dropout == (0.05 if first else 0.1)
+    assert stage.objective.p_image == 0.2
     assert (config(name).model.adapters is None) == first
     frozen, groups = split(name, "diffusion")
     trained = {path.split("/")[0] for path in groups}
@@ -139,17 +140,19 @@ def test_the_diffusion_stage_is_as_stable_diffusion_where_the_paper_is_silent(na
     stage = config(name).stages["diffusion"]
     o = stage.optimizer
     assert (o.b1, o.b2, o.weight_decay, o.ema_decay) == (0.9, 0.999, 1e-2, 0.9999)
-    assert stage.data.caption_length == 77
+    assert isinstance(stage.objective, Diffusion)
+    assert stage.objective.caption_length == 77
     assert stage.data.image_size == 512
     assert stage.frozen_dtype == stage.dtype == "bfloat16"
-    assert stage.null == "empty"
+    assert stage.objective.null == "empty"
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if name.endswith("v2")])
 def test_captioning_is_magmas(name: str) -> None:
     stage = config(name).stages["captioning"]
     o = stage.optimizer
-    assert (stage.batch_size, stage.steps, stage.images) == (256, 150_000, True)
+    assert stage.objective == Captioning(images=True, caption_length=77)
+    assert (stage.batch_size, stage.steps) == (256, 150_000)
     assert (o.b1, o.b2, o.weight_decay, o.clip_norm, o.warmup_steps) == (0.9, 0.95, 0.0, 1.0, 100)
     assert (o.decay, o.decay_steps) == ("linear", 300_000)
     # Half-way down after half of the 300,000 steps.
@@ -160,7 +163,8 @@ def test_captioning_is_magmas(name: str) -> None:
 def test_contrastive_is_sgpts(name: str) -> None:
     stage = config(name).stages["contrastive"]
     o = stage.optimizer
-    assert (stage.batch_size, stage.data.caption_length, stage.similarity_scale) == (1024, 75, 20.0)
+    assert stage.objective == Contrastive(caption_length=75, similarity_scale=20.0)
+    assert stage.batch_size == 1024
     assert stage.accumulate == 1  # negatives are the whole batch's
     assert stage.steps == 550 == 563_648 // 1024
     assert (o.warmup_steps, o.decay, o.clip_norm) == (55, "linear", 1.0)
@@ -196,7 +200,8 @@ def test_luminous_has_the_paper_s_13_billion() -> None:
 def test_one_in_five_rows_is_an_image_whatever_the_mesh(groups: int) -> None:
     """Tokens of a step: images and captions each at their own length, not all at 144."""
     stage: Stage = config("open_v2").stages["diffusion"]
-    layout = row_layout(stage.batch_size // groups, stage.data.p_image)
+    assert isinstance(stage.objective, Diffusion)
+    layout = stage.objective.layout(stage.batch_size // groups)
     tokens = groups * (layout.image_rows * 144 + layout.text_rows * 77)
     exact = stage.batch_size * (0.2 * 144 + 0.8 * 77)
     assert exact <= tokens <= exact + groups * (144 + 77)

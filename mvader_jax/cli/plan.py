@@ -41,9 +41,6 @@ def plan(
     effort: Annotated[
         float, between(-1, 1), typer.Option(help="of XLA, -1 (quick) to 1; 0 is its default")
     ] = -1.0,
-    padding: Annotated[
-        bool, typer.Option("--padding", help="what rows of their own length save the decoder, and stop")
-    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     out: Annotated[Path | None, typer.Option(help="also write the JSON to this file")] = None,
     no_cache: Annotated[
@@ -83,11 +80,8 @@ def plan(
         search=search,
     )
     with status("starting", quiet or as_json, at_once=True) as say:
-        if padding:
-            found: dict[str, Any] = ask("mvader_jax.plan.padding", request.to_json(), say)
-            if "error" in found:
-                raise UserError(found["error"])
-        elif search:
+        found: dict[str, Any]
+        if search:
             ranked = ask("mvader_jax.plan.request", request.to_json(), say)
             if "error" in ranked:
                 raise UserError(ranked["error"])
@@ -109,9 +103,6 @@ def plan(
         write_file(out, json.dumps(found["plans"][0] if found.get("plans") else found, indent=1) + "\n")
     if as_json:
         print(json.dumps(found, indent=1))
-        return
-    if padding:
-        print(found["text"])
         return
     if search:
         print(_table(found["candidates"][:10]))

@@ -1,30 +1,36 @@
-"""What one step of each objective reads: a function of the step's number, of fixed shapes, in NumPy."""
+"""Fixed shapes out of records: which rows of a batch this process makes, and how they are read into arrays.
+
+An objective makes the batch of a step's number of these parts (`train/objectives/`); NumPy throughout.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mvader_jax.data.buckets import Buckets
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.decode import Size, decode, encoder_pixels
-from mvader_jax.data.order import Damage, DamagedRecord, Reader, Record
-from mvader_jax.data.prompts import caption_rows, captioning_rows, image_rows
-from mvader_jax.data.rows import IMAGE, INTERLEAVED, interleaved_before, kinds, row_layout
-from mvader_jax.data.sources.encoded import BF16, encoded_shapes
+from mvader_jax.data.order import Damage, Reader, Record
+from mvader_jax.data.sources.encoded import BF16
 from mvader_jax.errors import UserError
-from mvader_jax.prompt.elements import Image, Text
-from mvader_jax.prompt.layout import lay_out
-from mvader_jax.prompt.tokenizer import Tokenizer
 
-Objective = Literal["vae", "captioning", "contrastive", "diffusion"]
 Batch = dict[str, Any]
 BatchFn = Callable[[int], tuple[Batch, list[Damage]]]
 #: What has the records of a run's steps.
 Feed = Reader | Buckets
+
+
+class EncodedShapes(NamedTuple):
+    """Shapes of what comes precomputed of a picture: latents (2, h, w, C), features (T, C); None for what does not."""
+
+    latents: tuple[int, ...] | None = None
+    features: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,152 +71,32 @@ def pixel_batch(reader: Feed, shape: Shape, config: DataConfig) -> BatchFn:
     """{"pixels": uint8 [B, H, W, 3]}: a quarter of the bytes to the device, which makes floats of them."""
 
     def make(step: int) -> tuple[Batch, list[Damage]]:
-        canvas = _Canvas(shape.rows)
-        _, damage = _read(reader, shape, step, config, canvas=canvas)
+        canvas = Canvas(shape.rows)
+        _, damage = read(reader, shape, step, config, canvas=canvas)
         return canvas.batch(), damage
 
     return make
 
 
-def captioning_batch(
-    reader: Feed, shape: Shape, config: DataConfig, tokenizer: Tokenizer, with_images: bool
-) -> BatchFn:
-    """{"prompt": PromptBatch of [image] and caption, "labels": int32 [B, S], IGNORED where not learnt}."""
-    needs = ("features",) if with_images else ()
-    _, features = encoded_shapes(config)
-
-    def make(step: int) -> tuple[Batch, list[Damage]]:
-        records, damage = _read(reader, shape, step, config, needs=needs)
-        pixels = _encoder_input(records, shape, features) if with_images else None
-        captions = [r["caption"] for r in records]
-        prompt, labels = captioning_rows(
-            tokenizer, captions, config.caption_length, pixels, shape.image_tokens
-        )
-        return {"prompt": prompt, "labels": labels}, damage
-
-    return make
-
-
-def contrastive_batch(
-    reader: Feed, shape: Shape, config: DataConfig, tokenizer: Tokenizer, with_images: bool = False
-) -> BatchFn:
-    """{"query", "positive", "negative"}: PromptBatches of captions, row i of each from one record; with
-    images, the query is the record's picture."""
-
-    def make(step: int) -> tuple[Batch, list[Damage]]:
-        records, damage = _read(reader, shape, step, config)
-        names = ("positive", "negative") if with_images else ("query", "positive", "negative")
-        texts = {name: [r[name] for r in records] for name in names}
-        batch: Batch = {n: caption_rows(tokenizer, texts[n], config.caption_length) for n in names}
-        if with_images:
-            pixels = encoder_pixels([r["image"] for r in records], shape.encoder_size)
-            batch["query"] = image_rows(pixels, shape.image_tokens)
-        return batch, damage
-
-    return make
-
-
-def diffusion_batch(
-    reader: Feed, interleaved: Reader | None, shape: Shape, config: DataConfig, tokenizer: Tokenizer
-) -> BatchFn:
-    """{"pixels", "image_prompt", "text_prompt", "use_image": bool [B]}: see `rows` for which row is whose.
-
-    Of precomputed records "latent_mean" and "latent_logvar", bfloat16 [B, h, w, C], stand for "pixels", and
-    features [N, 1, T, C] for the image prompt's pixels.
-    With interleaved prompts also "interleaved_prompt" and "use_interleaved", and beside latents
-    "interleaved_pixels", the targets of these rows.
-    """
-    layout = row_layout(shape.batch_size // shape.groups, config.p_image, config.p_interleaved)
-    length = config.interleaved_length
-    if not length:
-        length = config.interleaved_images * shape.image_tokens + config.caption_length
-    groups = shape.groups // shape.process_count
-    moments, features = encoded_shapes(config)
-
-    def fits(record: Record) -> Record:
-        elements = record["prompt"].elements
-        pictures = sum(isinstance(element, Image) for element in elements)
-        words = sum(len(tokenizer.encode(e.text)) for e in elements if isinstance(e, Text))
-        if pictures > config.interleaved_images or words + pictures * shape.image_tokens > length:
-            raise DamagedRecord(
-                f"its prompt has {pictures} images and {words} other tokens, more than "
-                f"{config.interleaved_images} images and {length} tokens in all"
-            )
-        return record
-
-    def read(step: int, kind: np.ndarray, canvas: _Canvas) -> tuple[list[Record], list[Damage]]:
-        source, batch, size = reader.at(step)
-        mixed = interleaved_before(layout, step * shape.groups + shape.process_index * groups)
-        records: list[Record] = []
-        damage: list[Damage] = []
-        for row, (place, which) in enumerate(zip(shape.positions(batch), kind, strict=True)):
-            # The two kinds of record are counted apart, so that each set is seen whole in its epochs.
-            if which == INTERLEAVED:
-                assert interleaved is not None
-                record, passed = _read_one(interleaved, mixed, config, fits)
-                mixed += 1
-            else:
-                seen = row % layout.samples < layout.image_rows
-                needs = ("latents", "features") if seen else ("latents",)
-                record, passed = _read_one(source, place - mixed, config, size=size, needs=needs)
-            records.append(canvas.take(row, record))
-            damage += passed
-        return records, damage
-
-    def make(step: int) -> tuple[Batch, list[Damage]]:
-        kind = kinds(layout, step * shape.groups + shape.process_index * groups, groups)
-        canvas = _Canvas(shape.rows)
-        records, damage = read(step, kind.reshape(-1), canvas)
-        number = np.arange(len(records)).reshape(kind.shape)
-        with_image = [records[i] for i in number[:, : layout.image_rows].reshape(-1)]
-        # Where two kinds overlap, the row that is not used may have no caption.
-        captions = [records[i].get("caption", "") for i in number[:, layout.text_start :].reshape(-1)]
-        batch: Batch = {
-            **(canvas.batch() if moments is None else _moments(records, moments)),
-            "image_prompt": image_rows(_encoder_input(with_image, shape, features), shape.image_tokens),
-            "text_prompt": caption_rows(tokenizer, captions, config.caption_length, shape.encoder_size),
-            "use_image": kind.reshape(-1) == IMAGE,
-        }
-        if layout.interleaved_rows:
-            end = layout.interleaved_start + layout.interleaved_rows
-            middle = number[:, layout.interleaved_start : end].reshape(-1)
-            batch["interleaved_prompt"] = lay_out(
-                tokenizer,
-                [records[i].get("prompt") for i in middle],
-                image_size=shape.encoder_size,
-                image_tokens=shape.image_tokens,
-                length=length,
-                num_images=config.interleaved_images,
-            )
-            batch["use_interleaved"] = kind.reshape(-1) == INTERLEAVED
-            if moments is not None:
-                side = config.image_size
-                blank = np.zeros((side, side, 3), np.uint8)
-                batch["interleaved_pixels"] = np.stack([records[i].get("image", blank) for i in middle])
-        return batch, damage
-
-    return make
-
-
-def _read(
+def read(
     reader: Feed,
     shape: Shape,
     step: int,
     config: DataConfig,
     needs: Sequence[str] = (),
-    canvas: _Canvas | None = None,
+    canvas: Canvas | None = None,
 ) -> tuple[list[Record], list[Damage]]:
     source, batch, size = reader.at(step)
     records: list[Record] = []
     damage: list[Damage] = []
     for row, position in enumerate(shape.positions(batch)):
-        record, passed = _read_one(source, position, config, size=size, needs=needs)
+        record, passed = read_one(source, position, config, size=size, needs=needs)
         records.append(record if canvas is None else canvas.take(row, record))
         damage += passed
     return records, damage
 
 
-def _read_one(
+def read_one(
     reader: Reader,
     position: int,
     config: DataConfig,
@@ -233,7 +119,7 @@ def _read_one(
     return reader.read(position, finish)
 
 
-class _Canvas:
+class Canvas:
     """The pictures of a batch, moved into its array one by one: the decoder's memory serves the next one."""
 
     def __init__(self, rows: int) -> None:
@@ -255,7 +141,7 @@ class _Canvas:
         return {"pixels": self._pixels}
 
 
-def _moments(records: Sequence[Record], shape: tuple[int, ...]) -> Batch:
+def moments(records: Sequence[Record], shape: tuple[int, ...]) -> Batch:
     """Mean and log variance of latents; zeros for records without, whose pixels come beside."""
     out = np.zeros((2, len(records), *shape[1:]), BF16)
     for row, record in enumerate(records):
@@ -264,7 +150,7 @@ def _moments(records: Sequence[Record], shape: tuple[int, ...]) -> Batch:
     return {"latent_mean": out[0], "latent_logvar": out[1]}
 
 
-def _encoder_input(records: Sequence[Record], shape: Shape, features: tuple[int, ...] | None) -> np.ndarray:
+def encoder_input(records: Sequence[Record], shape: Shape, features: tuple[int, ...] | None) -> np.ndarray:
     """[N, H, W, 3] for the image encoder, or its features [N, T, C] where they are known."""
     if features is None:
         return encoder_pixels([record["image"] for record in records], shape.encoder_size)
@@ -277,3 +163,15 @@ def _encoder_input(records: Sequence[Record], shape: Shape, features: tuple[int,
         if "features" in record:  # an interleaved sample's is not used
             row[:] = record["features"]
     return out
+
+
+def abstract_pixels(rows: int, side: int) -> jax.ShapeDtypeStruct:
+    """Target pictures, uint8 [rows, side, side, 3]."""
+    return jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8)
+
+
+def abstract_encoder_input(rows: int, shape: Shape, encoded: EncodedShapes) -> jax.ShapeDtypeStruct:
+    """What `encoder_input` makes of so many records."""
+    if encoded.features is not None:
+        return jax.ShapeDtypeStruct((rows, *encoded.features), jnp.bfloat16)
+    return jax.ShapeDtypeStruct((rows, shape.encoder_size, shape.encoder_size, 3), jnp.float32)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mvader_jax.data.batches import Shape
 from mvader_jax.data.building.captions import IMAGE_SUFFIXES
 from mvader_jax.data.building.catalogue import known
 from mvader_jax.data.building.parts import TarPart, find_shards
@@ -30,6 +31,7 @@ from mvader_jax.data.sources.encoded import INFO, read_info
 from mvader_jax.data.sources.stored import Stored
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import Tokenizer, train_tokenizer
+from mvader_jax.train.objectives import Diffusion
 
 #: Records a batch; large enough that the tokenizer works as in training.
 BATCH = 64
@@ -114,11 +116,11 @@ def _records(root: pathlib.Path, size: int, seconds: float) -> list[Rate]:
     chosen = rng.permutation(len(source))[:512]
     data = [source.record(int(number), rng)["image"] for number in chosen]
     bare = _measure("bare decoder, whole pictures", _each(_decode, data), seconds)
-    config = DataConfig(Records((os.fspath(root),)), image_size=size, p_image=0.0)
+    config = DataConfig(Records((os.fspath(root),)), image_size=size)
     tokenizer = _tokenizer(config)
     rates = [bare, _measure("Pillow's decoder", _each(_pillow, data), seconds)]
     for what, share in (("loader: decoded, cropped, tokenised", 0.0), ("loader, with image rows (0.2)", 0.2)):
-        rates.append(_load(what, dataclasses.replace(config, p_image=share), tokenizer, seconds))
+        rates.append(_load(what, config, share, tokenizer, seconds))
     return rates
 
 
@@ -128,14 +130,13 @@ def _encoded(root: pathlib.Path, seconds: float) -> list[Rate]:
         raise UserError(
             f"{os.fspath(root)!r} was encoded from {info.origin['source']}; the rate is that of a built data set's"
         )
-    config = DataConfig(Records(), precomputed=(os.fspath(root),), image_size=info.image_size, p_image=0.0)
-    return [_load("loader: precomputed, tokenised", config, _tokenizer(config), seconds)]
+    config = DataConfig(Records(), precomputed=(os.fspath(root),), image_size=info.image_size)
+    return [_load("loader: precomputed, tokenised", config, 0.0, _tokenizer(config), seconds)]
 
 
-def _load(what: str, config: DataConfig, tokenizer: Tokenizer, seconds: float) -> Rate:
-    loader = make_loader(
-        config, "diffusion", tokenizer, batch_size=BATCH, image_tokens=IMAGE_TOKENS, encoder_size=ENCODER_SIZE
-    )
+def _load(what: str, config: DataConfig, p_image: float, tokenizer: Tokenizer, seconds: float) -> Rate:
+    shape = Shape(BATCH, image_tokens=IMAGE_TOKENS, encoder_size=ENCODER_SIZE)
+    loader = make_loader(config, Diffusion(p_image=p_image), tokenizer, shape)
     loader.make(0)  # opens files
     # One thread: what is read ahead and not yet taken would cost time and not count.
     return _measure(what, (BATCH for step in itertools.count(1) if loader.make(step)), seconds)

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import grain
 
-from mvader_jax.data.batches import (
-    Batch,
-    BatchFn,
-    Feed,
-    Objective,
-    Shape,
-    captioning_batch,
-    contrastive_batch,
-    diffusion_batch,
-    pixel_batch,
-)
+from mvader_jax.data.batches import Batch, BatchFn, Feed, Shape
 from mvader_jax.data.buckets import Buckets
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.order import Damage, Reader
+from mvader_jax.data.order import Damage, Dataset, Reader
 from mvader_jax.data.scenes.world import Split
-from mvader_jax.data.sources.open import open_interleaved, open_pairs, open_pictures, open_texts
+from mvader_jax.data.sources.open import open_texts
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import Tokenizer
 
@@ -32,66 +21,41 @@ from mvader_jax.prompt.tokenizer import Tokenizer
 _ENDLESS = 1 << 40
 
 
+class Objective(Protocol):
+    """What is asked of an objective here (`train/objectives/base.py`)."""
+
+    def check(self, data: DataConfig) -> None: ...
+
+    def sources(self, data: DataConfig, split: Split) -> Sequence[Dataset]: ...
+
+    def batches(
+        self, feed: Feed, data: DataConfig, shape: Shape, tokenizer: Tokenizer | None, split: Split
+    ) -> BatchFn: ...
+
+
 def make_loader(
     config: DataConfig,
     objective: Objective,
     tokenizer: Tokenizer | None,
-    *,
-    batch_size: int,
-    image_size: int = 0,
-    image_tokens: int = 0,
-    encoder_size: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    groups: int = 1,
+    shape: Shape,
     split: Split = "train",
-    images: bool = True,
-    picture_queries: bool = False,
 ) -> Loader:
     """An endless iterator over this process's rows of every global batch.
 
-    image_size: of the target pictures; 0 for the config's own.
-    batch_size, groups: of the global batch, groups in the order of its rows, equally many a process.
-    image_tokens, encoder_size: tokens of an image prompt, and the side of the image encoder's input.
-    images: captioning with the image before the caption, or the caption alone. picture_queries:
-        contrastive with the record's picture as the query (scenes have one, JSONL pairs do not).
     The global batch of a step is the same for every number of processes. Raises UserError for data that
     does not exist or does not suit the objective, and from `next` when too many records are damaged.
     """
-    if image_size:
-        config = dataclasses.replace(config, image_size=image_size)
-    shape = Shape(batch_size, groups, process_index, process_count, image_tokens, encoder_size)
-    if objective != "vae" and tokenizer is None:
-        raise UserError(f"the {objective} objective needs a tokenizer")
-    seed = config.seed
-    if config.precomputed and objective not in ("captioning", "diffusion"):
-        raise UserError(f"the {objective} objective reads no precomputed latents or features")
-    pairs = objective == "contrastive"
-    sources = open_pairs(config, split, picture_queries) if pairs else open_pictures(config, split)
+    objective.check(config)
+    sources = objective.sources(config, split)
+    weights, seed = config.source.weights, config.seed
     reader: Feed
     if config.aspect_buckets:
-        if config.p_interleaved or config.precomputed:
-            raise UserError("aspect_buckets go with neither interleaved prompts nor precomputed latents")
         shapes = config.source.shapes(sources)
-        reader = Buckets(sources, shapes, config.aspect_buckets, config.source.weights, seed, config.shuffle)
+        reader = Buckets(sources, shapes, config.aspect_buckets, weights, seed, config.shuffle)
     else:
-        reader = Reader(sources, config.source.weights, seed, config.shuffle)
-    make: BatchFn
-    if objective == "vae":
-        make = pixel_batch(reader, shape, config)
-    elif objective == "captioning":
-        assert tokenizer is not None
-        make = captioning_batch(reader, shape, config, tokenizer, images)
-    elif objective == "contrastive":
-        assert tokenizer is not None
-        make = contrastive_batch(reader, shape, config, tokenizer, picture_queries)
-    else:
-        assert tokenizer is not None
-        interleaved = None
-        if config.p_interleaved:
-            interleaved = Reader(open_interleaved(config, split), (), seed + 1, config.shuffle)
-        make = diffusion_batch(reader, interleaved, shape, config, tokenizer)
-    return Loader(make, config, batch_size, len(reader))
+        reader = Reader(sources, weights, seed, config.shuffle)
+    make = objective.batches(reader, config, shape, tokenizer, split)
+    return Loader(make, config, shape.batch_size, len(reader))
 
 
 class Loader(Iterator[Batch]):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mvader_jax.condition import PADDING, PromptBatch
-from mvader_jax.prompt.tokenizer import Tokenizer
+from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig, bucket
 
 #: Label of a position that the captioning loss leaves out.
 IGNORED = -100
@@ -31,7 +34,7 @@ def caption_rows(
     config = tokenizer.config
     before = [config.bos_id] if config.add_bos and config.bos_id is not None else []
     after = [config.eos_id] if config.add_eos else []
-    length = config.length or length
+    length = caption_length(config, length)
     shape = (len(captions), length)
     # CLIP's padding is made of tokens like others; elsewhere the positions do not exist.
     masked = config.length is None
@@ -43,6 +46,46 @@ def caption_rows(
         logs[row, : len(kept)] = 0.0
     pixels = np.zeros((shape[0], 0, image_size, image_size, 3), np.float32)
     return PromptBatch(ids, pixels, np.full(shape, -1, np.int32), logs, logs.copy())
+
+
+def caption_length(config: TokenizerConfig | None, length: int) -> int:
+    """Positions of a caption row that is asked to have `length`: the tokenizer's own where it has one."""
+    return config.length if config is not None and config.length else length
+
+
+def null_row(config: TokenizerConfig, image_size: int = 0, max_positions: int | None = None) -> PromptBatch:
+    """The null condition, one row: one EOS, between BOS and EOS where the tokenizer adds them.
+
+    The same as `lay_out` gives for the prompt None, of which no vocabulary is needed.
+    """
+    ids = [config.bos_id] if config.add_bos and config.bos_id is not None else []
+    ids.append(config.eos_id)
+    limit = config.max_positions if max_positions is None else max_positions
+    length = config.length or bucket(len(ids), limit)
+    # As in `caption_rows`.
+    masked = config.length is None
+    token_ids = np.full((1, length), 0 if masked else config.pad_id, np.int32)
+    token_ids[0, : len(ids)] = ids
+    logs = np.full((1, length), PADDING if masked else 0.0, np.float32)
+    logs[0, : len(ids)] = 0.0
+    pixels = np.zeros((1, 0, image_size, image_size, 3), np.float32)
+    return PromptBatch(token_ids, pixels, np.full((1, length), -1, np.int32), logs, logs.copy())
+
+
+def abstract_rows(
+    rows: int, length: int, *, pixels: jax.ShapeDtypeStruct | None = None, side: int = 0, images: int = 0
+) -> PromptBatch:
+    """A PromptBatch as shapes and dtypes. pixels: of the one image of each row (`image_rows`); without them each
+    has `images` images of `side` pixels."""
+    if pixels is None:
+        held = jax.ShapeDtypeStruct((rows, images, side, side, 3), jnp.float32)
+    else:
+        held = jax.ShapeDtypeStruct((rows, 1, *pixels.shape[1:]), pixels.dtype)
+    # Shapes stand where arrays will.
+    ids: Any = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    logs: Any = jax.ShapeDtypeStruct((rows, length), jnp.float32)
+    stack: Any = held
+    return PromptBatch(ids, stack, ids, logs, logs)
 
 
 def captioning_rows(

@@ -11,6 +11,7 @@ from typing import Literal
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.sources import Pairs, Records
 from mvader_jax.train.config import Group, Stage
+from mvader_jax.train.objectives import Captioning, Contrastive, Diffusion
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 
 #: Samples of the NLI pairs that SGPT's symmetric models train on (its model cards: 8,807 batches of 64).
@@ -18,11 +19,11 @@ NLI_PAIRS = 563_648
 
 
 def laion(path: str = "data/laion_aesthetics_5plus") -> DataConfig:
-    """LAION aesthetics v2 5+, 512 x 512 and up, about 40 M pairs (paper section 3.2); p(image) is 0.2.
+    """LAION aesthetics v2 5+, 512 x 512 and up, about 40 M pairs (paper section 3.2).
 
-    77 tokens a caption, as Stable Diffusion. `data.precomputed` names latents and features made before.
+    `data.precomputed` names latents and features made before.
     """
-    return DataConfig(source=Records((path,)), image_size=512, caption_length=77, p_image=0.2, threads=16)
+    return DataConfig(source=Records((path,)), image_size=512, threads=16)
 
 
 def diffusion(version: Literal["v1", "v2"], *, init: tuple[str, ...], data: DataConfig) -> Stage:
@@ -30,10 +31,10 @@ def diffusion(version: Literal["v1", "v2"], *, init: tuple[str, ...], data: Data
 
     v1: 54k iterations, cross-attention at 5e-4, embedding dropout .05; the semantic biases train too.
     v2: 60k iterations, cross-attention at 1e-4, embedding dropout .1; biases and adapters stay frozen.
-    Both: batches of 2048, the rest of the UNet at 5e-5. "Cross-attention" are the new matrices to_k and
-    to_v. Left open by the paper and chosen here: the biases' rate (the UNet's), AdamW (.9, .999) with
-    decay 1e-2 and EMA .9999 (Stable Diffusion's), constant rates after 1,000 steps of warm-up, clipping
-    at 1; bfloat16 for computing and for what is frozen.
+    Both: batches of 2048, the rest of the UNet at 5e-5, p(image) of .2; 77 tokens per caption, as Stable
+    Diffusion. "Cross-attention" are the new matrices to_k and to_v. Left open by the paper and chosen here: the
+    biases' rate (the UNet's), AdamW (.9, .999) with decay 1e-2 and EMA .9999 (Stable Diffusion's), constant
+    rates after 1,000 steps of warm-up, clipping at 1; bfloat16 for computing and for what is frozen.
     """
     first = version == "v1"
     groups = {
@@ -43,13 +44,12 @@ def diffusion(version: Literal["v1", "v2"], *, init: tuple[str, ...], data: Data
     if first:
         groups["biases"] = Group("biases/.*", 5e-5)
     return Stage(
-        objective="diffusion",
+        objective=Diffusion(dropout=0.05 if first else 0.1, p_image=0.2, caption_length=77),
         init=init,
         data=data,
         groups=groups,
         steps=54_000 if first else 60_000,
         batch_size=2048,
-        dropout=0.05 if first else 0.1,
         optimizer=OptimizerConfig(warmup_steps=1000),
         remat="blocks",
         dtype="bfloat16",
@@ -68,7 +68,7 @@ def captioning(*, init: tuple[str, ...], data: DataConfig) -> Stage:
     encoder's batch-norm statistics stay as they are (chosen here); MAGMA keeps no average.
     """
     return Stage(
-        objective="captioning",
+        objective=Captioning(caption_length=77),
         init=init,
         data=data,
         groups={
@@ -104,9 +104,9 @@ def contrastive(*, init: tuple[str, ...], pairs: str = "data/nli.jsonl") -> Stag
     batch = 1024
     steps = NLI_PAIRS // batch
     return Stage(
-        objective="contrastive",
+        objective=Contrastive(caption_length=75, similarity_scale=20.0),
         init=init,
-        data=DataConfig(source=Pairs((pairs,)), caption_length=75, threads=16),
+        data=DataConfig(source=Pairs((pairs,)), threads=16),
         groups={"biases": Group("biases/.*", 3.2e-4)},
         steps=steps,
         batch_size=batch,

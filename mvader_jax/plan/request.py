@@ -116,14 +116,17 @@ def candidates(request: Request, say: Say = lambda message: None) -> dict[str, A
     """{"candidates": meshes and microbatches for a training step, best first (estimated; see `search`),
     "model_flops", "counted_flops": of a whole step, as in a plan}."""
     prepare_environment()
+    import jax
     from jax.sharding import AbstractMesh
 
+    from mvader_jax.condition import PromptBatch
+    from mvader_jax.data.batches import EncodedShapes
     from mvader_jax.models.components import abstract_components
     from mvader_jax.parallel.mesh import MeshConfig
     from mvader_jax.parallel.sharding import MESH_AXES, ShardingError, param_shardings
     from mvader_jax.plan import search
+    from mvader_jax.train.assemble import batch_shape
     from mvader_jax.train.config import load_config
-    from mvader_jax.train.start import needed_components
     from mvader_jax.train.state import partition
 
     topology = parse_topology(request.topology, request.slices)
@@ -131,8 +134,9 @@ def candidates(request: Request, say: Say = lambda message: None) -> dict[str, A
     stage = config.stage(request.objective)
     say("counting what a step computes")
     needs, does = counts(request, config, stage)
-    bare = dataclasses.replace(stage, data=dataclasses.replace(stage.data, precomputed=()))
-    shapes, axes = abstract_components(config.model, needed_components(config.model, bare))
+    objective = stage.objective
+    needed = objective.components(config.model, request.precomputed, drawn=stage.sample_every > 0)
+    shapes, axes = abstract_components(config.model, needed)
     trained, frozen, _ = partition(shapes, {name: g.parameters for name, g in stage.groups.items()})
 
     def divides(mesh: MeshConfig) -> bool:
@@ -143,11 +147,22 @@ def candidates(request: Request, say: Say = lambda message: None) -> dict[str, A
             return False
         return True
 
-    sizes = {"frozen": _size(frozen), "trained": _size(trained)}
-    encoder = config.model.image_encoder
-    p_image = stage.data.p_image if encoder else 0.0
-    positions = p_image * (encoder.num_tokens if encoder else 0) + (1 - p_image) * stage.data.caption_length
-    ranked = search.rank(topology, config.model, stage, sizes, does, positions, divides)
+    batch = objective.abstract_batch(
+        *batch_shape(config.model, stage), config.model.tokenizer, EncodedShapes()
+    )
+    prompts = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, PromptBatch))
+    tokens = sum(p.token_ids.size for p in prompts if isinstance(p, PromptBatch))
+    work = search.Work(
+        model=config.model,
+        stage=stage,
+        components=frozenset(needed),
+        trained=frozenset(trained),
+        frozen_size=_size(frozen),
+        trained_size=_size(trained),
+        flops=does,
+        positions=tokens / stage.batch_size,
+    )
+    ranked = search.rank(topology, work, divides)
     found = search.describe(ranked, shown=len(ranked))
     return {"candidates": found, "model_flops": needs, "counted_flops": does}
 

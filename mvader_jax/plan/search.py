@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mvader_jax.errors import UserError
@@ -28,8 +28,28 @@ ROOM = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
+class Work:
+    """What a training step has to do, on whatever mesh.
+
+    components: those that the step computes with; trained: those of them of which parameters train.
+    frozen_size, trained_size: parameters. flops: of the step with its remat, over all devices. positions:
+    tokens that the decoder reads per sample.
+    """
+
+    model: ModelConfig
+    stage: Stage
+    components: frozenset[str]
+    trained: frozenset[str]
+    frozen_size: float
+    trained_size: float
+    flops: float
+    positions: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Candidate:
-    """mesh, microbatches; memory: bytes a chip; arithmetic, interconnect: seconds a step. All estimated."""
+    """A mesh and a number of microbatches; memory: bytes per chip; arithmetic, interconnect: seconds per step.
+    All estimated."""
 
     mesh: MeshConfig
     accumulate: int
@@ -58,33 +78,25 @@ def splits(topology: Topology, stage: Stage) -> Iterator[tuple[MeshConfig, int]]
             if stage.batch_size % ways:
                 continue
             for accumulate in _powers(stage.batch_size // ways):
-                if stage.objective != "contrastive" or accumulate == 1:
+                if stage.objective.accumulates or accumulate == 1:
                     yield mesh, accumulate
 
 
 def rank(
-    topology: Topology,
-    model: ModelConfig,
-    stage: Stage,
-    sizes: Mapping[str, float],
-    flops: float,
-    positions: float,
-    divides: Callable[[MeshConfig], bool] = lambda mesh: True,
+    topology: Topology, work: Work, divides: Callable[[MeshConfig], bool] = lambda mesh: True
 ) -> list[Candidate]:
     """Candidates that should fit, fastest first; where none should, those nearest to it.
 
-    sizes: parameters {"frozen", "trained"} of the whole model; flops: of a step with its remat; positions:
-    tokens that the decoder reads a sample; divides: whether the table of shardings takes a mesh. Raises
-    UserError where it takes none.
+    divides: whether the table of shardings takes a mesh. Raises UserError where it takes none.
     """
     taken = functools.cache(divides)
     found = [
-        estimate(topology, model, stage, sizes, flops, positions, mesh, accumulate)
-        for mesh, accumulate in splits(topology, stage)
+        estimate(topology, work, mesh, accumulate)
+        for mesh, accumulate in splits(topology, work.stage)
         if taken(mesh)
     ]
     if not found:
-        raise UserError(f"no mesh divides both {topology.name} and the batch of {stage.batch_size}")
+        raise UserError(f"no mesh divides both {topology.name} and the batch of {work.stage.batch_size}")
     limit = ROOM * topology.chip.hbm_bytes / topology.chip.cores
     fitting = [c for c in found if c.memory <= limit]
     if not fitting:
@@ -93,36 +105,27 @@ def rank(
     return sorted(fitting, key=lambda c: (round(c.seconds, 4), c.accumulate, c.memory))
 
 
-def estimate(
-    topology: Topology,
-    model: ModelConfig,
-    stage: Stage,
-    sizes: Mapping[str, float],
-    flops: float,
-    positions: float,
-    mesh: MeshConfig,
-    accumulate: int,
-) -> Candidate:
+def estimate(topology: Topology, work: Work, mesh: MeshConfig, accumulate: int) -> Candidate:
     """The model of one step on one mesh."""
-    chip, cores = topology.chip, topology.chip.cores
+    chip, cores, stage = topology.chip, topology.chip.cores, work.stage
     devices = topology.chips * cores
     sharded = mesh.fsdp * mesh.tensor
-    frozen = sizes["frozen"] * (2 if stage.frozen_dtype == "bfloat16" else 4)
+    frozen = work.frozen_size * (2 if stage.frozen_dtype == "bfloat16" else 4)
     # float32 parameters, two moments and the average; gradients of one step.
-    trained = sizes["trained"] * 4
+    trained = work.trained_size * 4
     rows = stage.batch_size / (devices / mesh.tensor) / accumulate
-    memory = (frozen + 5 * trained) / sharded + rows * sample_bytes(model, stage)
+    memory = (frozen + 5 * trained) / sharded + rows * sample_bytes(work)
     # One layer's worth of weights, gathered, is alive at a time; the UNet's are not scanned.
     memory += 0.3e9
 
-    arithmetic = flops / devices / (chip.peak / cores)
+    arithmetic = work.flops / devices / (chip.peak / cores)
     link = chip.ici_gbps * 1e9
     width = 2.0 if stage.dtype == "bfloat16" else 4.0
 
     def share(n: int) -> float:
         return (n - 1) / n
 
-    gathered = frozen * _walks(stage) + 2 * sizes["trained"] * width
+    gathered = frozen * _walks(work) + 2 * work.trained_size * width
     sent = gathered / mesh.tensor * share(mesh.fsdp) * accumulate
     sent += trained / mesh.tensor * share(mesh.fsdp) * accumulate
     seconds = sent / (_links(topology, mesh.fsdp) * link)
@@ -134,24 +137,24 @@ def estimate(
             * 2
             * rows
             * accumulate
-            * _reduced_activations(model, positions)
+            * _reduced_activations(work)
             * width
             * share(mesh.tensor)
             / (_links(topology, mesh.tensor) * link)
         )
         # Convolutions keep whole channels: their kernels are gathered over `tensor` too.
-        seconds += 2 * sizes["trained"] * width / mesh.fsdp * accumulate * share(mesh.tensor) / link
+        seconds += 2 * work.trained_size * width / mesh.fsdp * accumulate * share(mesh.tensor) / link
     if mesh.replica > 1:
         seconds += 2 * trained / sharded * share(mesh.replica) * accumulate / (chip.dcn_gbps * 1e9)
     return Candidate(mesh, accumulate, memory, arithmetic, seconds)
 
 
-def sample_bytes(model: ModelConfig, stage: Stage) -> float:
-    """Bytes of activations a sample of the UNet's step (estimated): what enters its blocks, or with remat
-    "none" some twenty arrays a block, and what is alive at its widest, fitted to the plans in tpu/plans."""
-    if model.unet is None or stage.objective != "diffusion":
+def sample_bytes(work: Work) -> float:
+    """Bytes of activations per sample of the UNet's step (estimated): what enters its blocks, or with remat
+    "none" some twenty arrays per block, and what is alive at its widest, fitted to the plans in tpu/plans."""
+    c, stage = work.model.unet, work.stage
+    if c is None or "unet" not in work.components:
         return 50e6
-    c = model.unet
     width = 2 if stage.dtype == "bfloat16" else 4
     total = widest = 0.0
     for level, channels in enumerate(c.block_out_channels):
@@ -162,21 +165,18 @@ def sample_bytes(model: ModelConfig, stage: Stage) -> float:
     return total + widest
 
 
-def _walks(stage: Stage) -> int:
-    """How often a step needs the frozen weights: again in a backward pass through the decoder, and once
-    more where its layers are computed again."""
-    through = stage.objective in ("captioning", "contrastive") or any(
-        group.parameters.startswith(("biases", "(adapters", "adapters")) for group in stage.groups.values()
-    )
-    return 1 + through
+def _walks(work: Work) -> int:
+    """How often a step needs the frozen weights: again in a backward pass, where what trains stands before the
+    decoder or in it."""
+    return 1 + bool(work.trained - {"unet", "vae"})
 
 
-def _reduced_activations(model: ModelConfig, positions: float) -> float:
-    """Numbers a sample that `tensor` reduces: two a decoder layer, three a transformer of the UNet and
+def _reduced_activations(work: Work) -> float:
+    """Numbers per sample that `tensor` reduces: two per decoder layer, three per transformer of the UNet and
     again in its backward pass."""
-    total = 0.0
+    total, model = 0.0, work.model
     if model.decoder is not None:
-        total += 2 * model.decoder.num_layers * positions * model.decoder.width
+        total += 2 * model.decoder.num_layers * work.positions * model.decoder.width
     if model.unet is not None:
         c = model.unet
         for level, channels in enumerate(c.block_out_channels):

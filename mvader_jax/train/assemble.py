@@ -14,22 +14,23 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from mvader_jax.data.batches import Shape
+from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import Loader, make_loader
+from mvader_jax.data.scenes.world import Split
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.image_encoder import calibrate
-from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.parallel.mesh import compiler_options, process_share
 from mvader_jax.parallel.sharding import mesh_axes, param_shardings, replicated
 from mvader_jax.storage.bundle import Bundle
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.flops import count_flops
-from mvader_jax.train.objectives import OBJECTIVES, LossFn, Metrics
-from mvader_jax.train.objectives.base import unit_pixels
+from mvader_jax.train.objectives import LossFn, Metrics
 from mvader_jax.train.optim.optimizer import learning_rate, make_optimizer
 from mvader_jax.train.optim.whitening import measure_whitening
-from mvader_jax.train.start import Start, gather_start, null_prompt, stage_model
+from mvader_jax.train.start import Start, gather_start
 from mvader_jax.train.state import TrainState, labels, merge, partition
 from mvader_jax.train.step import Step, make_train_step
 
@@ -59,7 +60,7 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
     if "image_encoder" in start.fresh:
         with jax.set_mesh(mesh):
             calibrate_encoder(start.bundle, stage)
-    model = stage_model(start.bundle.model, stage)
+    model = stage.objective.stage_model(start.bundle.model)
     patterns = {name: group.parameters for name, group in stage.groups.items()}
     trainable, frozen, groups = partition(start.bundle.components, patterns)
     trainable = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
@@ -82,8 +83,7 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
     state = _begin(stage, optimizer, trainable, frozen, shardings)
 
     rows = row_groups(stage, mesh)
-    null = null_prompt(start.bundle, stage)
-    step = make_train_step(OBJECTIVES[stage.objective](model, stage, null), optimizer, stage, groups, rows)
+    step = make_train_step(stage_loss(model, stage), optimizer, stage, groups, rows)
     jitted = jax.jit(
         step,
         donate_argnums=0,
@@ -94,11 +94,11 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
     def flops(state: TrainState, batch: Any) -> float:
         traced = jitted
         if stage.remat != "none":
-            plain = OBJECTIVES[stage.objective](model, dataclasses.replace(stage, remat="none"), null)
+            plain = stage_loss(model, dataclasses.replace(stage, remat="none"))
             traced = jax.jit(make_train_step(plain, optimizer, stage, groups, rows))
         return count_flops(traced.trace(state, batch).jaxpr)
 
-    evaluated = OBJECTIVES[stage.objective](_without_dropout(model), stage, null)
+    evaluated = stage_loss(_without_dropout(model), stage)
     return Run(
         stage=stage,
         mesh=mesh,
@@ -111,6 +111,15 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
         groups=groups,
         rates={name: learning_rate(stage.optimizer, peak, stage.steps) for name, peak in peaks.items()},
     )
+
+
+def stage_loss(model: ModelConfig, stage: Stage) -> LossFn:
+    """The loss that a stage minimises. Raises UserError for a stage that its objective does not allow."""
+    if stage.accumulate > 1 and not stage.objective.accumulates:
+        raise UserError(
+            f"the {stage.objective.kind} objective compares all rows of a batch; it cannot accumulate microbatches"
+        )
+    return stage.objective.loss(model, dtype=stage.dtype, remat=stage.remat)
 
 
 def _begin(
@@ -202,7 +211,7 @@ def row_groups(stage: Stage, mesh: Mesh) -> int:
     return groups
 
 
-def data_loader(run: Run, split: str) -> Loader:
+def data_loader(run: Run, split: Split) -> Loader:
     """This process's part of the stage's data; of the validation split, in batches of a microbatch's size.
 
     Raises UserError for a batch that does not divide over the devices and microbatches.
@@ -217,40 +226,44 @@ def data_loader(run: Run, split: str) -> Loader:
         stage = dataclasses.replace(stage, batch_size=stage.batch_size // stage.accumulate, accumulate=1)
     index, count = process_share(run.mesh)
     return stage_loader(
-        run.start.bundle,
-        stage,
-        process_index=index,
-        process_count=count,
-        groups=groups * stage.accumulate,
-        split=split,
+        run.start.bundle, stage, groups=groups * stage.accumulate, process=(index, count), split=split
     )
 
 
-def stage_loader(bundle: Bundle, stage: Stage, **options: Any) -> Loader:
-    """The loader of a stage's data, with the sizes that the model's parts want. Options as `make_loader`."""
-    model = bundle.model
-    encoder = model.image_encoder
-    factor = 2 ** (len(model.vae.block_out_channels) - 1) if model.vae else 0
-    return make_loader(
-        stage.data,
-        stage.objective,
-        bundle.tokenizer,
-        batch_size=stage.batch_size,
-        image_size=model.unet.sample_size * factor if model.unet and factor else stage.data.image_size,
+def stage_loader(
+    bundle: Bundle,
+    stage: Stage,
+    *,
+    groups: int = 1,
+    process: tuple[int, int] = (0, 1),
+    split: Split = "train",
+) -> Loader:
+    """The loader of a stage's data. process: (index, count); groups: of the global batch's rows."""
+    data, shape = batch_shape(bundle.model, stage, groups, process)
+    return make_loader(data, stage.objective, bundle.tokenizer, shape, split)
+
+
+def batch_shape(
+    model: ModelConfig, stage: Stage, groups: int = 1, process: tuple[int, int] = (0, 1)
+) -> tuple[DataConfig, Shape]:
+    """(the stage's data, the shape of its batches), with the sizes that the model's parts want."""
+    encoder, data = model.image_encoder, stage.data
+    if model.unet is not None and model.vae is not None:
+        data = dataclasses.replace(data, image_size=model.unet.sample_size * model.vae.multiple)
+    shape = Shape(
+        stage.batch_size,
+        groups,
+        *process,
         image_tokens=encoder.num_tokens if encoder else 0,
         encoder_size=encoder.image_size if encoder else 0,
-        images=stage.images,
-        picture_queries=stage.picture_queries,
-        **options,
     )
+    return data, shape
 
 
 def calibrate_encoder(bundle: Bundle, stage: Stage) -> None:
     """Sets a fresh image encoder's batch norms from the first batch, the same one in every process."""
     assert bundle.model.image_encoder is not None
-    batch = next(stage_loader(bundle, stage))
-    name = {"captioning": "prompt", "contrastive": "query"}.get(stage.objective, "image_prompt")
-    pixels = batch[name].pixels[:, 0]
+    pixels = stage.objective.encoder_input(next(stage_loader(bundle, stage)))
     components = bundle.components
     components["image_encoder"] = jax.jit(functools.partial(calibrate, bundle.model.image_encoder))(
         components["image_encoder"], pixels
@@ -261,12 +274,6 @@ def _whitening(bundle: Bundle, model: ModelConfig, stage: Stage) -> np.ndarray:
     """Measured on the same prompts in every process, whatever the mesh and the batch."""
     few = dataclasses.replace(stage, batch_size=32)
     return measure_whitening(model, bundle.components, few, iter(stage_loader(bundle, few)))
-
-
-def encode_posterior(config: VAEConfig, params: Any, pixels: jax.Array) -> jax.Array:
-    """The mean of the posterior, unscaled: [B, h, w, C]. pixels: uint8 [B, H, W, 3]."""
-    mean, _ = VAE(config).apply({"params": params}, unit_pixels(pixels), method="encode")
-    return mean
 
 
 def _as_frozen(leaf: Any, dtype: Any) -> Any:

@@ -6,28 +6,25 @@ import dataclasses
 import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from mvader_jax.bounds import (
     Bound,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     RegularExpression,
     Seed,
-    Share,
     any_number,
-    at_least,
 )
 from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
 from mvader_jax.settings import Checked, nearest, override
+from mvader_jax.train.objectives import Objective
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 
-Objective = Literal["vae", "captioning", "contrastive", "diffusion"]
 #: A mean is exceeded by every second loss.
 _RATIO = Bound(lambda x: x == 0 or x > 1, "0, or more than 1")
 
@@ -44,10 +41,9 @@ class Group(Checked):
 class Stage(Checked):
     """One training run of the model: what trains, on what, for how long.
 
+    objective: what is minimised, with its own settings.
     init: stages of the same config (their finished bundles) or bundle names and paths, in order;
         later ones replace components of earlier ones. A component that none holds is made anew.
-    dropout: embedding dropout of the diffusion objective: the share of rows whose whole condition is
-        replaced by the null condition (classifier-free guidance; table 2 of the paper).
     """
 
     objective: Objective
@@ -57,22 +53,6 @@ class Stage(Checked):
     data: DataConfig
     init: tuple[str, ...] = ()
     optimizer: OptimizerConfig = OptimizerConfig()
-    #: diffusion: embedding dropout, and what the dropped rows see.
-    dropout: Share = 0.1
-    null: Literal["empty", "zeros"] = "empty"
-    #: diffusion: what of the autoencoder's posterior is noised; Stable Diffusion was trained on samples.
-    posterior: Literal["sample", "mean"] = "sample"
-    #: diffusion: 1 draws timesteps as eq. 1 does, uniformly; more, noisy ones up to this many times as often as
-    #: clean ones (diffusion/objective.py).
-    timestep_bias: Annotated[float, at_least(1)] = 1.0
-    #: captioning: the image stands before the caption (False trains the bare language model).
-    images: bool = True
-    #: contrastive: the queries are pictures, not texts (CLIP: Radford et al. 2021).
-    picture_queries: bool = False
-    #: contrastive: cosine similarities are multiplied by this before the softmax.
-    similarity_scale: PositiveFloat = 20.0
-    #: vae: weight of the Kullback-Leibler term beside the errors of a pixel.
-    kl_weight: NonNegativeFloat = 1e-6
     #: microbatches a step.
     accumulate: PositiveInt = 1
     #: groups that a batch's rows are laid out in (data/rows.py); 0: one for every part of a microbatch that a
@@ -100,6 +80,20 @@ class Stage(Checked):
     #: run stop it.
     max_loss_ratio: Annotated[float, _RATIO] = 0.0
     max_bad_updates: NonNegativeInt = 0
+
+    moved: ClassVar[Mapping[str, str]] = {
+        name: f"objective.{name}"
+        for name in (
+            "dropout",
+            "null",
+            "posterior",
+            "timestep_bias",
+            "images",
+            "picture_queries",
+            "similarity_scale",
+            "kl_weight",
+        )
+    }
 
 
 @dataclasses.dataclass(frozen=True)

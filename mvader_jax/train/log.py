@@ -138,7 +138,7 @@ class Logger:
     @contextmanager
     def progress(self) -> Iterator[None]:
         """The block is the loop; its time is the steps'."""
-        with self.shown.progress(self.stage.objective):
+        with self.shown.progress(self.stage.objective.kind):
             self._since = time.monotonic()
             yield
 

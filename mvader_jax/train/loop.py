@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -23,14 +21,13 @@ from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import Loader
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
-from mvader_jax.models.config import ModelConfig
 from mvader_jax.parallel.mesh import make_global
 from mvader_jax.parallel.processes import gather_json
 from mvader_jax.storage.atomic import local, whole_directory
 from mvader_jax.storage.bundle import Bundle, carry_over, write_bundle
 from mvader_jax.storage.checkpoint import Checkpoints, Restored
 from mvader_jax.storage.lock import only_user
-from mvader_jax.train.assemble import Run, build_run, data_loader, encode_posterior, saved
+from mvader_jax.train.assemble import Run, build_run, data_loader, saved
 from mvader_jax.train.config import TrainConfig
 from mvader_jax.train.log import BadUpdate, Logger
 from mvader_jax.train.origin import changes, code_version, description
@@ -225,14 +222,19 @@ def draw(
 
 def validate(run: Run, state: TrainState) -> dict[str, float]:
     """Mean metrics of the averaged parameters on held-out batches, with the same noise every time."""
-    loader = data_loader(run, "validation")
     total: dict[str, np.ndarray] = {}
-    for index in range(VALIDATION_BATCHES):
-        batch = make_global(next(loader), run.mesh)
+    for index, batch in enumerate(held_out_batches(run)):
         metrics = run.evaluate(state.ema, state.frozen, batch, jax.random.fold_in(jax.random.key(0), index))
         for name, value in metrics.items():
             total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
     return {f"validation/{name}": float(v[0] / v[1]) for name, v in total.items() if v[1] > 0}
+
+
+def held_out_batches(run: Run) -> Iterator[Any]:
+    """The batches that a stage is validated on, the same every time."""
+    loader = data_loader(run, "validation")
+    for _ in range(VALIDATION_BATCHES):
+        yield make_global(next(loader), run.mesh)
 
 
 def result(run: Run, state: TrainState) -> Bundle:
@@ -243,8 +245,8 @@ def result(run: Run, state: TrainState) -> Bundle:
 def write_result(run: Run, state: TrainState, path: Path, config_name: str, stage_name: str) -> None:
     """Writes the finished stage's bundle: its own components, and those of earlier bundles it did not use."""
     bundle = result(run, state)
-    if run.stage.objective == "vae":
-        bundle = dataclasses.replace(bundle, model=with_latent_scale(run, bundle))
+    model = run.stage.objective.finished(bundle.model, bundle.components, held_out_batches(run))
+    bundle = dataclasses.replace(bundle, model=model)
     trained = {
         "stage": stage_name,
         "config": config_name,
@@ -276,20 +278,3 @@ def data_in_words(data: DataConfig) -> str:
     paths = data.precomputed or getattr(data.source, "paths", ())
     encoded = "precomputed " if data.precomputed else ""
     return f"{encoded}{data.source.kind}{' of ' if paths else ''}{', '.join(paths)}"
-
-
-def with_latent_scale(run: Run, bundle: Bundle) -> ModelConfig:
-    """The model with `vae.scaling_factor` set so that latents have unit variance (Rombach et al. 2022, G)."""
-    assert bundle.model.vae is not None
-    encode = jax.jit(functools.partial(encode_posterior, bundle.model.vae))
-    loader = data_loader(run, "validation")
-    squares = [
-        float(
-            jnp.mean(
-                jnp.square(encode(bundle.components["vae"], make_global(next(loader), run.mesh)["pixels"]))
-            )
-        )
-        for _ in range(VALIDATION_BATCHES)
-    ]
-    scale = round(1.0 / float(np.sqrt(np.mean(squares))), 5)
-    return dataclasses.replace(bundle.model, vae=dataclasses.replace(bundle.model.vae, scaling_factor=scale))

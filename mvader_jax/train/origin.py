@@ -12,7 +12,8 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from mvader_jax import __version__
-from mvader_jax.settings import modern, to_dict
+from mvader_jax.errors import UserError
+from mvader_jax.settings import from_dict, modern, to_dict
 from mvader_jax.train.assemble import Run
 from mvader_jax.train.config import TrainConfig
 
@@ -34,7 +35,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = []
     before, now = (
         flatten_dict({"model": config["model"], "stage": config["stages"][stage]}, sep=".")
-        for config, stage in ((modern(TrainConfig, d["config"]), d["stage"]) for d in (old, new))
+        for config, stage in ((todays(d["config"]), d["stage"]) for d in (old, new))
     )
     for name in sorted(now.keys() | before.keys()):
         if name not in before:
@@ -48,6 +49,16 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if earlier and digest and earlier != digest:
             found.append(f"the {name} that the stage starts from was replaced by another")
     return found
+
+
+def todays(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Stored settings under today's keys; those that are new since have their defaults."""
+    config = modern(TrainConfig, config)
+    try:
+        full: Mapping[str, Any] = to_dict(from_dict(TrainConfig, config))
+    except UserError:
+        return config
+    return full
 
 
 @functools.cache

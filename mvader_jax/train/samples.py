@@ -6,14 +6,13 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
 
 from mvader_jax.data.decode import decode
 from mvader_jax.data.order import Reader, Record
-from mvader_jax.data.sources.open import open_pictures
 from mvader_jax.images.sheet import grid
 from mvader_jax.parallel.sharding import replicated
 from mvader_jax.prompt.elements import Image, Prompt, Text
@@ -22,8 +21,11 @@ from mvader_jax.sampling.generate import Draws, Prompted
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.storage.bundle import Bundle
-from mvader_jax.train.assemble import Run
-from mvader_jax.train.config import Stage
+
+if TYPE_CHECKING:
+    # They hold the objectives, which say what is drawn.
+    from mvader_jax.train.assemble import Run
+    from mvader_jax.train.config import Stage
 
 #: Held-out records a default grid shows: as captions, as images, and as an image with another's caption.
 _CAPTIONS, _IMAGES, _BOTH = 4, 2, 2
@@ -32,33 +34,41 @@ _RECONSTRUCTED = 8
 Grid = tuple[np.ndarray, list[str]]
 
 
-class SampleGrid:
-    """Draws the grids of one run: `SampleGrid()(run, bundle)`, in every process of the job together.
+class Drawing(Protocol):
+    """Draws the grid of a stage with a pipeline of its model; one object draws all grids of a run."""
 
-    The diffusion stage: one picture a prompt of `Stage.sample_prompts`, or of held-out records. The
-    autoencoder: held-out pictures and, below, what it makes of them. Other stages make no pictures.
-    """
+    def __call__(self, pipeline: Pipeline, stage: Stage) -> Grid:
+        """(uint8 [H, W, 3], what each picture shows). Raises UserError for prompts it cannot read."""
+        ...
+
+
+class SampleGrid:
+    """Draws the grids of one run as its objective says: `SampleGrid()(run, bundle)`, in every process together."""
 
     def __init__(self) -> None:
         self._pipeline: Pipeline | None = None
-        self._prompts: list[tuple[Prompt, str]] = []
-        self._pixels: np.ndarray | None = None
+        self._drawing: Drawing | None = None
 
     def __call__(self, run: Run, bundle: Bundle) -> Grid | None:
-        """(uint8 [H, W, 3], what each picture shows), or None. Raises UserError for prompts it cannot read."""
-        if run.stage.objective not in ("diffusion", "vae"):
-            return None
-        if self._pipeline is None:
+        """The grid, or None where the stage makes no pictures. Raises UserError for prompts it cannot read."""
+        if self._pipeline is None or self._drawing is None:
+            self._drawing = run.stage.objective.drawing()
+            if self._drawing is None:
+                return None
             self._pipeline = Pipeline(bundle, dtype=run.stage.dtype, mesh=run.mesh)
         # One pipeline for the whole run: its programs are compiled once.
         self._pipeline.bundle = bundle
-        if run.stage.objective == "vae":
-            return self._reconstructions(run)
-        return self._pictures(run)
+        return self._drawing(self._pipeline, run.stage)
 
-    def _pictures(self, run: Run) -> Grid:
-        assert self._pipeline is not None
-        bundle, stage = self._pipeline.bundle, run.stage
+
+class Pictures:
+    """One picture a prompt of `Stage.sample_prompts`, or of held-out records."""
+
+    def __init__(self) -> None:
+        self._prompts: list[tuple[Prompt, str]] = []
+
+    def __call__(self, pipeline: Pipeline, stage: Stage) -> Grid:
+        bundle = pipeline.bundle
         if not self._prompts:
             self._prompts = chosen_prompts(stage) or held_out_prompts(bundle, stage)
         count = len(self._prompts)
@@ -69,21 +79,27 @@ class SampleGrid:
             Prompted(bundle.to_batch([None])),
             np.arange(count),
         )
-        drawn = self._pipeline.generate(draws, settings.static(bundle.model))
-        pictures, finite = (on_host(run, array) for array in drawn)
+        drawn = pipeline.generate(draws, settings.static(bundle.model))
+        pictures, finite = (on_host(pipeline, array) for array in drawn)
         named = [label for _, label in self._prompts]
         labels = [
             label if good else f"(NaN or infinity) {label}" for label, good in zip(named, finite, strict=True)
         ]
         return np.asarray(grid(list(pictures), columns=4, labels=labels)), labels
 
-    def _reconstructions(self, run: Run) -> Grid:
-        assert self._pipeline is not None
+
+class Reconstructions:
+    """Held-out pictures and, below, what the autoencoder makes of them."""
+
+    def __init__(self) -> None:
+        self._pixels: np.ndarray | None = None
+
+    def __call__(self, pipeline: Pipeline, stage: Stage) -> Grid:
         if self._pixels is None:
-            records = itertools.islice(held_out(run.stage), _RECONSTRUCTED)
+            records = itertools.islice(held_out(stage), _RECONSTRUCTED)
             self._pixels = np.stack([record["image"] for record in records])
-        latents = self._pipeline.encode(self._pixels)
-        made = on_host(run, self._pipeline.decode(latents))
+        latents = pipeline.encode(self._pixels)
+        made = on_host(pipeline, pipeline.decode(latents))
         made = np.rint((made + 1.0) * 127.5).astype(np.uint8)
         labels = ["held out"] * len(made) + ["reconstructed"] * len(made)
         return np.asarray(grid([*self._pixels, *made], columns=len(made))), labels
@@ -114,7 +130,7 @@ def held_out_prompts(bundle: Bundle, stage: Stage) -> list[tuple[Prompt, str]]:
 def held_out(stage: Stage) -> Iterator[Record]:
     """The stage's validation records in order, decoded, those without a caption left out."""
     config = dataclasses.replace(stage.data, shuffle=False, precomputed=())
-    reader = Reader(open_pictures(config, "validation"), (), config.seed, shuffle=False)
+    reader = Reader(stage.objective.sources(config, "validation"), (), config.seed, shuffle=False)
     for position in range(len(reader)):
         finish = functools.partial(
             decode, config=config, rng=reader.rng(position, "decode"), size=(config.image_size,) * 2
@@ -124,6 +140,8 @@ def held_out(stage: Stage) -> Iterator[Record]:
             yield record
 
 
-def on_host(run: Run, array: Any) -> np.ndarray:
+def on_host(pipeline: Pipeline, array: Any) -> np.ndarray:
     """An array of any sharding, whole, in every process."""
-    return np.asarray(jax.jit(lambda x: x, out_shardings=replicated(run.mesh))(array))
+    mesh = pipeline.placement.mesh
+    whole = None if mesh is None else replicated(mesh)
+    return np.asarray(jax.jit(lambda x: x, out_shardings=whole)(array))

@@ -1,4 +1,4 @@
-"""Where a stage starts: components from earlier bundles or made anew, the tokenizer, the null prompt."""
+"""Where a stage starts: components from earlier bundles or made anew, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from mvader_jax.condition import PromptBatch
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of
 from mvader_jax.data.sources.encoded import parts_of, read_info
@@ -40,31 +39,7 @@ class Start:
 
 def needed_components(model: ModelConfig, stage: Stage) -> tuple[str, ...]:
     """Which components a stage computes with."""
-    if stage.objective == "vae":
-        return ("vae",)
-    if stage.objective == "contrastive" and not stage.picture_queries:
-        return ("decoder", "biases")
-    # Interleaved prompts bring pictures that nobody has encoded.
-    known = frozenset() if stage.data.p_interleaved else parts_of(stage.data)
-    encoder = ("image_encoder",) if "features" not in known else ()
-    images = ("adapters",) * (model.adapters is not None) + (*encoder, "image_prefix")
-    if stage.objective == "contrastive":
-        return ("decoder", *images)
-    if stage.objective == "captioning":
-        return ("decoder", *images) if stage.images else ("decoder",)
-    # Latents need no autoencoder to be trained on, but one to be looked at.
-    vae = ("vae",) if "latents" not in known or stage.sample_every else ()
-    if model.embedder == "clip_text":
-        return ("text_encoder", "unet", *vae)
-    return ("decoder", "biases", *images, "unet", *vae)
-
-
-def stage_model(model: ModelConfig, stage: Stage) -> ModelConfig:
-    """The model as a stage sees it: the language model's own stages run without the multimodal parts."""
-    pictures = stage.picture_queries if stage.objective == "contrastive" else stage.images
-    if stage.objective in ("captioning", "contrastive") and not pictures:
-        return dataclasses.replace(model, adapters=None, image_encoder=None, image_prefix=None)
-    return model
+    return stage.objective.components(model, parts_of(stage.data), drawn=stage.sample_every > 0)
 
 
 def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh) -> Start:
@@ -75,7 +50,7 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
     needed = needed_components(config.model, stage)
     model, sources, tokenizer = earlier_components(config, stage, workdir)
     check_precomputed(stage.data, sources)
-    if tokenizer is None and stage.objective != "vae":
+    if tokenizer is None and stage.objective.reads_text:
         if model.tokenizer is None or model.decoder is None:
             raise UserError(
                 f"config {config.name!r} has no tokenizer, and none of its init bundles holds one"
@@ -151,13 +126,6 @@ def check_precomputed(data: DataConfig, sources: Mapping[str, Path]) -> None:
                 raise UserError(
                     f"{path!r} was encoded by another {component} than that of {sources[component]}; encode again"
                 )
-
-
-def null_prompt(bundle: Bundle, stage: Stage) -> PromptBatch | None:
-    """The null condition's prompt, one row: the empty prompt, or None for zeros."""
-    if stage.objective != "diffusion" or stage.null == "zeros":
-        return None
-    return bundle.to_batch([None])
 
 
 def _locate(config: TrainConfig, name: str, workdir: str | Path) -> Path:

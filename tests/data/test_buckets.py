@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mvader_jax.data.buckets import Buckets, nearest_bucket, turn
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.order import DamagedRecord
 from mvader_jax.errors import UserError
+from mvader_jax.train.objectives import Contrastive, Diffusion
 
 SIDES = ((8, 12), (12, 8), (10, 10), (4, 40))
 SHAPES = {"wide": (40, 60), "tall": (60, 40), "square": (50, 50)}
@@ -113,5 +115,10 @@ def test_mixtures_need_pictures_everywhere_and_sides_must_be_sides():
         feed(Pictures(2), Pictures(16), weights=(1.0, 1.0))
     with pytest.raises(UserError, match="pairs of height and width"):
         Buckets([Pictures(4)], [Pictures(4).shapes], ((0, 4),), (), 0, True)
-    with pytest.raises(UserError, match="neither interleaved prompts nor precomputed"):
-        loader.make_loader(DataConfig(aspect_buckets=((8, 8),), p_interleaved=0.5), "vae", None, batch_size=4)
+    data = DataConfig(aspect_buckets=((8, 8),))
+    with pytest.raises(UserError, match="aspect_buckets do not go with interleaved"):
+        Diffusion(p_interleaved=0.5).check(data)
+    with pytest.raises(UserError, match="aspect_buckets do nothing for the contrastive objective"):
+        Contrastive().check(data)
+    with pytest.raises(UserError, match="aspect_buckets do not go with precomputed"):
+        Diffusion().check(dataclasses.replace(data, precomputed=("x",)))

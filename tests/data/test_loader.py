@@ -15,6 +15,7 @@ from mvader_jax.data.order import DamagedRecord, Reader
 from mvader_jax.data.prompts import IGNORED
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import train_tokenizer
+from mvader_jax.train.objectives import Captioning, Diffusion
 
 SIDE, ENCODER, TOKENS = 12, 8, 4
 
@@ -45,13 +46,13 @@ def tokenizer():
 
 
 def config(**changes):
-    return DataConfig(**{"image_size": SIDE, "caption_length": 7, "threads": 2, "seed": 3, **changes})
+    return DataConfig(**{"image_size": SIDE, "threads": 2, "seed": 3, **changes})
 
 
 def diffusion_loader(tokenizer, source, config, *, batch_size=12, index=0, count=1, groups=4):
     reader = Reader([source], (), config.seed, config.shuffle)
     shape = batches.Shape(batch_size, groups, index, count, TOKENS, ENCODER)
-    make = batches.diffusion_batch(reader, None, shape, config, tokenizer)
+    make = Diffusion(caption_length=7).batches(reader, config, shape, tokenizer, "train")
     return loader.Loader(make, config, batch_size, len(reader))
 
 
@@ -196,7 +197,8 @@ def test_bad_weights_are_refused(weights):
 def test_captioning_labels_are_the_caption_and_one_eos(tokenizer):
     reader = Reader([Numbered(50)], (), 1, True)
     shape = batches.Shape(5, image_tokens=TOKENS, encoder_size=ENCODER)
-    batch, _ = batches.captioning_batch(reader, shape, config(caption_length=6), tokenizer, True)(0)
+    captioning = Captioning(caption_length=6)
+    batch, _ = captioning.batches(reader, config(), shape, tokenizer, "train")(0)
     prompt, labels = batch["prompt"], batch["labels"]
     assert labels.shape == prompt.token_ids.shape == (5, TOKENS + 6)
     np.testing.assert_array_equal(prompt.image_index[0], [0, 1, 2, 3, -1, -1, -1, -1, -1, -1])
@@ -207,7 +209,9 @@ def test_captioning_labels_are_the_caption_and_one_eos(tokenizer):
         assert prompt.token_ids[row, TOKENS:].tolist() == caption + [tokenizer.config.eos_id] * (
             6 - len(caption)
         )
-    alone, _ = batches.captioning_batch(reader, shape, config(caption_length=6), tokenizer, False)(0)
+    alone, _ = dataclasses.replace(captioning, images=False).batches(
+        reader, config(), shape, tokenizer, "train"
+    )(0)
     np.testing.assert_array_equal(alone["labels"], labels[:, TOKENS:])
     assert alone["prompt"].pixels.shape[1] == 0
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import micro
-import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -17,51 +15,21 @@ from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, compiler_options, make_mesh
 from mvader_jax.parallel.sharding import constrain
 from mvader_jax.plan.counted import step_flops
-from mvader_jax.plan.program import (
-    abstract_batch,
-    abstract_null_prompt,
-    bytes_a_chip,
-    sample_program,
-    train_program,
-)
+from mvader_jax.plan.program import bytes_a_chip, encoded_parts, sample_program, train_program
 from mvader_jax.plan.topology import devices, parse_topology
 from mvader_jax.sampling.settings import SamplingSettings
-from mvader_jax.storage.bundle import Bundle
-from mvader_jax.train.assemble import stage_loader
+from mvader_jax.train.assemble import batch_shape
 from mvader_jax.train.config import load_config
-from mvader_jax.train.start import null_prompt, stage_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return micro.bundle()
-
-
-def shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: (tuple(x.shape), jnp.dtype(x.dtype).name), tree)
-
-
-@pytest.mark.parametrize("name", ["vae", "language", "captioning", "contrastive", "diffusion"])
-def test_the_batch_is_the_one_a_loader_makes(bundle: Bundle, name: str) -> None:
-    stage = micro.train_config(batch_size=16).stages[name]
-    made = next(stage_loader(bundle, stage, groups=4))
-    assert shapes(abstract_batch(stage_model(bundle.model, stage), stage, 4)) == shapes(made)
-
-
-def test_the_null_prompt_is_the_tokenizer_s(bundle: Bundle) -> None:
-    stage = micro.train_config().stages["diffusion"]
-    expected = null_prompt(bundle, stage)
-    found = abstract_null_prompt(bundle.model, stage)
-    assert shapes(found) == shapes(expected)
-    np.testing.assert_array_equal(found.log_weights, expected.log_weights)
 
 
 def test_precomputed_parts_stand_for_pictures() -> None:
     config = load_config(CONFIGS / "open_v2.py")
     stage = config.stages["diffusion"]
-    batch = abstract_batch(config.model, stage, 256, ("latents", "features"))
+    data, shape = batch_shape(config.model, stage, 256)
+    encoded = encoded_parts(config.model, stage, ("latents", "features"))
+    batch = stage.objective.abstract_batch(data, shape, config.model.tokenizer, encoded)
     assert "pixels" not in batch
     assert batch["latent_mean"].shape == batch["latent_logvar"].shape == (2048, 64, 64, 4)
     # Of 8 rows a chip 1.6 are images: room for 2, and for 7 captions.

@@ -16,14 +16,21 @@ from mvader_jax.plan.topology import parse_topology
 
 MODEL = ModelConfig.open_m_vader()
 STAGE = paper.diffusion("v2", init=(), data=paper.laion())
-SIZES = {"frozen": 6.45e9, "trained": 0.943e9}
-#: About 3.4 TFLOP a sample.
-FLOPS = 2048 * 3.4e12
+#: About 3.4 TFLOP per sample.
+WORK = search.Work(
+    MODEL,
+    STAGE,
+    components=frozenset(STAGE.objective.components(MODEL)),
+    trained=frozenset({"unet"}),
+    frozen_size=6.45e9,
+    trained_size=0.943e9,
+    flops=2048 * 3.4e12,
+    positions=90.4,
+)
 
 
-def ranked(pod: str, slices: int = 1, **sizes: float) -> list[search.Candidate]:
-    topology = parse_topology(pod, slices)
-    return search.rank(topology, MODEL, STAGE, {**SIZES, **sizes}, FLOPS, 90.4)
+def ranked(pod: str, slices: int = 1, **changes: float) -> list[search.Candidate]:
+    return search.rank(parse_topology(pod, slices), dataclasses.replace(WORK, **changes))  # type: ignore[arg-type]
 
 
 def test_every_split_makes_up_the_pod_and_the_batch() -> None:
@@ -61,7 +68,7 @@ def test_where_memory_is_short_the_batch_is_cut() -> None:
 
 
 def test_where_nothing_fits_the_nearest_comes_first() -> None:
-    found = ranked("v5e:2x2", frozen=200e9)
+    found = ranked("v5e:2x2", frozen_size=200e9)
     assert found[0].memory == min(c.memory for c in found)
     assert found[0].memory > parse_topology("v5e:2x2").chip.hbm_bytes
 
@@ -71,14 +78,14 @@ def test_more_microbatches_send_more_and_hold_less() -> None:
     from mvader_jax.parallel.mesh import MeshConfig
 
     mesh = MeshConfig(data=16, fsdp=16)
-    one, four = (search.estimate(topology, MODEL, STAGE, SIZES, FLOPS, 90.4, mesh, n) for n in (1, 4))
+    one, four = (search.estimate(topology, WORK, mesh, n) for n in (1, 4))
     assert four.interconnect > 3.9 * one.interconnect and four.memory < one.memory
     assert four.arithmetic == one.arithmetic
 
 
 def test_meshes_that_do_not_divide_a_parameter_are_left_out() -> None:
     topology = parse_topology("v5e:16x16")
-    found = search.rank(topology, MODEL, STAGE, SIZES, FLOPS, 90.4, lambda mesh: mesh.fsdp <= 64)
+    found = search.rank(topology, WORK, lambda mesh: mesh.fsdp <= 64)
     assert max(c.mesh.fsdp for c in found) == 64
     with pytest.raises(UserError, match="no mesh divides"):
-        search.rank(topology, MODEL, STAGE, SIZES, FLOPS, 90.4, lambda mesh: False)
+        search.rank(topology, WORK, lambda mesh: False)

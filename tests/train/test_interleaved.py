@@ -11,20 +11,19 @@ import micro
 import numpy as np
 import pytest
 
-from mvader_jax.condition import PADDING, Condition
+from mvader_jax.condition import PADDING, Condition, spread, spread_rows, where
 from mvader_jax.data.rows import row_layout
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.storage.bundle import save_bundle
 from mvader_jax.train.assemble import stage_loader
 from mvader_jax.train.loop import train
-from mvader_jax.train.objectives.diffusion import diffusion, join_kinds, spread_rows
 
 
-def config(**data):
+def config(**settings):
     base = micro.train_config(batch_size=10, steps=3, save_every=3, log_every=1)
     stage = base.stages["diffusion"]
-    data = dataclasses.replace(stage.data, p_interleaved=0.4, **data)
-    stages = {**base.stages, "diffusion": dataclasses.replace(stage, data=data)}
+    objective = dataclasses.replace(stage.objective, p_interleaved=0.4, **settings)
+    stages = {**base.stages, "diffusion": dataclasses.replace(stage, objective=objective)}
     return dataclasses.replace(base, stages=stages)
 
 
@@ -41,14 +40,8 @@ def test_rows_of_three_kinds_are_joined_where_the_layout_says():
     image, interleaved, text = rows(10, 2, 2), rows(20, 3, 4), rows(30, 2, 1)
     use_image = jnp.array([1, 1, 0, 0, 0, 1, 0, 0, 0, 0], bool)
     use_interleaved = jnp.array([0, 0, 1, 1, 0, 0, 1, 1, 0, 0], bool)
-    joined = join_kinds(
-        [
-            (text, layout.text_start, ~use_image & ~use_interleaved),
-            (image, 0, use_image),
-            (interleaved, layout.interleaved_start, use_interleaved),
-        ],
-        groups=2,
-    )
+    joined = where(use_image, spread(image, 2, 5, 0), spread(text, 2, 5, layout.text_start))
+    joined = where(use_interleaved, spread(interleaved, 2, 5, layout.interleaved_start), joined)
     np.testing.assert_array_equal(joined.hidden[:, 0, 0], [10, 11, 21, 22, 31, 12, 23, 24, 32, 33])
     lengths = [2, 2, 4, 4, 1, 2, 4, 4, 1, 1]
     np.testing.assert_array_equal((joined.log_weights == PADDING).sum(1), 4 - np.array(lengths))
@@ -64,11 +57,10 @@ def bundle():
 
 def test_each_sample_sees_its_own_prompt(bundle):
     """Changing the interleaved prompts changes the losses of the samples that use them, and no other's."""
-    stage = config().stages["diffusion"]
-    stage = dataclasses.replace(stage, dropout=0.0)
+    stage = config(dropout=0.0, null="zeros").stages["diffusion"]
     batch = next(stage_loader(bundle, stage, groups=2))
     assert batch["use_interleaved"].sum() == 4 and batch["use_image"].sum() == 2
-    loss = jax.jit(diffusion(bundle.model, stage), static_argnums=3)
+    loss = jax.jit(stage.objective.loss(bundle.model), static_argnums=3)
 
     def metrics(changes):
         return {k: np.asarray(v) for k, v in loss(bundle.components, {**batch, **changes}, key, 2)[1].items()}

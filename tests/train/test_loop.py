@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import micro
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mvader_jax.condition import PADDING, Condition
-from mvader_jax.data.rows import row_layout
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata
 from mvader_jax.parallel.mesh import MeshConfig, make_global, make_mesh
@@ -28,7 +25,6 @@ from mvader_jax.storage.checkpoint import Checkpoints
 from mvader_jax.train.assemble import build_run, data_loader
 from mvader_jax.train.config import Group, TrainConfig, load_config
 from mvader_jax.train.loop import PREEMPTED, Diverged, train
-from mvader_jax.train.objectives.diffusion import join_rows, replace_rows
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 from mvader_jax.train.origin import changes
 from mvader_jax.train.samples import SampleGrid, chosen_prompts
@@ -182,7 +178,7 @@ def test_settings_that_came_and_went_are_changes_too() -> None:
     assert changes(old, old) == []
     assert changes(old, {**old, "config": later}) == [
         "stage.groups.all.rate, which was 0.1, is gone",
-        "stage.posterior is new: mean",
+        "stage.objective.posterior is new: mean",
     ]
 
 
@@ -264,29 +260,15 @@ def test_a_mesh_changes_neither_loss_nor_parameters(workdir: Path, compilations:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), outcomes[0][1], outcomes[1][1])
 
 
-def test_joined_rows_are_each_samples_own_condition() -> None:
-    # Two groups of three samples; two image rows and two caption rows a group, overlapping in the middle.
-    image = Condition(jnp.arange(4.0).reshape(4, 1, 1) + 10, jnp.zeros((4, 1)))
-    text = Condition(jnp.repeat(jnp.arange(4.0), 2).reshape(4, 2, 1) + 20, jnp.zeros((4, 2)))
-    use_image = jnp.array([True, True, False, True, False, False])
-    joined = join_rows(image, text, use_image, groups=2)
-    np.testing.assert_array_equal(joined.hidden[:, 0, 0], [10, 11, 21, 12, 22, 23])
-    np.testing.assert_array_equal(joined.log_weights[:, 1] == PADDING, use_image)
-    null = Condition(jnp.full((1, 1, 1), -1.0), jnp.zeros((1, 1)))
-    replaced = replace_rows(joined, null, jnp.array([False] * 5 + [True]))
-    assert replaced.hidden[5, 0, 0] == -1.0 and replaced.log_weights[5, 1] == PADDING
-    assert row_layout(64, 0.2).image_rows == 13
-
-
 def test_a_group_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(UserError, match="matches no parameter"):
         partition({"unet": {"conv": {"kernel": np.zeros(3)}}}, {"typo": "unet/konv/.*"})
 
 
 def test_configs_load_and_overrides_are_checked() -> None:
-    config = load_config("configs/tiny.py", ["stages.vae.steps=7", "stages.diffusion.data.p_image=0.5"])
+    config = load_config("configs/tiny.py", ["stages.vae.steps=7", "stages.diffusion.objective.p_image=0.5"])
     assert config.stages["vae"].steps == 7
-    assert config.stages["diffusion"].data.p_image == 0.5
+    assert config.stages["diffusion"].objective.p_image == 0.5
     assert config.stages["contrastive"].groups == {"biases": Group("biases/.*", 4e-3)}
     with pytest.raises(UserError, match="did you mean 'steps'"):
         load_config("configs/tiny.py", ["stages.vae.stepps=7"])

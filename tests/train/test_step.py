@@ -14,6 +14,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.parallel.sharding import batch_sharding, replicated
 from mvader_jax.train.config import Group, Stage
+from mvader_jax.train.objectives import Autoencoding
 from mvader_jax.train.optim.optimizer import OptimizerConfig, ema_update, learning_rate, make_optimizer
 from mvader_jax.train.state import TrainState, labels
 from mvader_jax.train.step import make_train_step
@@ -24,7 +25,7 @@ OWNERS = {"model/a/kernel": "a", "model/b/bias": "b"}
 
 def stage(**changes: Any) -> Stage:
     options = {"optimizer": OptimizerConfig(clip_norm=0.0, weight_decay=0.0, ema_decay=0.9), **changes}
-    return Stage("vae", GROUPS, 10, 8, DataConfig(), **options)
+    return Stage(Autoencoding(), GROUPS, 10, 8, DataConfig(), **options)
 
 
 def loss_fn(components: Any, batch: Any, key: jax.Array, row_groups: int) -> Any:

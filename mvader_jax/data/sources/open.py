@@ -31,20 +31,16 @@ def open_pairs(config: DataConfig, split: Split, pictures: bool = False) -> Sequ
 
     Raises UserError as `open_pictures`.
     """
-    if config.precomputed:
-        raise UserError("the contrastive objective reads no precomputed latents or features")
-    if config.aspect_buckets:
-        raise UserError("aspect_buckets are of pictures that are drawn; the contrastive objective draws none")
     return config.source.pairs(split, config.seed, config.image_size, pictures)
 
 
-def open_interleaved(config: DataConfig, split: Split) -> Sequence[Dataset]:
-    """Interleaved prompts: of the config's JSONL files, or the source's own where there are none.
+def open_interleaved(config: DataConfig, files: Sequence[str], split: Split) -> Sequence[Dataset]:
+    """Interleaved prompts: those of JSONL files, or the source's own where none is named.
 
     Raises UserError as `open_pictures`.
     """
-    if config.interleaved:
-        return [Interleaved(config.interleaved, split)]
+    if files:
+        return [Interleaved(files, split)]
     return config.source.interleaved(split, config.seed, config.image_size)
 
 

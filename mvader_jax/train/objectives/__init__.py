@@ -1,11 +1,24 @@
-"""The training objectives, by name. Adding one: a file here, and a line in OBJECTIVES."""
+"""The training objectives. Adding one: a file here, and its line in `Objective.kinds`."""
 
-from mvader_jax.train.objectives.base import LossFn, Metrics
-from mvader_jax.train.objectives.captioning import captioning
-from mvader_jax.train.objectives.contrastive import contrastive
-from mvader_jax.train.objectives.diffusion import diffusion
-from mvader_jax.train.objectives.vae import vae
+from mvader_jax.train.objectives.base import LossFn, Metrics, Objective
+from mvader_jax.train.objectives.captioning import Captioning
+from mvader_jax.train.objectives.contrastive import Contrastive
+from mvader_jax.train.objectives.diffusion import Diffusion
+from mvader_jax.train.objectives.vae import Autoencoding
 
-OBJECTIVES = {"vae": vae, "captioning": captioning, "contrastive": contrastive, "diffusion": diffusion}
+Objective.kinds = {
+    "vae": Autoencoding,
+    "captioning": Captioning,
+    "contrastive": Contrastive,
+    "diffusion": Diffusion,
+}
 
-__all__ = ["OBJECTIVES", "LossFn", "Metrics"]
+__all__ = [
+    "Autoencoding",
+    "Captioning",
+    "Contrastive",
+    "Diffusion",
+    "LossFn",
+    "Metrics",
+    "Objective",
+]

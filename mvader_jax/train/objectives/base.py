@@ -1,12 +1,33 @@
-"""What every objective is: a pure function of components, a batch and a key."""
+"""What every objective is: one frozen object that carries its own settings and knows all that depends on it.
+
+Training, plans and precomputation ask it; nobody else tells objectives apart. Adding one: a file here, and a
+line in `__init__.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import abc
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+
+from mvader_jax.condition import Array
+from mvader_jax.data.batches import Batch, BatchFn, EncodedShapes, Feed, Shape
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.order import Dataset
+from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.open import open_pictures
+from mvader_jax.errors import UserError
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.remat import Remat
+from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
+from mvader_jax.settings import Choice
+
+if TYPE_CHECKING:
+    from mvader_jax.train.samples import Drawing
 
 #: name -> float32 [2], a sum and the count it runs over, so that means over steps, microbatches and
 #: modalities of unequal size stay exact.
@@ -15,6 +36,101 @@ Metrics = dict[str, jax.Array]
 #: (components, batch, key, groups) -> (loss, metrics). `groups` is how many groups the batch's rows
 #: are laid out in (see data/rows.py); objectives without mixed rows ignore it.
 LossFn = Callable[[Mapping[str, Any], Mapping[str, Any], jax.Array, int], tuple[jax.Array, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(Choice, abc.ABC):
+    """What a stage minimises. Its fields are its settings, `kind` the name it is registered under."""
+
+    #: Whether a batch may be computed in microbatches: its loss is a mean over rows that know nothing of
+    #: each other.
+    accumulates: ClassVar[bool] = True
+    #: Whether it reads texts, so that a stage needs a tokenizer.
+    reads_text: ClassVar[bool] = True
+    #: Whether the pictures of its batches may all be cropped to another shape than the square.
+    takes_buckets: ClassVar[bool] = True
+    #: Whether latents or features that were computed before may stand for its pictures.
+    takes_precomputed: ClassVar[bool] = True
+
+    def check(self, data: DataConfig) -> None:
+        """Raises UserError for settings of the data that it cannot use."""
+        if data.precomputed and not self.takes_precomputed:
+            raise UserError(f"the {self.kind} objective reads no precomputed latents or features")
+        if data.aspect_buckets and not self.takes_buckets:
+            raise UserError(f"aspect_buckets do nothing for the {self.kind} objective; leave them out")
+        if data.aspect_buckets and data.precomputed:
+            raise UserError("aspect_buckets do not go with precomputed latents")
+
+    @abc.abstractmethod
+    def components(
+        self, model: ModelConfig, known: Collection[str] = (), drawn: bool = False
+    ) -> tuple[str, ...]:
+        """Which components a stage computes with.
+
+        known: parts of the batch that come precomputed; drawn: whether pictures are drawn while it trains.
+        """
+
+    def stage_model(self, model: ModelConfig) -> ModelConfig:
+        """The model as a stage sees it."""
+        return model
+
+    def sources(self, data: DataConfig, split: Split) -> Sequence[Dataset]:
+        """Where its records come from. Raises UserError where they do not exist or do not suit it."""
+        return open_pictures(data, split)
+
+    @abc.abstractmethod
+    def batches(
+        self, feed: Feed, data: DataConfig, shape: Shape, tokenizer: Tokenizer | None, split: Split
+    ) -> BatchFn:
+        """Makes this process's rows of a step's batch, in NumPy; a function of the step's number."""
+
+    @abc.abstractmethod
+    def abstract_batch(
+        self, data: DataConfig, shape: Shape, tokenizer: TokenizerConfig | None, encoded: EncodedShapes
+    ) -> Batch:
+        """The batch that `batches` makes, as shapes and dtypes. encoded: of what comes precomputed."""
+
+    @abc.abstractmethod
+    def loss(self, model: ModelConfig, *, dtype: str = "float32", remat: Remat = "none") -> LossFn:
+        """The loss of a batch. dtype: that its networks compute in; remat: what is kept for the backward pass."""
+
+    def encoder_input(self, batch: Batch) -> Array:
+        """The pictures of a batch as the image encoder reads them, [N, H, W, 3]: a fresh one is calibrated on
+        them. Raises UserError where it shows none."""
+        raise UserError(f"the {self.kind} objective shows no pictures to an image encoder")
+
+    def condition_width(self, model: ModelConfig) -> int:
+        """Width of the hidden states that a network reads as its condition. Raises UserError where none does."""
+        raise UserError(f"optimizer.whiten is for networks that read a condition; {self.kind} trains none")
+
+    def drawing(self) -> Drawing | None:
+        """What is drawn while it trains; None for nothing."""
+        return None
+
+    def finished(
+        self, model: ModelConfig, components: Mapping[str, Any], batches: Iterator[Batch]
+    ) -> ModelConfig:
+        """The model after its stage, where settings of it are measured. batches: held-out ones."""
+        del components, batches
+        return model
+
+
+def picture_parts(model: ModelConfig, known: Collection[str]) -> tuple[str, ...]:
+    """Components that make positions of a decoder's prompt out of pictures, or of features where known."""
+    encoder = ("image_encoder",) if "features" not in known else ()
+    return ("adapters",) * (model.adapters is not None) + (*encoder, "image_prefix")
+
+
+def without_pictures(model: ModelConfig) -> ModelConfig:
+    """The bare language model: without the parts that make it multimodal."""
+    return dataclasses.replace(model, adapters=None, image_encoder=None, image_prefix=None)
+
+
+def needed_tokenizer(objective: Objective, tokenizer: Tokenizer | None) -> Tokenizer:
+    """Raises UserError where there is none."""
+    if tokenizer is None:
+        raise UserError(f"the {objective.kind} objective needs a tokenizer")
+    return tokenizer
 
 
 def unit_pixels(pixels: jax.Array) -> jax.Array:

@@ -2,44 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mvader_jax.condition import PromptBatch
+from mvader_jax.bounds import PositiveInt
+from mvader_jax.condition import Array
+from mvader_jax.data.batches import (
+    Batch,
+    BatchFn,
+    EncodedShapes,
+    Feed,
+    Shape,
+    abstract_encoder_input,
+    encoder_input,
+    read,
+)
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.order import Damage
+from mvader_jax.data.prompts import abstract_rows, captioning_rows
+from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.encoded import encoded_shapes
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.remat import Remat
 from mvader_jax.models.s_magma import logits, s_magma
-from mvader_jax.train.config import Stage
-from mvader_jax.train.objectives.base import LossFn, Metrics, mean_metric
+from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
+from mvader_jax.train.objectives.base import (
+    LossFn,
+    Metrics,
+    Objective,
+    mean_metric,
+    needed_tokenizer,
+    picture_parts,
+    without_pictures,
+)
 
 
-def captioning(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None = None) -> LossFn:
-    """Batch: prompt, a PromptBatch of [image,] caption and EOS; labels int32 [B, S], negative where
-    nothing is to be predicted (the image, and every EOS but the first)."""
-    del null_prompt
-    dtype = jnp.dtype(stage.dtype)
+@dataclasses.dataclass(frozen=True)
+class Captioning(Objective):
+    """images: the image stands before the caption (False trains the bare language model).
+    caption_length: tokens of a caption; longer ones are cut."""
 
-    def loss_fn(
-        components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
-    ) -> tuple[jax.Array, Metrics]:
-        del groups
-        config = model.s_magma
-        condition = s_magma(
-            config, components, batch["prompt"], dtype=dtype, dropout_key=key, remat=stage.remat
-        )
-        # Position i predicts token i + 1.
-        predicted = logits(config, components, condition, dtype=dtype)[:, :-1]
-        labels = batch["labels"][:, 1:]
-        known = labels >= 0
-        losses = optax.softmax_cross_entropy_with_integer_labels(predicted, jnp.maximum(labels, 0))
-        right = jnp.argmax(predicted, axis=-1) == labels
-        count = jnp.maximum(jnp.sum(known), 1)
-        return jnp.sum(losses * known) / count, {
-            "token_accuracy": mean_metric(right, known),
-            "tokens": mean_metric(jnp.sum(known, axis=1)),
+    images: bool = True
+    caption_length: PositiveInt = 77
+
+    def components(
+        self, model: ModelConfig, known: Collection[str] = (), drawn: bool = False
+    ) -> tuple[str, ...]:
+        return ("decoder", *picture_parts(model, known)) if self.images else ("decoder",)
+
+    def stage_model(self, model: ModelConfig) -> ModelConfig:
+        return model if self.images else without_pictures(model)
+
+    def batches(
+        self, feed: Feed, data: DataConfig, shape: Shape, tokenizer: Tokenizer | None, split: Split
+    ) -> BatchFn:
+        """{"prompt": PromptBatch of [image] and caption, "labels": int32 [B, S], IGNORED where not learnt}."""
+        tokens = needed_tokenizer(self, tokenizer)
+        needs = ("features",) if self.images else ()
+        _, features = encoded_shapes(data)
+
+        def make(step: int) -> tuple[Batch, list[Damage]]:
+            records, damage = read(feed, shape, step, data, needs=needs)
+            pixels = encoder_input(records, shape, features) if self.images else None
+            captions = [r["caption"] for r in records]
+            prompt, labels = captioning_rows(
+                tokens, captions, self.caption_length, pixels, shape.image_tokens
+            )
+            return {"prompt": prompt, "labels": labels}, damage
+
+        return make
+
+    def abstract_batch(
+        self, data: DataConfig, shape: Shape, tokenizer: TokenizerConfig | None, encoded: EncodedShapes
+    ) -> Batch:
+        length = self.caption_length + (shape.image_tokens if self.images else 0)
+        pixels = abstract_encoder_input(shape.rows, shape, encoded) if self.images else None
+        return {
+            "prompt": abstract_rows(shape.rows, length, pixels=pixels),
+            "labels": jax.ShapeDtypeStruct((shape.rows, length), jnp.int32),
         }
 
-    return loss_fn
+    def loss(self, model: ModelConfig, *, dtype: str = "float32", remat: Remat = "none") -> LossFn:
+        """Position i predicts token i + 1; the loss is the mean over the tokens that are learnt."""
+        computed = jnp.dtype(dtype)
+
+        def loss_fn(
+            components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
+        ) -> tuple[jax.Array, Metrics]:
+            del groups
+            config = model.s_magma
+            condition = s_magma(
+                config, components, batch["prompt"], dtype=computed, dropout_key=key, remat=remat
+            )
+            predicted = logits(config, components, condition, dtype=computed)[:, :-1]
+            labels = batch["labels"][:, 1:]
+            known = labels >= 0
+            losses = optax.softmax_cross_entropy_with_integer_labels(predicted, jnp.maximum(labels, 0))
+            right = jnp.argmax(predicted, axis=-1) == labels
+            count = jnp.maximum(jnp.sum(known), 1)
+            return jnp.sum(losses * known) / count, {
+                "token_accuracy": mean_metric(right, known),
+                "tokens": mean_metric(jnp.sum(known, axis=1)),
+            }
+
+        return loss_fn
+
+    def encoder_input(self, batch: Batch) -> Array:
+        pixels: Array = batch["prompt"].pixels[:, 0]
+        return pixels

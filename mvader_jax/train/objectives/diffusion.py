@@ -7,153 +7,278 @@ Condition. `data/rows.py` lays the rows out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mvader_jax.condition import Array, Condition, PromptBatch, pad
-from mvader_jax.data.rows import row_layout
+from mvader_jax.bounds import NonNegativeInt, PositiveInt, Share, at_least
+from mvader_jax.condition import Array, Condition, PromptBatch, spread, spread_rows, where
+from mvader_jax.data.batches import (
+    Batch,
+    BatchFn,
+    EncodedShapes,
+    Feed,
+    Shape,
+    abstract_encoder_input,
+    abstract_pixels,
+)
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.mixed import MixedRows, mixed_batch
+from mvader_jax.data.order import Reader
+from mvader_jax.data.prompts import abstract_rows, caption_length, null_row
+from mvader_jax.data.rows import RowLayout, row_layout
+from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.open import open_interleaved
 from mvader_jax.diffusion.loss import diffusion_loss
 from mvader_jax.diffusion.schedule import Schedule
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed_rows
+from mvader_jax.models.remat import Remat
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
-from mvader_jax.train.config import Stage
-from mvader_jax.train.objectives.base import LossFn, Metrics, mean_metric, unit_pixels
+from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
+from mvader_jax.train.objectives.base import (
+    LossFn,
+    Metrics,
+    Objective,
+    mean_metric,
+    needed_tokenizer,
+    picture_parts,
+    unit_pixels,
+)
+from mvader_jax.train.samples import Drawing, Pictures
 
 
-def diffusion(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None = None) -> LossFn:
-    """Batch: pixels uint8 [B, H, W, 3] or latent_mean and latent_logvar [B, h, w, C]; image_prompt,
-    text_prompt: PromptBatches; use_image: bool [B].
+@dataclasses.dataclass(frozen=True)
+class Diffusion(Objective):
+    """Noise prediction by the UNet, the embedder frozen or trained beside it.
 
-    With a share p_interleaved also interleaved_prompt, use_interleaved: bool [B], and beside latents
-    interleaved_pixels: the targets of these rows, which nobody has encoded.
-    null_prompt: one row, what dropped rows are conditioned on (None: zeros).
-    Components: unet, the embedder's, and vae where the batch holds pixels.
+    dropout: embedding dropout, the share of rows whose whole condition is replaced by the null condition
+        (classifier-free guidance; table 2 of the paper); null: what these rows see, the empty prompt or zeros.
+    posterior: what of the autoencoder's posterior is noised; Stable Diffusion was trained on samples.
+    timestep_bias: 1 draws timesteps as eq. 1 does, uniformly; more, noisy ones up to this many times as
+        often as clean ones (diffusion/loss.py).
+    caption_length: tokens of a caption row; longer captions are cut.
+    p_image: share of samples conditioned on their own image, exact over the run (paper section 3: 0.2).
+    p_interleaved: share conditioned on a prompt of several elements; interleaved: JSONL files of such
+        prompts and targets, none for those that the data's source makes itself.
+    interleaved_images, interleaved_length: images and tokens that every such prompt is padded to, longer
+        ones being left out; a length of 0 is that of so many images and a caption.
     """
-    if model.unet is None or model.vae is None or model.schedule is None:
-        raise UserError("the diffusion objective needs unet, vae and schedule in the model's config")
-    dtype = jnp.dtype(stage.dtype)
-    unet, vae, schedule = (
-        UNet(model.unet, dtype=dtype, remat=stage.remat),
-        VAE(model.vae, dtype=dtype),
-        Schedule.create(model.schedule),
-    )
-    scale = model.vae.scaling_factor
 
-    def loss_fn(
-        components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
-    ) -> tuple[jax.Array, Metrics]:
-        posterior_key, drop_key, noise_key = jax.random.split(key, 3)
-        use_image = batch["use_image"]
-        layout = row_layout(use_image.shape[0] // groups, stage.data.p_image, stage.data.p_interleaved)
-        start = layout.interleaved_start
+    dropout: Share = 0.1
+    null: Literal["empty", "zeros"] = "empty"
+    posterior: Literal["sample", "mean"] = "sample"
+    timestep_bias: Annotated[float, at_least(1)] = 1.0
+    caption_length: PositiveInt = 77
+    p_image: Share = 0.2
+    p_interleaved: Share = 0.0
+    interleaved: tuple[str, ...] = ()
+    interleaved_images: PositiveInt = 2
+    interleaved_length: NonNegativeInt = 0
 
-        def posterior(pixels: jax.Array) -> jax.Array:
+    def check(self, data: DataConfig) -> None:
+        super().check(data)
+        if self.interleaved and not self.p_interleaved:
+            raise UserError("interleaved names files, but p_interleaved is 0: none of them would be read")
+        if data.aspect_buckets and self.p_interleaved:
+            raise UserError("aspect_buckets do not go with interleaved prompts")
+
+    def components(
+        self, model: ModelConfig, known: Collection[str] = (), drawn: bool = False
+    ) -> tuple[str, ...]:
+        # Interleaved prompts bring pictures that nobody has encoded.
+        known = () if self.p_interleaved else known
+        # Latents need no autoencoder to be trained on, but one to be looked at.
+        vae = ("vae",) if "latents" not in known or drawn else ()
+        if model.embedder == "clip_text":
+            return ("text_encoder", "unet", *vae)
+        return ("decoder", "biases", *picture_parts(model, known), "unet", *vae)
+
+    def rows(self, shape: Shape) -> MixedRows:
+        """How the rows of its batches are laid out."""
+        length = self.interleaved_length
+        if not length:
+            length = self.interleaved_images * shape.image_tokens + self.caption_length
+        return MixedRows(
+            self.layout(shape.batch_size // shape.groups),
+            self.caption_length,
+            self.interleaved_images,
+            length,
+        )
+
+    def layout(self, samples: int) -> RowLayout:
+        """Which of a group's samples have which rows."""
+        return row_layout(samples, self.p_image, self.p_interleaved)
+
+    def batches(
+        self, feed: Feed, data: DataConfig, shape: Shape, tokenizer: Tokenizer | None, split: Split
+    ) -> BatchFn:
+        """{"pixels", "image_prompt", "text_prompt", "use_image": bool [B]}: see `data/mixed.py`."""
+        tokens = needed_tokenizer(self, tokenizer)
+        interleaved = None
+        if self.p_interleaved:
+            sources = open_interleaved(data, self.interleaved, split)
+            interleaved = Reader(sources, (), data.seed + 1, data.shuffle)
+        return mixed_batch(feed, interleaved, self.rows(shape), data, shape, tokens)
+
+    def abstract_batch(
+        self, data: DataConfig, shape: Shape, tokenizer: TokenizerConfig | None, encoded: EncodedShapes
+    ) -> Batch:
+        rows, layout = self.rows(shape), self.layout(shape.batch_size // shape.groups)
+        groups = shape.groups // shape.process_count
+        images, texts = groups * layout.image_rows, groups * layout.text_rows
+        side = shape.encoder_size
+        batch: Batch = {
+            "image_prompt": abstract_rows(
+                images, shape.image_tokens, pixels=abstract_encoder_input(images, shape, encoded)
+            ),
+            "text_prompt": abstract_rows(texts, caption_length(tokenizer, self.caption_length), side=side),
+            "use_image": jax.ShapeDtypeStruct((shape.rows,), jnp.bool_),
+        }
+        mixed = groups * layout.interleaved_rows
+        if encoded.latents is None:
+            batch["pixels"] = abstract_pixels(shape.rows, data.image_size)
+        else:
+            moments = jax.ShapeDtypeStruct((shape.rows, *encoded.latents[1:]), jnp.bfloat16)
+            batch |= {"latent_mean": moments, "latent_logvar": moments}
+            if mixed:
+                batch["interleaved_pixels"] = abstract_pixels(mixed, data.image_size)
+        if mixed:
+            batch["interleaved_prompt"] = abstract_rows(
+                mixed, rows.interleaved_length, side=side, images=self.interleaved_images
+            )
+            batch["use_interleaved"] = jax.ShapeDtypeStruct((shape.rows,), jnp.bool_)
+        return batch
+
+    def null_prompt(self, model: ModelConfig) -> PromptBatch | None:
+        """The null condition's prompt, one row: the empty prompt, or None for zeros."""
+        if self.null == "zeros":
+            return None
+        if model.tokenizer is None:
+            raise UserError("the null condition needs a tokenizer in the model's config")
+        encoder = model.image_encoder if model.embedder == "s_magma" else None
+        limit = model.decoder.max_positions if model.decoder is not None else None
+        return null_row(model.tokenizer, encoder.image_size if encoder else 0, limit)
+
+    def loss(self, model: ModelConfig, *, dtype: str = "float32", remat: Remat = "none") -> LossFn:
+        """Of `batches`' batches, by the embedder, the unet, and the vae where a batch holds pixels."""
+        if model.unet is None or model.vae is None or model.schedule is None:
+            raise UserError("the diffusion objective needs unet, vae and schedule in the model's config")
+        unet = UNet(model.unet, dtype=jnp.dtype(dtype), remat=remat)
+        schedule = Schedule.create(model.schedule)
+        condition_of = self._conditioning(model, dtype, remat)
+        latents_of = self._latents(model, dtype)
+
+        def loss_fn(
+            components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
+        ) -> tuple[jax.Array, Metrics]:
+            posterior_key, drop_key, noise_key = jax.random.split(key, 3)
+            latents = latents_of(components, batch, posterior_key, groups)
+            dropped = jax.random.bernoulli(drop_key, self.dropout, batch["use_image"].shape)
+            condition = condition_of(components, batch, dropped, groups)
+
+            def predict(noisy: jax.Array, timesteps: jax.Array) -> jax.Array:
+                return unet.apply({"params": components["unet"]}, noisy, timesteps, condition)
+
+            losses, timesteps = diffusion_loss(predict, latents, noise_key, schedule, self.timestep_bias)
+            metrics = _metrics(batch, losses, dropped)
+            quarter = timesteps * 4 // schedule.config.num_train_steps
+            for index in range(4):
+                metrics[f"loss_quarter{index + 1}"] = mean_metric(losses, quarter == index)
+            return jnp.mean(losses), metrics
+
+        return loss_fn
+
+    def _latents(self, model: ModelConfig, dtype: str) -> Callable[..., jax.Array]:
+        """(components, batch, key, groups) -> the scaled latents that are noised, float32 [B, h, w, C]."""
+        assert model.vae is not None
+        vae, scale = VAE(model.vae, dtype=jnp.dtype(dtype)), model.vae.scaling_factor
+
+        def posterior(components: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
             """float32 [2, N, h, w, C]: mean and log variance."""
             moments = vae.apply({"params": components["vae"]}, unit_pixels(pixels), method="encode")
             return jnp.stack(moments).astype(jnp.float32)
 
-        if "pixels" in batch:
-            mean, logvar = posterior(batch["pixels"])
-        else:
-            moments = jnp.stack([batch["latent_mean"], batch["latent_logvar"]]).astype(jnp.float32)
-            if "interleaved_pixels" in batch:
-                drawn = jax.vmap(lambda x: spread_rows(x, groups, layout.samples, start))(
-                    posterior(batch["interleaved_pixels"])
-                )
-                moments = jnp.where(batch["use_interleaved"][:, None, None, None], drawn, moments)
-            mean, logvar = moments
-        latents = scale * mean
-        if stage.posterior == "sample":
-            latents += scale * jnp.exp(0.5 * logvar) * jax.random.normal(posterior_key, mean.shape)
+        def latents(
+            components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
+        ) -> jax.Array:
+            if "pixels" in batch:
+                mean, logvar = posterior(components, batch["pixels"])
+            else:
+                moments = jnp.stack([batch["latent_mean"], batch["latent_logvar"]]).astype(jnp.float32)
+                if "interleaved_pixels" in batch:
+                    layout = self.layout(batch["use_image"].shape[0] // groups)
+                    drawn = jax.vmap(
+                        lambda x: spread_rows(x, groups, layout.samples, layout.interleaved_start)
+                    )(posterior(components, batch["interleaved_pixels"]))
+                    moments = jnp.where(batch["use_interleaved"][:, None, None, None], drawn, moments)
+                mean, logvar = moments
+            out: jax.Array = scale * mean
+            if self.posterior == "sample":
+                out += scale * jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+            return out
 
-        prompts = [batch["image_prompt"], batch["text_prompt"]]
-        interleaved = layout.interleaved_rows > 0
-        prompts += [batch["interleaved_prompt"]] if interleaved else []
-        prompts += [null_prompt] if null_prompt is not None else []
-        image, text, *rest = embed_rows(model, components, prompts, dtype=dtype, remat=stage.remat)
-        kinds: list[RowsOfAKind] = [(image, 0, use_image)]
-        use_text = ~use_image
-        if interleaved:
-            kinds.append((rest.pop(0), start, batch["use_interleaved"]))
-            use_text &= ~batch["use_interleaved"]
-        condition = join_kinds([(text, layout.text_start, use_text), *kinds], groups)
-        dropped = jax.random.bernoulli(drop_key, stage.dropout, use_image.shape)
-        if not rest:
-            rest = [Condition(jnp.zeros_like(condition.hidden[:1, :1]), jnp.zeros((1, 1), jnp.float32))]
-        condition = replace_rows(condition, rest[0], dropped)
+        return latents
 
-        def predict(noisy: jax.Array, timesteps: jax.Array) -> jax.Array:
-            return unet.apply({"params": components["unet"]}, noisy, timesteps, condition)
+    def _conditioning(self, model: ModelConfig, dtype: str, remat: Remat) -> Callable[..., Condition]:
+        """(components, batch, dropped bool [B], groups) -> what each sample's UNet attends to."""
+        null_prompt = self.null_prompt(model)
 
-        losses, timesteps = diffusion_loss(predict, latents, noise_key, schedule, stage.timestep_bias)
-        metrics = {
-            "loss_image": mean_metric(losses, use_image & ~dropped),
-            "loss_text": mean_metric(losses, use_text & ~dropped),
-            "loss_null": mean_metric(losses, dropped),
-            "image_rows": mean_metric(use_image),
-        }
-        if interleaved:
-            used = batch["use_interleaved"]
-            metrics["loss_interleaved"] = mean_metric(losses, used & ~dropped)
-            metrics["interleaved_rows"] = mean_metric(used)
-        quarter = timesteps * 4 // schedule.config.num_train_steps
-        for index in range(4):
-            metrics[f"loss_quarter{index + 1}"] = mean_metric(losses, quarter == index)
-        return jnp.mean(losses), metrics
+        def condition(
+            components: Mapping[str, Any], batch: Mapping[str, Any], dropped: jax.Array, groups: int
+        ) -> Condition:
+            use_image = batch["use_image"]
+            layout = self.layout(use_image.shape[0] // groups)
+            prompts = [batch["image_prompt"], batch["text_prompt"]]
+            prompts += [batch["interleaved_prompt"]] if layout.interleaved_rows else []
+            prompts += [null_prompt] if null_prompt is not None else []
+            image, text, *rest = embed_rows(model, components, prompts, dtype=jnp.dtype(dtype), remat=remat)
 
-    return loss_fn
+            def spread_out(rows: Condition, start: int) -> Condition:
+                return spread(rows, groups, layout.samples, start)
 
+            # Every sample uses rows of one kind. Groups follow the batch's shards, so joining moves nothing
+            # between devices.
+            joined = where(use_image, spread_out(image, 0), spread_out(text, layout.text_start))
+            if layout.interleaved_rows:
+                mixed = spread_out(rest.pop(0), layout.interleaved_start)
+                joined = where(batch["use_interleaved"], mixed, joined)
+            zeros = Condition(jnp.zeros_like(joined.hidden[:1, :1]), jnp.zeros((1, 1), jnp.float32))
+            return where(dropped, rest[0] if rest else zeros, joined)
 
-#: (their Condition [groups*k, S, D], their first sample in a group, bool [B] of the samples that use them).
-RowsOfAKind = tuple[Condition, int, jax.Array]
+        return condition
 
+    def encoder_input(self, batch: Batch) -> Array:
+        pixels: Array = batch["image_prompt"].pixels[:, 0]
+        return pixels
 
-def join_kinds(kinds: Sequence[RowsOfAKind], groups: int) -> Condition:
-    """One Condition of B samples out of rows of several kinds, as `data/rows.py` lays them out.
+    def condition_width(self, model: ModelConfig) -> int:
+        if model.unet is None:
+            return super().condition_width(model)
+        return model.unet.cross_attention_dim
 
-    Every sample uses rows of exactly one kind. Groups follow the batch's shards, so joining moves nothing
-    between devices.
-    """
-    length = max(condition.hidden.shape[1] for condition, _, _ in kinds)
-    samples = kinds[0][2].shape[0] // groups
-    hidden: Array | None = None
-    weights: Array | None = None
-    for condition, start, used in kinds:
-        rows = pad(condition, length)
-        states = spread_rows(rows.hidden, groups, samples, start)
-        logs = spread_rows(rows.log_weights, groups, samples, start)
-        hidden = states if hidden is None else jnp.where(used[:, None, None], states, hidden)
-        weights = logs if weights is None else jnp.where(used[:, None], logs, weights)
-    assert hidden is not None and weights is not None
-    return Condition(hidden, weights)
+    def drawing(self) -> Drawing:
+        return Pictures()
 
 
-def join_rows(image: Condition, text: Condition, use_image: jax.Array, groups: int) -> Condition:
-    """`join_kinds` of image rows, the first of each group, and caption rows, its last."""
-    samples = use_image.shape[0] // groups
-    first = samples - text.hidden.shape[0] // groups
-    return join_kinds([(text, first, ~use_image), (image, 0, use_image)], groups)
-
-
-def spread_rows(rows: Array, groups: int, samples: int, start: int) -> jax.Array:
-    """[groups*k, ...] -> [groups*samples, ...]: the k rows of a group at its samples `start` and on, zeros
-    elsewhere."""
-    count = rows.shape[0] // groups
-    grouped = rows.reshape(groups, count, *rows.shape[1:])
-    gaps = [(0, 0), (start, samples - start - count)] + [(0, 0)] * (rows.ndim - 1)
-    return jnp.pad(grouped, gaps).reshape(groups * samples, *rows.shape[1:])
-
-
-def replace_rows(condition: Condition, null: Condition, dropped: jax.Array) -> Condition:
-    """`condition` with the one row of `null` where `dropped` [B] is set."""
-    null = pad(null, condition.hidden.shape[1])
-    return Condition(
-        jnp.where(dropped[:, None, None], null.hidden.astype(condition.hidden.dtype), condition.hidden),
-        jnp.where(dropped[:, None], null.log_weights, condition.log_weights),
-    )
+def _metrics(batch: Mapping[str, Any], losses: jax.Array, dropped: jax.Array) -> Metrics:
+    """The loss by what a sample was conditioned on, and how many there are of each."""
+    use_image = batch["use_image"]
+    use_text, used = ~use_image, batch.get("use_interleaved")
+    if used is not None:
+        use_text &= ~used
+    metrics = {
+        "loss_image": mean_metric(losses, use_image & ~dropped),
+        "loss_text": mean_metric(losses, use_text & ~dropped),
+        "loss_null": mean_metric(losses, dropped),
+        "image_rows": mean_metric(use_image),
+    }
+    if used is not None:
+        metrics["loss_interleaved"] = mean_metric(losses, used & ~dropped)
+        metrics["interleaved_rows"] = mean_metric(used)
+    return metrics

@@ -7,45 +7,105 @@ started: under the absolute error alone the median colour, the background, is a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mvader_jax.condition import PromptBatch
+from mvader_jax.bounds import NonNegativeFloat
+from mvader_jax.data.batches import (
+    Batch,
+    BatchFn,
+    EncodedShapes,
+    Feed,
+    Shape,
+    abstract_pixels,
+    pixel_batch,
+)
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.scenes.world import Split
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.models.vae import VAE
-from mvader_jax.train.config import Stage
-from mvader_jax.train.objectives.base import LossFn, Metrics, mean_metric, unit_pixels
+from mvader_jax.models.remat import Remat
+from mvader_jax.models.vae import VAE, VAEConfig
+from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
+from mvader_jax.train.objectives.base import LossFn, Metrics, Objective, mean_metric, unit_pixels
+from mvader_jax.train.samples import Drawing, Reconstructions
 
 
-def vae(model: ModelConfig, stage: Stage, null_prompt: PromptBatch | None = None) -> LossFn:
-    """Batch: pixels uint8 [B, H, W, 3]. Component: vae."""
-    del null_prompt
-    assert model.vae is not None
-    module = VAE(model.vae, dtype=jnp.dtype(stage.dtype))
+@dataclasses.dataclass(frozen=True)
+class Autoencoding(Objective):
+    """kl_weight: of the Kullback-Leibler term, beside the errors of a pixel."""
 
-    def loss_fn(
-        components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
-    ) -> tuple[jax.Array, Metrics]:
-        del groups
-        params = {"params": components["vae"]}
-        pixels = unit_pixels(batch["pixels"])
-        mean, logvar = module.apply(params, pixels, method="encode")
-        mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
-        latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        decoded = module.apply(params, latents, method="decode").astype(jnp.float32)
-        difference = decoded - pixels
-        error = jnp.mean(jnp.abs(difference), axis=(1, 2, 3))
-        squared = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
-        divergence = 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
-        loss = jnp.mean(error) + 4.0 * jnp.mean(squared) + stage.kl_weight * jnp.mean(divergence)
-        return loss, {
-            "absolute_error": mean_metric(error),
-            "squared_error": mean_metric(squared),
-            "kl": mean_metric(divergence),
-            "latent_variance": mean_metric(jnp.mean(mean**2, axis=(1, 2, 3))),
-        }
+    kl_weight: NonNegativeFloat = 1e-6
 
-    return loss_fn
+    reads_text: ClassVar[bool] = False
+    takes_precomputed: ClassVar[bool] = False
+
+    def components(
+        self, model: ModelConfig, known: Collection[str] = (), drawn: bool = False
+    ) -> tuple[str, ...]:
+        return ("vae",)
+
+    def batches(
+        self, feed: Feed, data: DataConfig, shape: Shape, tokenizer: Tokenizer | None, split: Split
+    ) -> BatchFn:
+        """{"pixels": uint8 [B, H, W, 3]}."""
+        return pixel_batch(feed, shape, data)
+
+    def abstract_batch(
+        self, data: DataConfig, shape: Shape, tokenizer: TokenizerConfig | None, encoded: EncodedShapes
+    ) -> Batch:
+        return {"pixels": abstract_pixels(shape.rows, data.image_size)}
+
+    def loss(self, model: ModelConfig, *, dtype: str = "float32", remat: Remat = "none") -> LossFn:
+        assert model.vae is not None
+        module = VAE(model.vae, dtype=jnp.dtype(dtype))
+
+        def loss_fn(
+            components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
+        ) -> tuple[jax.Array, Metrics]:
+            del groups
+            params = {"params": components["vae"]}
+            pixels = unit_pixels(batch["pixels"])
+            mean, logvar = module.apply(params, pixels, method="encode")
+            mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+            latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+            decoded = module.apply(params, latents, method="decode").astype(jnp.float32)
+            difference = decoded - pixels
+            error = jnp.mean(jnp.abs(difference), axis=(1, 2, 3))
+            squared = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
+            divergence = 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
+            loss = jnp.mean(error) + 4.0 * jnp.mean(squared) + self.kl_weight * jnp.mean(divergence)
+            return loss, {
+                "absolute_error": mean_metric(error),
+                "squared_error": mean_metric(squared),
+                "kl": mean_metric(divergence),
+                "latent_variance": mean_metric(jnp.mean(mean**2, axis=(1, 2, 3))),
+            }
+
+        return loss_fn
+
+    def drawing(self) -> Drawing:
+        return Reconstructions()
+
+    def finished(
+        self, model: ModelConfig, components: Mapping[str, Any], batches: Iterator[Batch]
+    ) -> ModelConfig:
+        """With `vae.scaling_factor` set so that latents have unit variance (Rombach et al. 2022, G)."""
+        assert model.vae is not None
+        encode = jax.jit(functools.partial(encode_posterior, model.vae))
+        squares = [
+            float(jnp.mean(jnp.square(encode(components["vae"], batch["pixels"])))) for batch in batches
+        ]
+        scale = round(1.0 / float(np.sqrt(np.mean(squares))), 5)
+        return dataclasses.replace(model, vae=dataclasses.replace(model.vae, scaling_factor=scale))
+
+
+def encode_posterior(config: VAEConfig, params: Any, pixels: jax.Array) -> jax.Array:
+    """The mean of the posterior, unscaled: [B, h, w, C]. pixels: uint8 [B, H, W, 3]."""
+    mean, _ = VAE(config).apply({"params": params}, unit_pixels(pixels), method="encode")
+    return mean

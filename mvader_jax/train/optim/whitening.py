@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvader_jax.condition import SUPPRESSED, PromptBatch
-from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed_rows
 from mvader_jax.train.config import Stage
@@ -37,13 +36,6 @@ def whitening_matrix(second_moment: np.ndarray) -> np.ndarray:
     return np.asarray((vectors / np.sqrt(values)) @ vectors.T)
 
 
-def condition_width(model: ModelConfig, stage: Stage) -> int:
-    """What reads a stage's condition reads so many dimensions. Raises UserError where nothing reads one."""
-    if stage.objective != "diffusion" or model.unet is None:
-        raise UserError(f"optimizer.whiten is for the diffusion objective, not {stage.objective}")
-    return model.unet.cross_attention_dim
-
-
 def measure_whitening(
     model: ModelConfig, components: Mapping[str, Any], stage: Stage, batches: Iterator[Mapping[str, Any]]
 ) -> np.ndarray:
@@ -51,7 +43,7 @@ def measure_whitening(
 
     Raises UserError for an objective whose networks read no condition.
     """
-    width = condition_width(model, stage)
+    width = stage.objective.condition_width(model)
     parts = {name: tree for name, tree in components.items() if name not in ("unet", "vae")}
     moment = jax.jit(functools.partial(_moment, model, jnp.dtype(stage.dtype)))
     total: Any = 0.0

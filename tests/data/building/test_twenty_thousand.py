@@ -11,6 +11,7 @@ import micro
 import numpy as np
 import pytest
 
+from mvader_jax.data.batches import Shape
 from mvader_jax.data.building.describe import describe
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.parts import find_shards
@@ -18,6 +19,7 @@ from mvader_jax.data.building.run import build
 from mvader_jax.data.loader import make_loader
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.train.loop import train
+from mvader_jax.train.objectives import Autoencoding
 
 IMAGES = 20_000
 
@@ -37,7 +39,7 @@ def test_twenty_thousand_images_of_which_two_in_a_hundred_are_damaged(tmp_path):
 
     # One epoch: every record once, none of them damaged; one in a hundred is held out.
     data = dataclasses.replace(micro.DATA, source="records", paths=(str(tmp_path / "out"),), image_size=16)
-    loader = make_loader(data, "vae", None, batch_size=64)
+    loader = make_loader(data, Autoencoding(), None, Shape(64))
     held_out = -(-made.written // 100)
     steps = (made.written - held_out) // 64
     assert all(next(loader)["pixels"].shape == (64, 16, 16, 3) for _ in range(steps))

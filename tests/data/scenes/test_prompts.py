@@ -4,6 +4,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mvader_jax.data.batches import Shape
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of, make_loader
 from mvader_jax.data.scenes.prompts import KINDS, SceneInterleaved, scene_task
@@ -13,6 +14,7 @@ from mvader_jax.data.sources.open import open_interleaved
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Text
 from mvader_jax.prompt.tokenizer import train_tokenizer
+from mvader_jax.train.objectives import Diffusion
 
 TASKS = [scene_task(3, i, "train", np.random.default_rng(i)) for i in range(300)]
 
@@ -71,10 +73,13 @@ def tokenizer():
     return train_tokenizer(captions_of(DataConfig(Scenes(300, omit=0.3)), 300), 500)
 
 
-def loader(tokenizer, **changes):
-    config = DataConfig(Scenes(70), image_size=24, caption_length=30, p_interleaved=0.5, **changes)
-    sizes = {"batch_size": 12, "groups": 2, "image_tokens": 4, "encoder_size": 24}
-    return make_loader(config, "diffusion", tokenizer, **sizes)
+MIXED = Diffusion(caption_length=30, p_interleaved=0.5)
+
+
+def loader(tokenizer, objective=MIXED, **changes):
+    config = DataConfig(Scenes(70), image_size=24, **changes)
+    shape = Shape(12, groups=2, image_tokens=4, encoder_size=24)
+    return make_loader(config, objective, tokenizer, shape)
 
 
 def test_training_batches_hold_them_at_their_share(tokenizer):
@@ -104,15 +109,15 @@ def test_every_prompt_and_every_record_is_seen_once_an_epoch(tokenizer):
 
 
 def test_prompts_that_do_not_fit_are_left_out_and_counted(tokenizer):
-    run = loader(tokenizer, interleaved_images=1)
+    run = loader(tokenizer, dataclasses.replace(MIXED, interleaved_images=1))
     for _ in range(4):
         assert next(run)["interleaved_prompt"].pixels.shape[1] == 1
     assert run.damaged
     assert all("its prompt has 2 images" in reason for reason in run.damaged.values())
     with pytest.raises(UserError, match="100 damaged records in a row"):
-        next(loader(tokenizer, interleaved_length=3))
+        next(loader(tokenizer, dataclasses.replace(MIXED, interleaved_length=3)))
 
 
 def test_interleaved_prompts_need_a_source():
     with pytest.raises(UserError, match="data of source 'records' makes no such prompts itself"):
-        open_interleaved(DataConfig(Records(("x",)), p_interleaved=0.5), "train")
+        open_interleaved(DataConfig(Records(("x",))), (), "train")

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from mvader_jax.data.batches import Shape
 from mvader_jax.data.building.listed import find_captions
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import make_loader
@@ -28,6 +29,7 @@ from mvader_jax.data.sources import Pairs, Scenes
 from mvader_jax.data.sources.scenes import SceneImages
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import train_tokenizer
+from mvader_jax.train.objectives import Contrastive
 
 SCENES = [scene_at(7, i, ("train", "validation")[i % 2]) for i in range(400)]
 
@@ -138,7 +140,7 @@ def test_export_to_files_reads_back_as_any_data_set(tmp_path, format: str) -> No
         write_files(tmp_path / "out", 1)
 
 
-CONFIG = DataConfig(Scenes(num_records=50), caption_length=48, threads=1)
+CONFIG = DataConfig(Scenes(num_records=50), threads=1)
 
 
 def test_parallel_captions_tell_the_same_scene_twice() -> None:
@@ -150,10 +152,11 @@ def test_parallel_captions_tell_the_same_scene_twice() -> None:
 
 def test_queries_may_be_pictures() -> None:
     tokenizer = train_tokenizer(["a red circle", "ein roter kreis"], 300, max_positions=96)
-    sizes = {"batch_size": 2, "image_tokens": 4, "encoder_size": 64}
-    texts = next(make_loader(CONFIG, "contrastive", tokenizer, **sizes))
+    shape = Shape(2, image_tokens=4, encoder_size=64)
+    telling = Contrastive(caption_length=48)
+    texts = next(make_loader(CONFIG, telling, tokenizer, shape))
     assert texts["query"].pixels.shape[1] == 0
-    pictures = next(make_loader(CONFIG, "contrastive", tokenizer, picture_queries=True, **sizes))
+    pictures = next(make_loader(CONFIG, dataclasses.replace(telling, picture_queries=True), tokenizer, shape))
     assert pictures["query"].pixels.shape == (2, 1, 64, 64, 3)
     assert pictures["query"].image_index.tolist() == [[0, 1, 2, 3]] * 2
     assert np.array_equal(pictures["positive"].token_ids, texts["positive"].token_ids)
@@ -165,4 +168,4 @@ def test_pairs_have_no_pictures(tmp_path) -> None:
     config = dataclasses.replace(CONFIG, source=Pairs((str(path),)))
     tokenizer = train_tokenizer(["a b c"], 300, max_positions=96)
     with pytest.raises(UserError, match="no pictures beside its pairs"):
-        make_loader(config, "contrastive", tokenizer, batch_size=2, picture_queries=True)
+        make_loader(config, Contrastive(picture_queries=True), tokenizer, Shape(2))

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from mvader_jax.data.batches import Shape
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of, make_loader
 from mvader_jax.data.order import DamagedRecord
@@ -14,6 +15,7 @@ from mvader_jax.data.sources.jsonl import Interleaved, PairLines
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.prompt.tokenizer import train_tokenizer
+from mvader_jax.train.objectives import Contrastive, Diffusion
 
 
 def write(path, lines):
@@ -55,11 +57,11 @@ def test_contrastive_batches_come_from_pairs(tmp_path):
         {"query": f"question {i}", "positive": f"answer {i}", "negatives": [f"wrong {i}"]} for i in range(9)
     ]
     path = write(tmp_path / "a.jsonl", [{"query": "held out"}, *pairs, "{"])
-    config = DataConfig(Pairs((path,)), caption_length=12)
+    config = DataConfig(Pairs((path,)))
     texts = captions_of(config, 18)
     assert {"question 3", "answer 3"} <= set(texts)
     tokenizer = train_tokenizer(texts, 300)
-    loader = make_loader(config, "contrastive", tokenizer, batch_size=5)
+    loader = make_loader(config, Contrastive(caption_length=12), tokenizer, Shape(5))
     batch = next(loader)
     for row in range(5):
         words = [
@@ -71,7 +73,7 @@ def test_contrastive_batches_come_from_pairs(tmp_path):
     next(loader)
     assert len(loader.damaged) == 1
     with pytest.raises(UserError, match="needs pictures"):
-        make_loader(config, "diffusion", tokenizer, batch_size=5)
+        make_loader(config, Diffusion(), tokenizer, Shape(5))
 
 
 @pytest.mark.parametrize("count", [2, 300])
@@ -137,12 +139,13 @@ def test_interleaved_prompts_keep_order_and_weights(interleaved):
 
 
 def test_interleaved_rows_in_the_diffusion_batch(interleaved):
-    config = DataConfig(
-        Scenes(num_records=50), image_size=16, caption_length=40, p_image=0.25, p_interleaved=0.5,
+    config = DataConfig(Scenes(num_records=50), image_size=16)
+    objective = Diffusion(
+        caption_length=40, p_image=0.25, p_interleaved=0.5,
         interleaved=(interleaved,), interleaved_length=20, interleaved_images=1,
     )  # fmt: skip
     tokenizer = train_tokenizer(captions_of(config, 50) + ["in red"] * 9, 400)
-    loader = make_loader(config, "diffusion", tokenizer, batch_size=8, image_tokens=4, encoder_size=12)
+    loader = make_loader(config, objective, tokenizer, Shape(8, image_tokens=4, encoder_size=12))
     reds = set()
     for _ in range(6):
         batch = next(loader)

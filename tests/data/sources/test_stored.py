@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from mvader_jax.data.batches import Shape
 from mvader_jax.data.building.describe import contact_sheet, describe, histogram
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.parts import find_shards
@@ -24,6 +25,7 @@ from mvader_jax.data.sources import Records, encoded, jsonl
 from mvader_jax.data.sources.stored import Stored
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import train_tokenizer
+from mvader_jax.train.objectives import Autoencoding, Captioning, Contrastive, Diffusion
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +77,8 @@ def test_damaged_bytes_are_skipped_counted_and_named(copy):
             bad.append(index)
     assert 1 <= len(bad) <= 2
     assert str(file) in source.where(bad[0])
-    config = DataConfig(Records((str(copy),)), image_size=24, caption_length=9)
-    loader = make_loader(config, "vae", None, batch_size=23)
+    config = DataConfig(Records((str(copy),)), image_size=24)
+    loader = make_loader(config, Autoencoding(), None, Shape(23))
     for _ in range(9):
         assert next(loader)["pixels"].shape == (23, 24, 24, 3)
     assert sorted(index for _, index in loader.damaged) == bad
@@ -88,23 +90,23 @@ def test_a_cut_file_stops_the_run_with_its_name(copy):
     with file.open("r+b") as stream:
         stream.truncate(file.stat().st_size // 2)
     config = DataConfig(Records((str(copy),)), image_size=24, bad_limit=20, shuffle=True)
-    loader = make_loader(config, "vae", None, batch_size=23)
+    loader = make_loader(config, Autoencoding(), None, Shape(23))
     with pytest.raises(UserError, match=r"more than bad_limit 20; the last: .* of .*00002-of-00003"):
         collections.deque(itertools.islice(loader, 9))
 
 
 def test_every_objective_reads_records(data):
-    config = DataConfig(Records((str(data), str(data))), image_size=24, caption_length=9)
+    config = DataConfig(Records((str(data), str(data))), image_size=24)
     tokenizer = train_tokenizer(captions_of(config, 50), 300)
-    sizes = {"batch_size": 10, "image_tokens": 4, "encoder_size": 16}
-    diffusion = next(make_loader(config, "diffusion", tokenizer, **sizes))
+    shape = Shape(10, image_tokens=4, encoder_size=16)
+    diffusion = next(make_loader(config, Diffusion(caption_length=9), tokenizer, shape))
     assert diffusion["use_image"].sum() == 2
-    captioning = next(make_loader(config, "captioning", tokenizer, **sizes))
+    captioning = next(make_loader(config, Captioning(caption_length=9), tokenizer, shape))
     assert captioning["labels"].shape == (10, 13)
-    alone = next(make_loader(config, "captioning", tokenizer, images=False, **sizes))
+    alone = next(make_loader(config, Captioning(images=False, caption_length=9), tokenizer, shape))
     assert alone["labels"].shape == (10, 9)
     with pytest.raises(UserError, match="needs pairs"):
-        make_loader(config, "contrastive", tokenizer, **sizes)
+        make_loader(config, Contrastive(), tokenizer, shape)
 
 
 def test_buckets_follow_the_shapes_that_are_stored(tmp_path):
@@ -112,20 +114,20 @@ def test_buckets_follow_the_shapes_that_are_stored(tmp_path):
     build(find_shards(tmp_path / "in"), tmp_path / "out", "laion_aesthetics", FilterConfig.paper())
     config = DataConfig(Records((str(tmp_path / "out"),)), aspect_buckets=((24, 32), (32, 24)), image_size=24)
     # 39 records to train on; 7 of them stand upright.
-    loader = make_loader(config, "vae", None, batch_size=4)
+    loader = make_loader(config, Autoencoding(), None, Shape(4))
     shapes = collections.Counter(next(loader)["pixels"].shape[1:3] for _ in range(39))
     assert shapes == {(24, 32): 32, (32, 24): 7}
 
 
 def test_workers_are_processes_and_change_nothing(data):
     config = DataConfig(Records((str(data),)), image_size=24, threads=1)
-    here = make_loader(config, "vae", None, batch_size=11)
-    there = make_loader(dataclasses.replace(config, workers=2), "vae", None, batch_size=11)
+    here = make_loader(config, Autoencoding(), None, Shape(11))
+    there = make_loader(dataclasses.replace(config, workers=2), Autoencoding(), None, Shape(11))
     before = len(multiprocessing.active_children())
     for _ in range(5):
         np.testing.assert_array_equal(next(here)["pixels"], next(there)["pixels"])
     assert len(multiprocessing.active_children()) >= before + 2
-    again = make_loader(dataclasses.replace(config, workers=1), "vae", None, batch_size=11)
+    again = make_loader(dataclasses.replace(config, workers=1), Autoencoding(), None, Shape(11))
     again.set_state(there.get_state())
     np.testing.assert_array_equal(next(again)["pixels"], next(here)["pixels"])
 
@@ -134,7 +136,7 @@ def test_no_data_set_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="there is no data set at"):
         Stored(str(tmp_path), "train")
     with pytest.raises(UserError, match="needs paths"):
-        make_loader(DataConfig(Records()), "vae", None, batch_size=4)
+        make_loader(DataConfig(Records()), Autoencoding(), None, Shape(4))
 
 
 def test_description_counts_and_draws(data, copy):

@@ -7,12 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mvader_jax.data.batches import Shape
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of, make_loader
 from mvader_jax.data.sources.base import Source, split_numbers
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import train_tokenizer
 from mvader_jax.settings import from_dict, override, to_dict
+from mvader_jax.train.objectives import Autoencoding, Contrastive, Diffusion
 
 # ---- the one file --------------------------------------------------------------------------------------------
 
@@ -57,7 +59,7 @@ def test_a_batch_of_it_is_read_through_the_loader():
     config = override(DataConfig(image_size=8, threads=1), ["source=greys", "source.levels=13"])
     assert from_dict(DataConfig, to_dict(config)) == config
     tokenizer = train_tokenizer(captions_of(config, 12), 300)
-    loader = make_loader(config, "diffusion", tokenizer, batch_size=12, image_tokens=4, encoder_size=8)
+    loader = make_loader(config, Diffusion(), tokenizer, Shape(12, image_tokens=4, encoder_size=8))
     batch = next(loader)
     levels = batch["pixels"][:, 0, 0, 0].tolist()
     assert sorted(levels) == list(range(1, 13))  # number 0 is held out
@@ -66,7 +68,7 @@ def test_a_batch_of_it_is_read_through_the_loader():
         for ids, logs in zip(batch["text_prompt"].token_ids, batch["text_prompt"].log_weights, strict=True)
     ]
     assert told == [f"grey {level}" for level in levels[-len(told) :]]
-    held_out = next(make_loader(config, "vae", None, batch_size=2, split="validation"))
+    held_out = next(make_loader(config, Autoencoding(), None, Shape(2), "validation"))
     assert not held_out["pixels"].any()
 
 
@@ -74,8 +76,8 @@ def test_what_it_does_not_have_it_refuses():
     config = DataConfig(Greys(), image_size=8)
     tokenizer = train_tokenizer(["grey"], 300)
     with pytest.raises(UserError, match="needs pairs; data of source 'greys' has none"):
-        make_loader(config, "contrastive", tokenizer, batch_size=2)
+        make_loader(config, Contrastive(), tokenizer, Shape(2))
     with pytest.raises(UserError, match="those of source 'greys' have none"):
-        make_loader(dataclasses.replace(config, aspect_buckets=((8, 8),)), "vae", None, batch_size=2)
+        make_loader(dataclasses.replace(config, aspect_buckets=((8, 8),)), Autoencoding(), None, Shape(2))
     with pytest.raises(UserError, match=r"unknown key 'num_records' .* \(greys\); known: levels"):
         override(config, ["source.num_records=3"])

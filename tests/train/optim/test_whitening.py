@@ -143,5 +143,7 @@ def test_it_is_refused_where_it_cannot_be(whiten: str, message: str) -> None:
 
 def test_an_objective_without_a_condition_has_none_to_whiten() -> None:
     stage = micro.nano_config().stage("language")
-    with pytest.raises(UserError, match=r"optimizer\.whiten is for the diffusion objective, not captioning"):
+    with pytest.raises(
+        UserError, match=r"optimizer\.whiten is for networks that read a condition; captioning trains none"
+    ):
         measure_whitening(micro.NANO, {}, stage, iter(()))
