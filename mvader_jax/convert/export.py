@@ -14,7 +14,7 @@ from mvader_jax.convert.convert import Progress, counter
 from mvader_jax.convert.engine import SourceMap, external, manifest
 from mvader_jax.convert.kinds import KINDS
 from mvader_jax.convert.kinds.base import Export
-from mvader_jax.convert.tensors import DTYPES
+from mvader_jax.convert.tensors import DTYPES, cast
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.settings import from_dict
@@ -137,7 +137,7 @@ class Job:
         def read(component: str, path: str, layer: int | None) -> np.ndarray:
             over = biases if component == "decoder" and path in laid_over else None
             array = (over or self.readers[component]).read(path, layer)
-            return array.astype(self.written(component, path), copy=False)
+            return cast(array, self.written(component, path), f"{component} {path}")
 
         for name, array in external(source_map, trees, read):
             yield name, array

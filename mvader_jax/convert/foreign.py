@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 _BASE = "convert the whole Stable Diffusion 1.x that it belongs to (merged, if it changes it)"
+_LEARNT_WORD = (
+    "a textual inversion: learnt words' embeddings, not a model; add its rows to the text encoder and its words to "
+    "the tokenizer (diffusers: load_textual_inversion, then save_pretrained), and convert that"
+)
 #: (patterns that each match somewhere in some name, what that is); the first that fits.
 _BY_NAMES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"^(lora_unet|lora_te\d?|lycoris)_.*\.(lora_(down|up)|alpha|hada_|lokr_|dora_scale)",),
@@ -22,9 +26,7 @@ _BY_NAMES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"^adapter\.(body|conv_in)\.|^body\.\d+\.block", ), "a T2I-Adapter; nothing here runs one"),
     ((r"motion_modules\.|temporal_transformer\.",),
      "a motion module or video model (AnimateDiff and its like); nothing here draws video"),
-    ((r"^string_to_(token|param)$|^emb_params$|^<.*>$|^\*$|^clip_[lg]$",),
-     "a textual inversion: learnt words' embeddings, not a model; add its rows to the text encoder and its words to "
-     "the tokenizer (diffusers: load_textual_inversion, then save_pretrained), and convert that"),
+    ((r"^string_to_(token|param)$|^emb_params$|^<.*>$|^\*$|^clip_[lg]$",), _LEARNT_WORD),
     ((r"^conditioner\.embedders\.", ), "Stable Diffusion XL (its second text encoder is there); only 1.x is read"),
     ((r"\.label_emb\.0\.0\.weight|^add_embedding\.linear_1\.", ),
      "a Stable Diffusion XL UNet (it takes an added embedding); only 1.x is read"),
@@ -93,6 +95,13 @@ def named(names: Collection[str]) -> str | None:
     for patterns, what in _BY_NAMES:
         if all(any(re.search(pattern, name) for name in names) for pattern in patterns):
             return what
+    return None
+
+
+def learnt_word(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What one vector alone is, or a few rows; None for anything else."""
+    if len(shapes) == 1 and next(iter(shapes.values()))[-1:] in ((768,), (1024,), (1280,)):
+        return _LEARNT_WORD
     return None
 
 

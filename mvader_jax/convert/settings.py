@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mvader_jax.convert.tensors import Tensor
+from mvader_jax.convert.tensors import Tensor, shown
 from mvader_jax.errors import UserError
 
 #: No dimension of a public model comes near; beyond it a number is a slip.
@@ -161,15 +161,6 @@ class Settings:
     @property
     def _name(self) -> str:
         return self.where or "the settings"
-
-
-def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        text = f"a {type(value).__name__} too large to show"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _alike(value: Any) -> tuple[type, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from mvader_jax.convert.foreign import named
+from mvader_jax.convert.foreign import learnt_word, named
 from mvader_jax.convert.kinds import KINDS
 from mvader_jax.convert.kinds.base import (
     Kind,
@@ -52,7 +52,7 @@ def recognise(path: Path, weights: Weights) -> Kind:
     for kind in KINDS:
         if kind.recognises(weights.tensors):
             return kind
-    what = named(weights.tensors)
+    what = named(weights.tensors) or learnt_word({n: t.shape for n, t in weights.tensors.items()})
     if what is not None:
         raise UserError(f"{path} is {what}")
     some = ", ".join(name[:60] for name in list(weights.tensors)[:3])
@@ -74,5 +74,5 @@ def _refuse_absent(path: Path) -> None:
     parts = path.parts
     remedy = ""
     if len(parts) == 2 and not path.parent.exists() and parts[0] not in (".", ".."):
-        remedy = f"; if it is a repository of the Hugging Face hub, write hf:{path}"
+        remedy = f"; a repository of the Hugging Face hub is named hf:{path}"
     raise UserError(f"{path} does not exist{remedy}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +23,9 @@ DTYPES: dict[str, np.dtype] = {
     "I16": np.dtype(np.int16),
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
+    "U16": np.dtype(np.uint16),
+    "U32": np.dtype(np.uint32),
+    "U64": np.dtype(np.uint64),
     "BOOL": np.dtype(np.bool_),
 }
 
@@ -57,6 +61,65 @@ class Weights:
 def is_float(dtype: np.dtype) -> bool:
     """Whether numbers of this type are floating (bfloat16 included)."""
     return dtype in (DTYPES["F64"], DTYPES["F32"], DTYPES["F16"], DTYPES["BF16"])
+
+
+def finite(array: np.ndarray) -> bool:
+    """Whether a floating array holds neither NaN nor infinity, by its exponent bits: for half types that
+    is several times faster than NumPy's own test."""
+    bits, mask, limit = {
+        DTYPES["F64"]: (np.uint64, 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
+        DTYPES["F32"]: (np.uint32, 0x7FFF_FFFF, 0x7F80_0000),
+        DTYPES["F16"]: (np.uint16, 0x7FFF, 0x7C00),
+        DTYPES["BF16"]: (np.uint16, 0x7FFF, 0x7F80),
+    }[array.dtype]
+    flat = np.ascontiguousarray(array).reshape(-1).view(bits)
+    step = 1 << 16
+    return all(int((flat[i : i + step] & bits(mask)).max()) < limit for i in range(0, flat.size, step))
+
+
+def cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
+    """`array.astype(dtype)` between floating types. Raises UserError where a number becomes infinite.
+
+    what: the array's name for the message. NaN and infinities that are there already pass.
+    """
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = array.astype(dtype)
+    if finite(result):
+        return result
+    # Where the narrower number is infinite and the wider is not.
+    lost = ~np.isfinite(result.astype(np.float64)) & np.isfinite(array.astype(np.float64))
+    if lost.any():
+        value = float(array[lost].reshape(-1)[0])
+        raise UserError(
+            f"{what} holds {value:.6g}, which {dtype} cannot: its largest number is "
+            f"{float(ml_dtypes.finfo(dtype).max):.6g}; choose another --dtype"
+        )
+    return result
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def refused_dtype(file: Path, name: str, dtype: str) -> UserError:
+    """For a tensor of a type that is not read, by whichever name its format has for it."""
+    low = dtype.lower()
+    if low.startswith(("f8", "f6", "f4", "float8", "float4")):
+        return UserError(
+            f"{file}: {name[:80]} is {dtype}, a float of 8 bits or fewer; convert the original in float16"
+        )
+    if low.startswith(("c", "complex")):
+        return UserError(f"{file}: {name[:80]} is {dtype}, complex numbers, which no model here has")
+    return UserError(
+        f"{file}: {name[:80]} is of the type {dtype[:40]}, which is not read; accepted: {', '.join(DTYPES)}"
+    )
 
 
 def read_at(file: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -15,12 +15,11 @@ from mvader_jax.convert.engine import (
     SourceMap,
     converted,
     external,
-    finite,
     manifest,
     match,
 )
 from mvader_jax.convert.layouts import LINEAR, SAME, fused_vector
-from mvader_jax.convert.tensors import Tensor
+from mvader_jax.convert.tensors import DTYPES, Tensor, cast, finite
 from mvader_jax.errors import UserError
 
 #: Two layers, stacked on our side.
@@ -150,6 +149,35 @@ def test_not_finite_is_refused_or_reported() -> None:
     seen: list[str] = []
     np.testing.assert_array_equal(next(converted(norm, allow_nan=True, report=seen.append)), bad)
     assert seen == ["norm.weight"]
+
+
+@pytest.mark.parametrize(
+    ("value", "source", "target", "said"),
+    [
+        (1e5, "F32", "F16", "100000, which float16 cannot: its largest number is 65504"),
+        (3.4e38, "F32", "BF16", "3.4e\\+38, which bfloat16 cannot"),
+        (-1e300, "F64", "F32", "-1e\\+300, which float32 cannot"),
+        (1e300, "F64", "BF16", "1e\\+300, which bfloat16 cannot"),
+        (3e38, "BF16", "F16", "3.00406e\\+38, which float16 cannot"),
+    ],
+)
+def test_a_number_that_does_not_fit_is_refused(value: float, source: str, target: str, said: str) -> None:
+    array = np.array([1.0, 2.0, value, 3.0]).astype(DTYPES[source])
+    with pytest.raises(UserError, match=f"the tensor holds {said}"):
+        cast(array, DTYPES[target], "the tensor")
+    # What is not finite already passes: that is another question, asked before.
+    odd = np.array([1.0, np.nan, np.inf, -np.inf]).astype(DTYPES[source])
+    np.testing.assert_array_equal(
+        cast(odd, DTYPES[target], "x").astype(float), [1.0, np.nan, np.inf, -np.inf]
+    )
+
+
+def test_numbers_that_do_not_fit_stop_a_conversion(tmp_path: Path) -> None:
+    tensors = source(np.float64, norm__weight=np.array([1, 1e300, 3]))
+    (_, norm) = match(MAP, tensors, OURS, dtype="float32").leaves["net"]
+    for allow in (False, True):
+        with pytest.raises(UserError, match=r"norm\.weight in file holds 1e\+300, which float32 cannot"):
+            next(converted(norm, allow_nan=allow, report=lambda name: None))
 
 
 def test_a_map_that_is_no_bijection_is_a_fault() -> None:

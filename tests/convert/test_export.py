@@ -256,6 +256,18 @@ def test_export_in_another_type(tmp_path: Path) -> None:
         assert torch.equal(state[name], tensor.half()), name
 
 
+def test_export_refuses_a_type_that_cannot_hold_the_numbers(tmp_path: Path) -> None:
+    bundle = converted(twins.save_diffusers(tmp_path / "sd", twins.vae()), tmp_path / "first")
+    kernel = np.array(bundle.components["vae"]["quant_conv"]["kernel"])
+    kernel[0, 0, 0, 1] = 1e5
+    bundle.components["vae"]["quant_conv"]["kernel"] = kernel
+    save_bundle(tmp_path / "large", bundle)
+    with pytest.raises(UserError, match="vae quant_conv/kernel holds 100000, which float16 cannot"):
+        export(tmp_path / "large", tmp_path / "out", "diffusers", dtype="float16")
+    assert not (tmp_path / "out").exists()
+    export(tmp_path / "large", tmp_path / "out", "diffusers", dtype="bfloat16")
+
+
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     convert(twins.save_diffusers(tmp_path / "sd", twins.vae()), tmp_path / "vae")
     neox = twins.gpt_neox()

@@ -211,6 +211,75 @@ def test_git_lfs_pointer(tmp_path: Path) -> None:
             open_file(file)
 
 
+@pytest.mark.parametrize("script", [False, True], ids=["state dict", "TorchScript"])
+def test_archives_that_were_packed_again(tmp_path: Path, script: bool) -> None:
+    """A deflated archive has its numbers nowhere as they are: a map of the file would read garbage."""
+    import zipfile
+
+    layer = torch.nn.Linear(50, 40)
+    expected = dict(layer.state_dict())
+    if script:
+        torch.jit.save(torch.jit.trace(layer, torch.randn(1, 50)), tmp_path / "x.pt")
+    else:
+        torch.save(expected, tmp_path / "x.pt")
+    ways = {"stored": 0, "deflated": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2}
+    for name, way in ways.items():
+        with (
+            zipfile.ZipFile(tmp_path / "x.pt") as before,
+            zipfile.ZipFile(tmp_path / f"{name}.pt", "w", way) as after,
+        ):
+            for member in before.namelist():
+                after.writestr(member, before.read(member))
+    for name in ("stored", "deflated", *(["bzip2"] if script else [])):
+        check(open_file(tmp_path / f"{name}.pt"), expected)
+    if not script:
+        with pytest.raises(UserError, match="packed again in a way that PyTorch does not read"):
+            open_file(tmp_path / "bzip2.pt")
+
+
+def test_what_trainers_wrap_around(tmp_path: Path) -> None:
+    for content in ({"model": state()}, {"epoch": 3, "model": {"state_dict": state()}}, {"params": state()}):
+        torch.save(content, tmp_path / "x.pt")
+        check(open_file(tmp_path / "x.pt"), state())
+    torch.save({"model": state(), "ema": state()}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"holds several sets of tensors \(model, ema\); save the one"):
+        open_file(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+@pytest.mark.parametrize("new_format", [True, False])
+def test_newer_pickle_protocols(tmp_path: Path, protocol: int, new_format: bool) -> None:
+    file = tmp_path / "x.pt"
+    torch.save(state(), file, pickle_protocol=protocol, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(
+        UserError, match=rf"a pickle of protocol {protocol}, which PyTorch's weights-only loader"
+    ):
+        open_file(file)
+    check(open_file(file, trust_pickle=True), state())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "what"),
+    [
+        (torch.zeros(2, dtype=torch.float8_e4m3fn), "float8_e4m3fn, a float of 8 bits or fewer"),
+        (torch.zeros(2, dtype=torch.complex64), "complex64, complex numbers"),
+        (torch.eye(2).to_sparse(), "sparse_coo, which no model here has"),
+    ],
+)
+def test_types_that_are_not_read(tmp_path: Path, tensor: torch.Tensor, what: str) -> None:
+    torch.save({"x": tensor}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=f"x is .*{what}"):
+        open_file(tmp_path / "x.pt")
+
+
+def test_whole_numbers_are_read_as_what_they_are(tmp_path: Path) -> None:
+    tensors = {f"u{bits}": torch.arange(3).to(getattr(torch, f"uint{bits}")) for bits in (16, 32, 64)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    torch.save(tensors, tmp_path / "x.pt")
+    for name in ("x.safetensors", "x.pt"):
+        check(open_file(tmp_path / name), tensors)
+
+
 def test_truncated(tmp_path: Path) -> None:
     save_file(state(), tmp_path / "x.safetensors")
     torch.save(state(), tmp_path / "x.bin")
@@ -236,7 +305,20 @@ def with_header(header: object, data: bytes = b"\0" * 24) -> bytes:
         (with_header(b"not json"), "wrong safetensors header"),
         (with_header([1]), "no JSON object"),
         (with_header({"x": 3}), "the entry of 'x' is 3"),
-        (with_header({"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}), "the entry of 'x'"),
+        (
+            with_header({"x": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}),
+            "x is of the type F99, which is not read",
+        ),
+        (
+            with_header({"x": {"dtype": "F8_E4M3", "shape": [24], "data_offsets": [0, 24]}}),
+            "a float of 8 bits",
+        ),
+        (with_header({"x": {"dtype": "U8", "shape": [4.0], "data_offsets": [0, 4]}}), "the entry of 'x'"),
+        (with_header({"x": {"dtype": "U8", "shape": [4], "data_offsets": [20, 24]}}), "begins at 20, not 0"),
+        (
+            with_header({"x": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}),
+            "20 bytes after its last tensor",
+        ),
         (with_header({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}), "but 4 bytes"),
         (
             with_header({"x": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}}),
@@ -255,7 +337,7 @@ def test_wrong_headers(tmp_path: Path, content: bytes, reason: str) -> None:
 
 
 def test_what_is_no_weights(tmp_path: Path) -> None:
-    (tmp_path / "page.ckpt").write_text("<html>not found</html>" * 10)
+    (tmp_path / "page.ckpt").write_text("not found" * 10)
     with pytest.raises(UserError, match="neither safetensors nor a PyTorch file"):
         open_file(tmp_path / "page.ckpt")
     with pytest.raises(UserError, match="does not exist"):

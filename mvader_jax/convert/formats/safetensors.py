@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, bytes_of, read_at
+from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, bytes_of, read_at, refused_dtype, shown
 from mvader_jax.errors import UserError
 
 #: The format's own limit.
@@ -39,30 +39,47 @@ def open_safetensors(file: Path) -> Weights:
     if not isinstance(header, dict):
         raise UserError(f"{file} has a wrong safetensors header: it is no JSON object")
     header.pop("__metadata__", None)
-    data, tensors, end = 8 + length, {}, 0
-    for name, entry in header.items():
-        try:
-            dtype = DTYPES[entry["dtype"]]
-            shape = tuple(int(n) for n in entry["shape"])
-            first, last = (int(n) for n in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError):
+    tensors = {name: _entry(file, name, entry, 8 + length) for name, entry in header.items()}
+    end = 0
+    for tensor, first, last in sorted(tensors.values(), key=lambda one: one[1:]):
+        if first != end:
             raise UserError(
-                f"{file} has a wrong safetensors header: the entry of {name!r} is {entry}"
-            ) from None
-        tensor = Tensor(
-            name, shape, dtype, file, (file, first), partial(read_at, file, data + first, shape, dtype)
+                f"{file} has a wrong safetensors header: {tensor.name!r} begins at {first}, not {end}"
+            )
+        end = last
+        if 8 + length + last > size:
+            raise UserError(
+                f"{file} is truncated: {tensor.name!r} ends at byte {8 + length + last} of a file of {size} bytes"
+            )
+    if 8 + length + end != size:
+        raise UserError(
+            f"{file} has {size - 8 - length - end} bytes after its last tensor: no safetensors file does"
         )
-        if min(shape, default=0) < 0 or first < 0 or last - first != tensor.nbytes:
-            raise UserError(
-                f"{file} has a wrong safetensors header: {name!r} is {shape} but {last - first} bytes"
-            )
-        if data + last > size:
-            raise UserError(
-                f"{file} is truncated: {name!r} ends at byte {data + last} of a file of {size} bytes"
-            )
-        tensors[name] = tensor
-        end = max(end, last)
-    return Weights(tensors, (file,))
+    return Weights({name: tensor for name, (tensor, _, _) in tensors.items()}, (file,))
+
+
+def _entry(file: Path, name: str, entry: object, data: int) -> tuple[Tensor, int, int]:
+    """(the tensor of a header's entry, its first byte and its last). data: where the tensors begin."""
+    try:
+        kind, shape, offsets = (entry[key] for key in ("dtype", "shape", "data_offsets"))  # type: ignore[index]
+        numbers = [*shape, *offsets]
+        first, last = offsets
+        if not isinstance(kind, str) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{file} has a wrong safetensors header: the entry of {name[:80]!r} is {shown(entry)}"
+        ) from None
+    if kind not in DTYPES:
+        raise refused_dtype(file, name, kind)
+    dtype, sizes = DTYPES[kind], tuple(shape)
+    read = partial(read_at, file, data + first, sizes, dtype)
+    tensor = Tensor(name, sizes, dtype, file, (file, first), read)
+    if last - first != tensor.nbytes:
+        raise UserError(
+            f"{file} has a wrong safetensors header: {name[:80]!r} is {list(sizes)[:8]} but {last - first} bytes"
+        )
+    return tensor, first, last
 
 
 def write_safetensors(

@@ -7,6 +7,7 @@ import io
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -50,26 +51,34 @@ def open_torchscript(file: Path) -> Weights:
         if len(pickles) != 1:
             raise UserError(f"{file} is a TorchScript archive without its data.pkl")
         root = pickles[0].removesuffix("data.pkl")
-        unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])))
         try:
-            module = unpickler.load()
+            if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
+                raise UserError(
+                    f"{file} was written on a big-endian machine, which is not read; save it again"
+                )
+            module = _Unpickler(io.BytesIO(archive.read(pickles[0]))).load()
+        except UserError:
+            raise
         except Exception as error:  # a damaged pickle can raise almost anything
-            raise UserError(f"{file} is a TorchScript archive that cannot be read: {error}") from None
+            raise UserError(
+                f"{file} is a TorchScript archive that cannot be read: {str(error)[:200]}"
+            ) from None
     tensors: dict[str, Tensor] = {}
-    others: list[str] = []
 
-    def collect(prefix: str, value: Any) -> None:
+    def collect(prefix: str, value: Any, depth: int) -> None:
+        if depth > 100:
+            raise UserError(f"{file} is a TorchScript archive whose modules hold each other without end")
         if isinstance(value, _Object):
             for name, inner in value.state.items():
-                collect(f"{prefix}.{name}" if prefix else name, inner)
+                collect(f"{prefix}.{name}" if prefix else str(name), inner, depth + 1)
         elif isinstance(value, _Stored):
             info = entries.get(f"{root}data/{value.key}")
-            if info is None or info.compress_type != zipfile.ZIP_STORED:
+            if info is None:
                 raise UserError(f"{file} lacks the numbers of {prefix}")
             tensors[prefix] = value.tensor(prefix, file, info)
 
-    collect("", module)
-    return Weights(tensors, (file,), tuple(others))
+    collect("", module, 0)
+    return Weights(tensors, (file,))
 
 
 class _Object:
@@ -94,17 +103,31 @@ class _Stored:
 
     def tensor(self, name: str, file: Path, info: zipfile.ZipInfo) -> Tensor:
         """The tensor of that name; `info` is its storage's place in the archive."""
+        if min((self.offset, *self.shape, *self.stride)) < 0 or len(self.shape) != len(self.stride):
+            raise UserError(f"{file} is damaged: {name} has no sound place in its storage")
         reach = self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-        if reach * self.dtype.itemsize > info.file_size:
+        if 0 not in self.shape and reach * self.dtype.itemsize > info.file_size:
             raise UserError(f"{file} is truncated: {name} reaches past its storage")
         storage = (file, self.key, self.offset, self.shape, self.stride)
         return Tensor(name, self.shape, self.dtype, file, storage, partial(self._read, file, info))
 
     def _read(self, file: Path, info: zipfile.ZipInfo) -> np.ndarray:
         count = info.file_size // self.dtype.itemsize
-        flat = read_at(file, _data_offset(file, info), (count,), self.dtype)
+        if info.compress_type == zipfile.ZIP_STORED:
+            flat = read_at(file, _data_offset(file, info), (count,), self.dtype)
+        else:
+            flat = np.frombuffer(_unpacked(file, info), self.dtype, count)
         strides = tuple(s * self.dtype.itemsize for s in self.stride)
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides)
+
+
+def _unpacked(file: Path, info: zipfile.ZipInfo) -> bytes:
+    """A member of an archive that was packed again, and compressed."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.read(info.filename)
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+        raise UserError(f"{file} is damaged: {info.filename} cannot be unpacked: {error}") from None
 
 
 def _data_offset(file: Path, info: zipfile.ZipInfo) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 from mvader_jax.convert.engine import Link, Skip, SourceMap, links_of
 from mvader_jax.convert.kinds.base import Kind, Options, Part, Source, abstract_of
 from mvader_jax.convert.layouts import CONV, SAME, Layout
-from mvader_jax.convert.settings import Settings, count, shape_of, shown, spelled
-from mvader_jax.convert.tensors import Tensor, Weights
+from mvader_jax.convert.settings import Settings, count, shape_of, spelled
+from mvader_jax.convert.tensors import Tensor, Weights, shown
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.image_encoder import ImageEncoderConfig
