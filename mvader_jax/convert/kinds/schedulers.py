@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 from mvader_jax.convert.settings import Settings
-from mvader_jax.diffusion.schedule import ScheduleConfig
+from mvader_jax.convert.tensors import shown
+from mvader_jax.diffusion.schedule import ScheduleConfig, Spacing
 from mvader_jax.errors import UserError
 
 
@@ -16,11 +17,12 @@ class _Class:
 
     betas: tuple[float, float] = (0.0001, 0.02)
     beta_schedule: str = "linear"
-    spacing: str = "linspace"
+    spacing: Spacing | None = "linspace"
     alpha_to_one: bool = False
 
 
-_LEADING = _Class(spacing="leading")
+#: Theirs is "leading", which is Stable Diffusion's, so that other samplers keep their own.
+_LEADING = _Class(spacing=None)
 _KARRAS = _Class(betas=(0.00085, 0.012))
 #: Those whose noise is Stable Diffusion's: the schedule below, at whole timesteps. What draws is chosen later.
 _CLASSES = {
@@ -64,6 +66,7 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "sigma_max": (),
     "sigma_min": (),
     "thresholding": (False,),
+    "timestep_spacing": get_args(Spacing),
     "timestep_type": ("discrete",),
     "trained_betas": (),
     "use_beta_sigmas": (False,),
@@ -100,8 +103,6 @@ def schedule_config(settings: Settings) -> tuple[ScheduleConfig, tuple[str, ...]
     )
     if not beta_start <= beta_end < 1:
         raise UserError(f"{settings.where}: beta_start {beta_start} and beta_end {beta_end} are no schedule")
-    spacing = settings.get("timestep_spacing", kind.spacing)
-    _check_spacing(settings, spacing)
     notes = []
     if name not in (None, "PNDMScheduler"):
         notes.append(f"its sampler is {name}'s; `mvader sample --sampler` chooses one (mvader samplers)")
@@ -117,6 +118,7 @@ def schedule_config(settings: Settings) -> tuple[ScheduleConfig, tuple[str, ...]
         beta_schedule=settings.get("beta_schedule", kind.beta_schedule),
         steps_offset=1,
         set_alpha_to_one=settings.flag("set_alpha_to_one", kind.alpha_to_one),
+        spacing=settings.get("timestep_spacing", kind.spacing),
     )
     settings.done(_UNUSED)
     return config, tuple(notes)
@@ -131,25 +133,18 @@ def _class(settings: Settings, name: Any) -> _Class:
                 f"{settings.where} has no _class_name, so nothing tells its {' and '.join(missing)}"
             )
         return _LEADING
-    if name in _CLASSES:
+    if isinstance(name, str) and name in _CLASSES:
         return _CLASSES[name]
     what = next((text for part, text in _OTHERS.items() if isinstance(name, str) and part in name), None)
     raise UserError(
-        f"{settings.where}: _class_name is {name!r}, {what or 'which is not known'}; accepted are schedulers of "
+        f"{settings.where}: _class_name is {shown(name)}, {what or 'which is not known'}; accepted are schedulers of "
         "Stable Diffusion 1.x, such as PNDMScheduler"
     )
 
 
-def _check_spacing(settings: Settings, spacing: Any) -> None:
-    if spacing != "leading":
-        raise UserError(
-            f"{settings.where}: timestep_spacing is {spacing!r}, which is not supported; accepted: 'leading' "
-            "(Stable Diffusion 1.x as it was released; DPM-Solver's, Euler's and their like differ unless told)"
-        )
-
-
 def schedule_settings(config: ScheduleConfig) -> dict[str, Any]:
     """diffusers' scheduler_config.json."""
+    spacing = {} if config.spacing is None else {"timestep_spacing": config.spacing}
     return {
         "_class_name": "PNDMScheduler",
         "_diffusers_version": "0.6.0",
@@ -161,6 +156,6 @@ def schedule_settings(config: ScheduleConfig) -> dict[str, Any]:
         "set_alpha_to_one": config.set_alpha_to_one,
         "skip_prk_steps": True,
         "steps_offset": config.steps_offset,
-        "timestep_spacing": "leading",
         "trained_betas": None,
+        **spacing,
     }
