@@ -185,7 +185,8 @@ def test_folders(
 def test_a_name_on_the_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, "convert", "CompVis/stable-diffusion-v1-4", tmp_path / "out")
     assert (
-        "does not exist; a repository of the Hugging Face hub is named hf:CompVis/stable-diffusion-v1-4" in error
+        "does not exist; a repository of the Hugging Face hub is named hf:CompVis/stable-diffusion-v1-4"
+        in error
     )
 
 

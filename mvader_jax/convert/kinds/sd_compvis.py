@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 from mvader_jax.convert import foreign
 from mvader_jax.convert.engine import Abstract, Link, Skip, SourceMap
 from mvader_jax.convert.formats.safetensors import write_safetensors
+from mvader_jax.convert.kinds import schedulers
 from mvader_jax.convert.kinds.base import Export, Kind, Options, Part, Source, abstract_of
 from mvader_jax.convert.kinds.clip_text import ACCEPTED, clip_text_config, text_links
 from mvader_jax.convert.kinds.sd_compvis_names import UNET, VAE, unet_links, vae_links
@@ -69,9 +71,10 @@ class CompVis(Kind):
         unet, vae, text = compvis_config(tensors, settings)
         if options.ema and not any(name.startswith("model_ema.diffusion_model") for name in tensors):
             raise UserError("this checkpoint has no moving average of its UNet; leave out --ema")
+        schedule = schedule_of(tensors, settings)
         settings.require({"hidden_act": ACCEPTED["hidden_act"]})
         settings.done({})
-        model = sd_model(unet, vae, text, schedule_of(tensors))
+        model = sd_model(unet, vae, text, schedule)
         present = (("unet", unet), ("vae", vae), ("text_encoder", text))
         abstract = abstract_of(model, *[name for name, config in present if config is not None])
         source_map = compvis_map(abstract, unet, vae, ema=options.ema)
@@ -189,40 +192,62 @@ def _vae_config(tensors: Mapping[str, Tensor], settings: Settings, unet: UNetCon
     )
 
 
-def schedule_of(tensors: Mapping[str, Tensor]) -> ScheduleConfig:
-    """The schedule whose table the checkpoint holds; Stable Diffusion 1.x's where it holds none.
-
-    Raises UserError for the table of a schedule that is not computed here.
+def schedule_of(tensors: Mapping[str, Tensor], settings: Settings) -> ScheduleConfig:
+    """The schedule that the settings name, by diffusers' keys; else that whose table the checkpoint holds; else
+    Stable Diffusion 1.x's. Raises UserError for the table of another schedule, or of one not computed here.
     """
+    said = settings.inner("schedule")
     table = tensors.get("alphas_cumprod")
+    if said.given:
+        config, _ = schedulers.schedule_config(said)
+        if table is not None and not _is_table(config, _table(table)):
+            raise UserError(f"its alphas_cumprod is of another noise schedule than {said.where} says")
+        return dataclasses.replace(config, steps_offset=said.whole("steps_offset", 1, least=0))
     if table is None:
         return ScheduleConfig()
-    if len(table.shape) != 1 or not is_float(table.dtype) or not 2 <= table.shape[0] <= 100_000:
-        raise UserError(
-            f"its alphas_cumprod is {list(table.shape)} {table.dtype}, which is no schedule's table"
-        )
-    steps = table.shape[0]
-    said = table.read().astype(np.float64)
-    own = ScheduleConfig(num_train_steps=steps)
-    first, last = 1 - said[0], 1 - said[-1] / said[-2] if said[-2] else 1.0
-    # Tables are kept in float32: the ends of the betas come back to five digits.
-    start, end = float(f"{first:.5g}"), float(f"{last:.5g}")
-    candidates = [own, *(ScheduleConfig(steps, start, end, kind) for kind in BETA_SCHEDULES)]
-    tolerance = 2e-3 if table.dtype.itemsize == 2 else 2e-5
-    for config in candidates:
-        with np.errstate(invalid="ignore"):
-            if np.allclose(config.alphas_cumprod(), said, rtol=0, atol=tolerance):
-                return config
-    off = int(np.argmax(~np.isclose(own.alphas_cumprod(), said, rtol=0, atol=tolerance)))
+    held = _table(table)
+    own = ScheduleConfig(num_train_steps=len(held))
+    betas = _table(tensors["betas"]) if "betas" in tensors else 1 - held[1:] / np.maximum(held[:-1], 1e-30)
+    for config in (own, *_schedules(len(held), betas[0], betas[-1])):
+        if _is_table(config, held):
+            return config
+    off = int(np.argmax(np.abs(own.alphas_cumprod() - held)))
     raise UserError(
         f"its alphas_cumprod is of another noise schedule than Stable Diffusion 1.x's (at timestep {off} it says "
-        f"{said[off]:.6g}, not {own.alphas_cumprod()[off]:.6g}), and of none that is computed here (linear, "
+        f"{held[off]:.6g}, not {own.alphas_cumprod()[off]:.6g}), and of none that is computed here (linear, "
         "scaled_linear)"
     )
 
 
+def _table(tensor: Tensor) -> np.ndarray:
+    """alpha-bar of every training timestep, as a checkpoint holds it. Raises UserError for anything else."""
+    if len(tensor.shape) != 1 or not is_float(tensor.dtype) or not 2 <= tensor.shape[0] <= 100_000:
+        raise UserError(
+            f"its {tensor.name} is {list(tensor.shape)} {tensor.dtype}, which is no schedule's table"
+        )
+    return tensor.read().astype(np.float64)
+
+
+def _schedules(steps: int, start: float, end: float) -> Iterator[ScheduleConfig]:
+    """Those whose betas begin and end about there: tables are kept in float32 or less, so the ends lost digits."""
+    for digits in (4, 3, 2):
+        ends = float(f"{start:.{digits}g}"), float(f"{end:.{digits}g}")
+        if 0 < ends[0] <= ends[1] < 1:
+            yield from (ScheduleConfig(steps, *ends, kind) for kind in BETA_SCHEDULES)
+
+
+def _is_table(config: ScheduleConfig, held: np.ndarray) -> bool:
+    """Whether a checkpoint's table is this schedule's, to the precision of the halves it may be kept in."""
+    return config.num_train_steps == len(held) and np.allclose(
+        config.alphas_cumprod(), held, rtol=0, atol=5e-4
+    )
+
+
 def compvis_settings(
-    unet: UNetConfig | None, vae: VAEConfig | None, text: ClipTextConfig | None
+    unet: UNetConfig | None,
+    vae: VAEConfig | None,
+    text: ClipTextConfig | None,
+    schedule: ScheduleConfig | None = None,
 ) -> dict[str, Any]:
     """What a CompVis checkpoint's shapes do not tell, written beside an exported one."""
     settings: dict[str, Any] = {}
@@ -236,6 +261,8 @@ def compvis_settings(
         settings |= {"vae_norm_groups": vae.norm_groups, "scaling_factor": vae.scaling_factor}
     if text is not None:
         settings |= {"num_attention_heads": text.num_heads, "hidden_act": text.activation}
+    if schedule is not None and schedule != ScheduleConfig():
+        settings["schedule"] = schedulers.schedule_settings(schedule)
     return settings
 
 
@@ -251,5 +278,7 @@ def write_compvis(job: Job, out: Path) -> list[str]:
     write_safetensors(out / COMPVIS_FILE, job.described(source_map, trees), job.arrays(source_map, trees))
     text = model.text_encoder if "text_encoder" in job.readers else None
     vae = model.vae if "vae" in job.readers else None
-    job.write_json(out / "config.json", compvis_settings(model.unet, vae, text))
+    job.write_json(out / "config.json", compvis_settings(model.unet, vae, text, model.schedule))
+    if model.schedule is not None and dataclasses.replace(model.schedule, spacing=None) != ScheduleConfig():
+        return ["its noise schedule is not Stable Diffusion 1.x's: only the config.json beside it says so"]
     return []
