@@ -46,6 +46,7 @@ def convert(
     from mvader_jax.convert.convert import convert as run
     from mvader_jax.convert.files import fetch, fetch_vocabulary
     from mvader_jax.convert.kinds.base import Options
+    from mvader_jax.convert.names import in_patterns
     from mvader_jax.convert.sources import open_source
     from mvader_jax.storage.atomic import local
 
@@ -71,8 +72,8 @@ def convert(
     for name, record in report.components.items():
         print(f"  {name}: {record['parameters']:,} parameters, {', '.join(record['dtypes'])}")
     for reason, names in report.skipped.items():
-        print(f"left out ({reason}): {', '.join(names)}")
-    for name in report.not_finite:
+        print(f"left out ({reason}): {', '.join(in_patterns(names))}")
+    for name in in_patterns(report.not_finite):
         print(f"not finite: {name}")
     for note in report.notes:
         print(note)
