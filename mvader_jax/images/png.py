@@ -16,24 +16,32 @@ from mvader_jax.storage.atomic import write_file
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
-def save_png(path: str | os.PathLike[str], image: Any, metadata: Mapping[str, Any] | None = None) -> None:
+def save_png(
+    path: str | os.PathLike[str], image: Any, metadata: Mapping[str, Any] | None = None, *, new: bool = False
+) -> None:
     """Writes a PNG, whole or not at all.
 
     image: uint8 [H, W, 3], floats in [-1, 1], or a Pillow image.
     metadata: kept in text chunks, values that are no strings as JSON; every file is marked as
         AI-generated, for people (`AI-generated: true`) and for machines (IPTC's digital source type).
-    Raises UserError if the file cannot be written.
+    new: nothing is replaced. Raises UserError if the file cannot be written (TakenError: `new`, and one is there).
     """
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     entries = {"Software": "mvader-jax", **(metadata or {}), "AI-generated": "true"}
     for key, value in entries.items():
-        info.add_itxt(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        info.add_itxt(key, utf8(text).decode())
     info.add_itxt("XML:com.adobe.xmp", _xmp_packet())
     data = io.BytesIO()
     load_image(image).save(data, format="PNG", pnginfo=info)
-    write_file(path, data.getvalue())
+    write_file(path, data.getvalue(), new=new)
+
+
+def utf8(text: str) -> bytes:
+    """The text in UTF-8; of a file's name that is none, the odd bytes as JSON escapes them (\\udce9)."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _xmp_packet() -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mvader_jax.errors import UserError
-from mvader_jax.storage.atomic import local, make_directory, sweep
+from mvader_jax.images.png import save_png
+from mvader_jax.images.sheet import grid
+from mvader_jax.sampling.manifest import add_rows, read_rows
+from mvader_jax.storage.atomic import TakenError, local, make_directory, sweep
+from mvader_jax.storage.lock import moment
 
-MANIFEST = "manifest.jsonl"
+#: The names that `write_pictures` gives, whatever their ending.
+_NUMBERED = re.compile(r"(?:grid-)?(\d{5})\.")
 
 
 def make_writable(directory: Path) -> None:
@@ -40,27 +45,43 @@ def write_pictures(out: Path, images: Mapping[int, Any], settings: Mapping[str, 
     """Writes each picture and their grid as PNG, and a manifest row per picture; returns the paths, the grid last.
 
     images: {its number under the seed: a picture}. settings: JSON values, kept in every PNG and row. Numbers of
-    files go on from what the directory holds. Raises UserError where the directory cannot be written.
+    files go on from the largest that the directory or its manifest holds; nothing that is there is replaced,
+    whoever else writes there. Raises UserError where the directory cannot be written: what is in place by then
+    stays, with its row.
     """
-    from mvader_jax.images.png import save_png
-    from mvader_jax.images.sheet import grid
-
     make_writable(out)
-    start = 0
-    while (out / f"{start:05d}.png").exists():
-        start += 1
-    rows, paths = [], []
-    for number, (index, image) in enumerate(images.items()):
-        path = out / f"{start + number:05d}.png"
-        row = {**settings, "index": index}
-        save_png(path, image, row)
-        rows.append(json.dumps({"file": path.name, **row}, ensure_ascii=False) + "\n")
-        paths.append(path)
-    try:
-        with (out / MANIFEST).open("a", encoding="utf-8") as manifest:
-            manifest.write("".join(rows))
-    except OSError as error:
-        raise UserError(f"cannot write {str(out / MANIFEST)!r}: {error.strerror or error}") from None
-    sheet = out / f"grid-{start:05d}.png"
-    save_png(sheet, grid(list(images.values()), columns=min(len(images), 4)), settings)
-    return [*paths, sheet]
+    rows: list[dict[str, Any]] = []
+    paths: list[Path] = []
+    with moment(out):
+        number = first = _next_number(out)
+        try:
+            for index, image in images.items():
+                row = {**settings, "index": index}
+                number, path = _save_numbered(out, "", number, image, row)
+                rows.append({"file": path.name, **row})
+                paths.append(path)
+                number += 1
+            sheet = grid(list(images.values()), columns=min(len(images), 4))
+            paths.append(_save_numbered(out, "grid-", first, sheet, settings)[1])
+        finally:
+            add_rows(out, rows)
+    return paths
+
+
+def _save_numbered(
+    out: Path, prefix: str, number: int, image: Any, metadata: Mapping[str, Any]
+) -> tuple[int, Path]:
+    """(the number, the path) of a picture under the first number from `number` on that is free."""
+    while True:
+        path = out / f"{prefix}{number:05d}.png"
+        try:
+            save_png(path, image, metadata, new=True)
+            return number, path
+        except TakenError:
+            number += 1
+
+
+def _next_number(out: Path) -> int:
+    """One more than the largest number of a picture, of a grid, or of a row whose picture is gone."""
+    names = [*(path.name for path in out.iterdir()), *(row["file"] for row in read_rows(out))]
+    return max((int(found[1]) for name in names if (found := _NUMBERED.match(name))), default=-1) + 1

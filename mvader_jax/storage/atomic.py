@@ -44,27 +44,35 @@ def local(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def write_file(path: str | os.PathLike[str], data: str | bytes) -> None:
-    """Writes a file, text as UTF-8. Raises UserError as `whole_file` does."""
-    with whole_file(path) as partial:
+class TakenError(UserError):
+    """A new file's name is another file's."""
+
+
+def write_file(path: str | os.PathLike[str], data: str | bytes, *, new: bool = False) -> None:
+    """Writes a file, text as UTF-8. new, errors: as `whole_file`."""
+    with whole_file(path, new=new) as partial:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike[str], *, new: bool = False) -> Iterator[Path]:
     """A file, empty and beside `path`, that takes its place when the block ends well, and else goes.
 
     A symlink stays one: the file it names is replaced. What is no file (/dev/stdout) is written as it is.
-    Raises UserError where the place cannot be written.
+    new: nothing is replaced, not even what another process puts there meanwhile. Raises UserError where the
+    place cannot be written, and TakenError where it is taken and `new` is asked for.
     """
-    target = Path(os.path.realpath(local(path)))
+    target = Path(os.path.abspath(local(path))) if new else Path(os.path.realpath(local(path)))
     with explained(path, target.parent):
-        if target.exists() and not target.is_file() and not target.is_dir():
+        if not new and target.exists() and not target.is_file() and not target.is_dir():
             yield target
             return
         partial, held = _made(target, lambda name: os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
         try:
             yield partial
+            if new:
+                _place_new(partial, target)
+                return
             if target.is_file():
                 shutil.copymode(target, partial)
             os.replace(partial, target)
@@ -73,6 +81,22 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         finally:
             os.close(held)
+
+
+def _place_new(partial: Path, target: Path) -> None:
+    """Moves a file to a name that nobody has."""
+    try:
+        try:
+            os.link(partial, target)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: the name is taken first, by an empty file
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o666))
+            os.replace(partial, target)
+        else:
+            partial.unlink()
+    except FileExistsError:
+        raise TakenError(f"{os.fspath(target)!r} exists already") from None
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:

@@ -46,6 +46,21 @@ def only_user(directory: str | os.PathLike[str]) -> Iterator[None]:
             os.close(held)
 
 
+@contextlib.contextmanager
+def moment(directory: Path) -> Iterator[None]:
+    """While the block runs, others wait who would enter one on the same directory; for what is over at once.
+
+    The lock is the system's, on the directory itself. Where a file system has none, nobody waits.
+    """
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
 def _taken(file: Path, directory: str | os.PathLike[str]) -> int:
     """A descriptor that holds the lock and says who does."""
     while True:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mvader_jax.errors import UserError
+from mvader_jax.images.png import utf8
 from mvader_jax.prompt.elements import Image, Prompt
 from mvader_jax.sampling.settings import NAMES, SamplingSettings, image_count
 
@@ -24,7 +25,8 @@ KEYS = ("id", "prompt", "negative", "num_images", *SETTINGS)
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One good line. recorded: everything that shapes its pictures, as the file has it; kept with each."""
+    """One good line. recorded: everything that shapes its pictures, as the file has it; kept with each.
+    source: tells its file of prompts from others."""
 
     line: int
     id: str
@@ -33,6 +35,7 @@ class Request:
     num_images: int
     settings: SamplingSettings
     recorded: dict[str, Any]
+    source: str = ""
 
     def file(self, index: int) -> str:
         """The name of picture number `index`."""
@@ -40,7 +43,13 @@ class Request:
 
     def row(self, index: int) -> dict[str, Any]:
         """The manifest's row of picture number `index`."""
-        return {"file": self.file(index), "id": self.id, "index": index, **self.recorded}
+        return {
+            "file": self.file(index),
+            "id": self.id,
+            "index": index,
+            "prompts_file": self.source,
+            **self.recorded,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +81,14 @@ def read_requests(
         lines = file.read_bytes().splitlines()
     except OSError as error:
         raise UserError(f"cannot read the prompts {str(file)!r}: {error.strerror or error}") from None
+    except ValueError:
+        raise UserError(f"the prompts {str(file)!r} have a path that the system does not accept") from None
     defaults = defaults or SamplingSettings()
     requests: list[Request] = []
     problems: list[Problem] = []
     seen: dict[str, int] = {}
     digest = functools.cache(_digest)
+    source = f"{file.name} {fingerprint({'path': os.path.abspath(file)})}"
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -85,7 +97,7 @@ def read_requests(
             if request.id in seen:
                 raise UserError(f"the id {request.id!r} is that of line {seen[request.id]} already")
             seen[request.id] = number
-            requests.append(request)
+            requests.append(dataclasses.replace(request, source=source))
         except UserError as error:
             problems.append(Problem(number, str(error)))
     if not lines or not (requests or problems):
@@ -131,7 +143,8 @@ def _request(
 def _object(line: bytes, *, first: bool) -> dict[str, Any]:
     """The JSON object of a line, its keys known, with a prompt. Raises UserError for anything else."""
     try:
-        data = json.loads(line.decode("utf-8-sig" if first else "utf-8"), parse_constant=_no_constant)
+        text = line.decode("utf-8-sig" if first else "utf-8")
+        data = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_twice)
     except UnicodeDecodeError:
         raise UserError("it is not UTF-8") from None
     except RecursionError:
@@ -149,7 +162,7 @@ def _object(line: bytes, *, first: bool) -> dict[str, Any]:
 
 
 def _digest(path: str) -> str:
-    """A short hash of a file's bytes."""
+    """A short hash of a file's bytes. Raises UserError where it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
@@ -157,6 +170,16 @@ def _digest(path: str) -> str:
         raise UserError(f"the image {path!r} does not exist") from None
     except OSError as error:
         raise UserError(f"cannot read the image {path!r}: {error.strerror or error}") from None
+    except ValueError:  # a NUL, or half of a character
+        raise UserError(f"the image {path!r} has a path that the system does not accept") from None
+
+
+def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, _ in pairs if sum(other == key for other, _ in pairs) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in an object")
+    return found
 
 
 def _no_constant(name: str) -> Any:
@@ -166,4 +189,4 @@ def _no_constant(name: str) -> Any:
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """A short hash of JSON settings: two pictures of one fingerprint, seed and index are the same picture."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(utf8(text), digest_size=12).hexdigest()

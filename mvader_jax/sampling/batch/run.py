@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from mvader_jax.errors import UserError
-from mvader_jax.images.png import save_png
 from mvader_jax.parallel.processes import by_first, first_process, gather_json, gather_rows
 from mvader_jax.sampling.batch.prepare import Prepared, Preparer
 from mvader_jax.sampling.batch.requests import Problem, Request, fingerprint
@@ -132,7 +131,6 @@ class _Job:
     def __exit__(self, *_: object) -> None:
         self._stop.__exit__()
         self._writer.close()
-        self.store.close()
 
     def note(self, found: Iterable[Problem]) -> None:
         """Tells each problem once."""
@@ -145,12 +143,9 @@ class _Job:
     def begin(self, requests: list[Request]) -> list[Item]:
         """Opens the store; returns the pictures that are not there."""
 
-        def opened() -> list[str]:
-            done, kept = self.store.present(requests)
-            self.store.open(kept)
-            return sorted(done)
-
-        done = set(by_first(opened))
+        names, replaced = by_first(lambda: self.store.open(requests))
+        self.store.adopt(replaced)
+        done = set(names)
         missing = [
             Item(request, index)
             for request in requests
@@ -236,13 +231,12 @@ class Writer:
                 if first + offset < len(items) and wanted[first + offset]:
                     item = items[first + offset]
                     row = self.store.row(item.request, item.index)
-                    path = self.store.directory / row["file"]
-                    waiting.append((row, self._pool.submit(save_png, path, picture, row)))
+                    waiting.append((row, self._pool.submit(self.store.save, picture, row)))
         rows, failure = [], None
         for row, future in waiting:
             try:
-                future.result()
-                rows.append(row)
+                if future.result():
+                    rows.append(row)
             except UserError as error:
                 failure = str(error)
         return rows, failure
