@@ -213,15 +213,9 @@ def load_pipeline(bundle: str, *, dtype: str = "float32", mesh: str = "") -> Pip
 
 def read_parts(parts: list[str]) -> tuple[Element, ...]:
     """The elements, their images read: a file that is none is refused before a model is loaded."""
-    from mvader_jax.images.read import load_image
-    from mvader_jax.prompt.elements import Image
-    from mvader_jax.prompt.parse import parse_part
+    from mvader_jax.prompt.parse import read_part
 
-    elements = [parse_part(part) for part in parts]
-    return tuple(
-        dataclasses.replace(one, image=load_image(one.image)) if isinstance(one, Image) else one
-        for one in elements
-    )
+    return tuple(read_part(part) for part in parts)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def check_weight(weight: Any, what: str) -> float:
     """`weight` as a float. Raises UserError unless it is a finite number of at least 0."""
     try:
         value = float(weight)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"the weight of {what} is {weight!r}; a weight is a number of at least 0") from None
     if isinstance(weight, bool) or not math.isfinite(value) or value < 0:
         raise UserError(f"the weight of {what} is {weight!r}; a weight is a finite number of at least 0")
@@ -62,6 +62,10 @@ class Text:
             raise UserError(f"a text element holds a {type(self.text).__name__}; expected a string")
         if not self.text.strip():
             raise UserError("a text of the prompt is empty; write at least one word or leave the element out")
+        try:
+            self.text.encode()
+        except UnicodeEncodeError:  # half a character of JSON's, or an argument's bytes
+            raise UserError(f"the text {_quote(self.text)} is not valid Unicode; expected UTF-8") from None
         object.__setattr__(self, "weight", check_weight(self.weight, _quote(self.text)))
         object.__setattr__(self, "spans", self._checked_spans())
 
@@ -148,7 +152,8 @@ Element: TypeAlias = Text | Image
 class Prompt:
     """One or more elements in order, and how their weights are meant.
 
-    elements: anything `Prompt.of` takes; kept as a tuple of Text and Image.
+    elements: anything `Prompt.of` takes; kept as a tuple of Text and Image. A string is a text, unless it
+        names a picture: then it is refused, since it may be meant either way.
     site: where the weights act.
     balance: take an element's weight as its total share, whatever its token count: the thetas of its
         tokens are scaled to sum to weight * N / E, for the N tokens and E elements of the prompt that
@@ -182,9 +187,10 @@ class Prompt:
 
     @classmethod
     def of(cls, prompt: Any, **options: Any) -> Prompt:
-        """A Prompt from a str (always a text), Text, Image, path, PIL image, array, or a list of these.
+        """A Prompt from a str (a text), Text, Image, path, PIL image, array, or a list of these.
 
-        options: the other fields, for what is not yet a Prompt.
+        options: the other fields, for what is not yet a Prompt. Raises UserError for a string that names a
+        picture: Text or Image says which is meant.
         """
         return prompt if isinstance(prompt, Prompt) else cls(prompt, **options)
 
@@ -218,6 +224,11 @@ def _element(value: Any) -> Element:
     if isinstance(value, (Text, Image)):
         return value
     if isinstance(value, str):
+        if names_picture(value):
+            raise UserError(
+                f"the string {_quote(value)} names a picture; write Image({value!r}) for the picture, or "
+                f"Text({value!r}) for the words"
+            )
         return Text(value)
     # An array or a PIL image, without importing either library.
     if (
@@ -231,6 +242,11 @@ def _element(value: Any) -> Element:
 
 def _from_json(item: Any, root: pathlib.Path) -> Element:
     if isinstance(item, str):
+        if names_picture(item):
+            raise UserError(
+                f'the string {_quote(item)} names a picture; write {{"image": ...}} for the picture, or '
+                '{"text": ...} for the words'
+            )
         return Text(item)
     if not isinstance(item, dict) or ("text" in item) == ("image" in item):
         raise UserError(f"a prompt's element is {item!r}; expected an object with either 'text' or 'image'")
@@ -249,7 +265,9 @@ def _from_json(item: Any, root: pathlib.Path) -> Element:
     regions = item.get("regions") or []
     try:
         pairs = [(_region_from_json(region, root), region["weight"]) for region in regions]
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             'regions must be a list of {"box": [left, top, right, bottom], "weight": w} '
             'or {"mask": path, "weight": w}'
@@ -309,9 +327,10 @@ def _read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     try:
         with PIL.Image.open(path) as image:
             return np.asarray(image.convert("L"), np.float32) / 255.0
-    except OSError as error:
-        reason = "it does not exist" if isinstance(error, FileNotFoundError) else "it is no image"
-        raise UserError(f"cannot read the mask {os.fspath(path)!r}: {reason}") from None
+    except FileNotFoundError:
+        raise UserError(f"cannot read the mask {os.fspath(path)!r}: it does not exist") from None
+    except Exception:  # a path that the system does not accept; and format plugins raise anything
+        raise UserError(f"cannot read the mask {os.fspath(path)!r}: it is no image") from None
 
 
 def _checked_factors(value: Any, name: str) -> Factors:
@@ -332,6 +351,81 @@ def _checked_factor(number: Any, what: str) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < math.inf:
         raise UserError(f"{what} holds {number!r}; a factor is a finite number of at least 0")
     return float(number)
+
+
+#: How names of pictures end: what Pillow reads, and what people have beside it.
+READABLE = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+PICTURES = (
+    *READABLE,
+    *(
+        ".apng",
+        ".arw",
+        ".avif",
+        ".avifs",
+        ".cr2",
+        ".cr3",
+        ".dds",
+        ".dib",
+        ".dng",
+        ".eps",
+        ".exr",
+        ".hdr",
+        ".heic",
+    ),
+    *(
+        ".heif",
+        ".hif",
+        ".ico",
+        ".j2k",
+        ".jfif",
+        ".jif",
+        ".jp2",
+        ".jpe",
+        ".jpx",
+        ".jxl",
+        ".nef",
+        ".orf",
+        ".pbm",
+    ),
+    *(
+        ".pcx",
+        ".pnm",
+        ".psb",
+        ".psd",
+        ".qoi",
+        ".raf",
+        ".raw",
+        ".rw2",
+        ".svg",
+        ".svgz",
+        ".tga",
+        ".xcf",
+        ".xpm",
+    ),
+)
+
+
+def names_picture(text: str) -> bool:
+    """Whether a string ends as pictures' names do, or nearly so in one word ("photo.jpge")."""
+    stem, dot, ending = text.rpartition(".")
+    if not (stem and dot):
+        return False
+    if f".{ending.lower()}" in PICTURES:
+        return True
+    # Two letters exchanged, one too many or one left out, in what is no sentence.
+    one_word = not any(c.isspace() for c in text)
+    return one_word and any(_nearly(ending.lower(), known[1:]) for known in READABLE)
+
+
+def _nearly(word: str, other: str) -> bool:
+    """Whether a word is another with two neighbours exchanged, one letter too many, or one of four left out."""
+    if len(word) == len(other):
+        differ = [i for i, (a, b) in enumerate(zip(word, other, strict=True)) if a != b]
+        return len(differ) == 2 and differ[1] == differ[0] + 1 and sorted(word) == sorted(other)
+    longer, shorter = (word, other) if len(word) > len(other) else (other, word)
+    if len(longer) != len(shorter) + 1 or len(shorter) < 3:
+        return False
+    return any(longer[:i] + longer[i + 1 :] == shorter for i in range(len(longer)))
 
 
 def _quote(text: str) -> str:

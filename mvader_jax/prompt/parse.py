@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
 from mvader_jax.errors import UserError
-from mvader_jax.prompt.elements import Element, Image, Text, check_weight
-
-#: A command-line part that ends so is the path of an image.
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+from mvader_jax.images.read import load_image
+from mvader_jax.prompt.elements import Element, Image, Text, check_weight, names_picture
 
 
 def parse_part(part: str) -> Element:
     """An element from a command-line argument: a text or an image's path, with an optional weight `@0.3`.
 
     What follows the last '@' is the weight if it holds neither blanks nor a path separator. An existing
-    file, or a string that ends with an image's extension, is an image; `text:` and `image:` in front
+    file, or a string that ends as pictures' names do, is an image; `text:` and `image:` in front
     settle doubt. Raises UserError for a weight that is no finite number of at least 0, an empty text,
     and an image that does not exist.
     """
@@ -31,21 +30,24 @@ def parse_part(part: str) -> Element:
     if not body:
         raise UserError(f"{part!r} names no image; write image:PATH")
     if not os.path.exists(body):
-        hint = "" if kind == "image" else f"; write 'text:{body}' if it is meant as text"
-        raise UserError(f"the image {body!r} does not exist{hint}")
+        raise UserError(f"the image {body!r} does not exist{'' if kind == 'image' else _hint(body)}")
     return Image(body, weight)
 
 
-def format_part(element: Element) -> str:
-    """The command-line argument that `parse_part` reads back; spans and regions have no such form.
-
-    Raises UserError for an image that is no file.
-    """
+def read_part(part: str) -> Element:
+    """`parse_part`, the image read already. Raises UserError where it cannot be, too."""
+    element = parse_part(part)
     if isinstance(element, Text):
-        return f"text:{element.text}@{element.weight!r}"
-    if element.path is None:
-        raise UserError("an image that is no file has no command-line form")
-    return f"image:{element.path}@{element.weight!r}"
+        return element
+    try:
+        return dataclasses.replace(element, image=load_image(element.image))
+    except UserError as error:
+        hint = "" if part.startswith("image:") else _hint(str(element.path))
+        raise UserError(f"{error}{hint}") from None
+
+
+def _hint(body: str) -> str:
+    return f"; write 'text:{body}' if it is meant as text"
 
 
 def _strip_prefix(part: str) -> tuple[str | None, str]:
@@ -57,7 +59,7 @@ def _strip_prefix(part: str) -> tuple[str | None, str]:
 
 def _is_image_path(body: str) -> bool:
     try:
-        return body.lower().endswith(IMAGE_EXTENSIONS) or os.path.isfile(body)
+        return names_picture(body) or os.path.isfile(body)
     except ValueError:  # a NUL in the string
         return False
 
