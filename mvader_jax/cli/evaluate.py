@@ -38,11 +38,9 @@ def evaluate(
     """Judge a bundle trained on scenes: held-out scenes, told and shown, read back from its pictures."""
     from mvader_jax.cli._progress import bar
     from mvader_jax.cli.sample import load_pipeline
-    from mvader_jax.paper.evaluate import Evaluation, as_markdown, check, save
+    from mvader_jax.paper.evaluate import Evaluation, as_markdown, check, check_place, save
     from mvader_jax.paper.evaluate import evaluate as run
     from mvader_jax.prompt.elements import check_weight
-    from mvader_jax.sampling.output import check_writable
-    from mvader_jax.storage.atomic import local
 
     values = [check_weight(theta, "the curves' image") for theta in thetas.split(",")]
     sampling = SamplingSettings(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed)
@@ -51,7 +49,7 @@ def evaluate(
     places = [site.strip() for site in sites.split(",")]
     check(named, places, phrase)
     if out is not None:
-        check_writable(local(out).parent)
+        check_place(out)
     pipe = load_pipeline(bundle, mesh=mesh)
     with contextlib.ExitStack() as shown:
         bars: dict[str, Bar] = {}

@@ -40,8 +40,8 @@ def figure(
     from mvader_jax.images.png import save_png
     from mvader_jax.paper.figures import FIGURES, Options, draw_figure
     from mvader_jax.prompt.elements import check_weight
-    from mvader_jax.sampling.output import check_writable, make_writable
-    from mvader_jax.storage.atomic import local
+    from mvader_jax.prompt.parse import parse_part
+    from mvader_jax.sampling.output import check_replaceable, make_writable
 
     if which not in FIGURES:
         raise UserError(f"unknown figure {which!r}; accepted: {', '.join(FIGURES)}")
@@ -62,7 +62,7 @@ def figure(
     target = Path("outputs") / f"figure-{which}.png" if out is None else out
     if target.suffix.lower() != ".png":
         raise UserError(f"{str(target)!r} is no name of a PNG; a figure is written as NAME.png")
-    check_writable(local(target).parent)
+    check_replaceable(target, "figure", [getattr(parse_part(part), "image", None) for part in parts])
     with status(f"loading {bundle}", quiet) as say:
         pipe = load_pipeline(bundle)
         sheet = draw_figure(which, pipe, elements, options, lambda what: say(f"figure {which}: {what}"))

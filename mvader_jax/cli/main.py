@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -41,6 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; never shows a traceback for what the user can mend."""
     # XLA's C++ start-up chatter is not for a person at a terminal; an explicit setting wins.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Files have the names that people gave them, in UTF-8 or not, and are told.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     from mvader_jax.cli import register
 
     if not app.registered_commands:

@@ -69,6 +69,12 @@ class ModelConfig(Checked):
         )
 
     @property
+    def vocabulary(self) -> int | None:
+        """Rows of the embedder's token embedding, which every id must be below; None without an embedder."""
+        reader = self.text_encoder if self.embedder == "clip_text" else self.decoder
+        return None if reader is None else reader.vocab_size
+
+    @property
     def s_magma(self) -> SMagmaConfig:
         """The four parts of S-MAGMA as its embedder reads them. Raises UserError without a decoder."""
         if self.decoder is None:

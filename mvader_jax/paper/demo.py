@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,15 @@ import PIL.Image
 from mvader_jax.data.scenes.world import Scene, SceneObject, render
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
+from mvader_jax.images.read import load_image
 from mvader_jax.images.sheet import grid
 from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.prompt.parse import parse_part
 from mvader_jax.sampling.generate import Draws, Prompted
+from mvader_jax.sampling.output import check_replaceable
 from mvader_jax.sampling.pipeline import Pipeline, not_finite
 from mvader_jax.sampling.settings import SamplingSettings, image_count
-from mvader_jax.storage.atomic import make_directory
+from mvader_jax.storage.atomic import make_directory, write_file
 
 #: The pictures that the prompts show.
 INPUTS = {
@@ -47,12 +51,28 @@ class Drawn:
 
 
 def write_inputs(directory: Path) -> dict[str, Path]:
-    """The input pictures as files: {name: path}."""
+    """The input pictures as files: {name: path}. Raises UserError where another file has such a name."""
     make_directory(directory)
     paths = {name: directory / name for name in INPUTS}
     for name, scene in INPUTS.items():
-        PIL.Image.fromarray(render(scene)).save(paths[name])
+        picture = PIL.Image.fromarray(render(scene))
+        if os.path.lexists(paths[name]):
+            if not _shows(paths[name], picture):
+                raise UserError(
+                    f"{str(paths[name])!r} exists already and is no input of the demo; choose another --out"
+                )
+            continue
+        data = io.BytesIO()
+        picture.save(data, format="PNG")
+        write_file(paths[name], data.getvalue(), new=True)
     return paths
+
+
+def _shows(path: Path, picture: PIL.Image.Image) -> bool:
+    try:
+        return np.array_equal(np.asarray(load_image(path)), np.asarray(picture))
+    except UserError:
+        return False
 
 
 def demo(
@@ -65,6 +85,8 @@ def demo(
     """
     settings, count = settings or SamplingSettings(), image_count(num_images)
     static = settings.static(pipe.model)
+    for task in TASKS:
+        check_replaceable(out / f"{task}.png", "demo")
     inputs = write_inputs(out / "inputs")
     parts = {name: [_located(part, inputs) for part in task] for name, task in TASKS.items()}
     prompts = [Prompt(tuple(parse_part(part) for part in words)) for words in parts.values()]
@@ -86,7 +108,7 @@ def demo(
             continue
         path = out / f"{task}.png"
         quoted = [f'"{word}"' if " " in word else word for word in words]
-        metadata = {"prompt": words, "seed": settings.seed, "steps": settings.steps}
+        metadata = {"demo": task, "prompt": words, "seed": settings.seed, "steps": settings.steps}
         save_png(path, sheet(prompt, list(made)), metadata)
         drawn.append(Drawn(task, " ".join(["mvader sample", *quoted]), path))
     if bad:

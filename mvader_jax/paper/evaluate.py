@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +19,11 @@ from mvader_jax.errors import UserError
 from mvader_jax.images.read import to_uint8
 from mvader_jax.prompt.elements import SITES, Element, Image, Prompt, Text
 from mvader_jax.sampling.generate import Draws, Prompted
+from mvader_jax.sampling.output import check_writable
 from mvader_jax.sampling.pipeline import Pipeline, not_finite
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.settings import Checked
-from mvader_jax.storage.atomic import write_file
+from mvader_jax.storage.atomic import local, write_file
 
 #: theta of the image in the element-change curves.
 THETAS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.0)
@@ -227,6 +229,21 @@ def as_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def check_place(path: Path) -> None:
+    """Raises UserError where the numbers could not be written, or would replace what is no evaluation's."""
+    check_writable(local(path).parent)
+    if not os.path.lexists(path) or (path.exists() and not path.is_file() and not path.is_dir()):
+        return  # nothing, or a device such as /dev/stdout
+    try:
+        known = set(json.loads(path.read_text(encoding="utf-8"))) <= {"settings", *PARTS}
+    except (OSError, ValueError, TypeError):
+        known = False
+    if not known:
+        raise UserError(
+            f"{str(path)!r} exists already and holds no numbers of an evaluation; choose another --out"
+        )
+
+
 def save(result: dict[str, Any], path: str | Path) -> None:
-    """Writes the result as JSON."""
+    """Writes the result as JSON. Raises UserError where it cannot be written."""
     write_file(path, json.dumps(result, indent=1) + "\n")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from mvader_jax.errors import UserError
+from mvader_jax.images.names import names_picture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +110,7 @@ class Image:
             regions = [
                 (_checked_region(where), check_weight(weight, "a region")) for where, weight in self.regions
             ]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError("regions is not a list of pairs (box or mask, weight)") from None
@@ -242,7 +243,7 @@ def _element(value: Any) -> Element:
 
 def _from_json(item: Any, root: pathlib.Path) -> Element:
     if isinstance(item, str):
-        if names_picture(item):
+        if names_picture(item, root):
             raise UserError(
                 f'the string {_quote(item)} names a picture; write {{"image": ...}} for the picture, or '
                 '{"text": ...} for the words'
@@ -351,81 +352,6 @@ def _checked_factor(number: Any, what: str) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < math.inf:
         raise UserError(f"{what} holds {number!r}; a factor is a finite number of at least 0")
     return float(number)
-
-
-#: How names of pictures end: what Pillow reads, and what people have beside it.
-READABLE = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-PICTURES = (
-    *READABLE,
-    *(
-        ".apng",
-        ".arw",
-        ".avif",
-        ".avifs",
-        ".cr2",
-        ".cr3",
-        ".dds",
-        ".dib",
-        ".dng",
-        ".eps",
-        ".exr",
-        ".hdr",
-        ".heic",
-    ),
-    *(
-        ".heif",
-        ".hif",
-        ".ico",
-        ".j2k",
-        ".jfif",
-        ".jif",
-        ".jp2",
-        ".jpe",
-        ".jpx",
-        ".jxl",
-        ".nef",
-        ".orf",
-        ".pbm",
-    ),
-    *(
-        ".pcx",
-        ".pnm",
-        ".psb",
-        ".psd",
-        ".qoi",
-        ".raf",
-        ".raw",
-        ".rw2",
-        ".svg",
-        ".svgz",
-        ".tga",
-        ".xcf",
-        ".xpm",
-    ),
-)
-
-
-def names_picture(text: str) -> bool:
-    """Whether a string ends as pictures' names do, or nearly so in one word ("photo.jpge")."""
-    stem, dot, ending = text.rpartition(".")
-    if not (stem and dot):
-        return False
-    if f".{ending.lower()}" in PICTURES:
-        return True
-    # Two letters exchanged, one too many or one left out, in what is no sentence.
-    one_word = not any(c.isspace() for c in text)
-    return one_word and any(_nearly(ending.lower(), known[1:]) for known in READABLE)
-
-
-def _nearly(word: str, other: str) -> bool:
-    """Whether a word is another with two neighbours exchanged, one letter too many, or one of four left out."""
-    if len(word) == len(other):
-        differ = [i for i, (a, b) in enumerate(zip(word, other, strict=True)) if a != b]
-        return len(differ) == 2 and differ[1] == differ[0] + 1 and sorted(word) == sorted(other)
-    longer, shorter = (word, other) if len(word) > len(other) else (other, word)
-    if len(longer) != len(shorter) + 1 or len(shorter) < 3:
-        return False
-    return any(longer[:i] + longer[i + 1 :] == shorter for i in range(len(longer)))
 
 
 def _quote(text: str) -> str:

@@ -27,6 +27,7 @@ def lay_out(
     image_size: int = 0,
     image_tokens: int = 0,
     max_positions: int | None = None,
+    vocabulary: int | None = None,
     length: int | None = None,
     num_images: int | None = None,
     site: Site | None = None,
@@ -42,6 +43,7 @@ def lay_out(
     image_size, image_tokens: side of the encoder's input, and tokens an image becomes (a square
         number); 0 for an embedder that takes text only.
     max_positions: default, the config's.
+    vocabulary: rows of the embedder's token embedding, where there is a limit.
     length: pad to this many positions; default, the `bucket` of the longest prompt.
     num_images: pad the images of a row to this many; default, the most of any row.
     site, balance: override the prompts' own.
@@ -53,8 +55,8 @@ def lay_out(
         spread to; None where it has none. The batch has factors only where a prompt has.
     Elements follow one another without delimiters, each text tokenised on its own (as in the public
     repository Aleph-Alpha/magma). Weight 1 everywhere gives log weights of exactly 0.
-    Raises UserError for a prompt of more tokens than positions, for an image where the embedder takes
-    none, for images that cannot be read, and for factors of another shape than the model's.
+    Raises UserError for a prompt of more tokens than positions, for ids beyond the vocabulary, for an image
+    where the embedder takes none, for images that cannot be read, and for factors of another shape than the model's.
     """
     from mvader_jax.condition import PADDING, PromptBatch
 
@@ -97,6 +99,11 @@ def lay_out(
         cross[i, :n] = row.log_weights if where != "decoder" else 0.0
         for j, image in enumerate(row.images):
             stack[i, j] = image
+    if vocabulary is not None and token_ids.size and token_ids.max() >= vocabulary:
+        raise UserError(
+            f"a prompt has token {token_ids.max()}, but the model's embedding ends at {vocabulary - 1}: this "
+            "bundle's tokenizer belongs to another model"
+        )
     return PromptBatch(
         token_ids=token_ids,
         pixels=stack,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from mvader_jax.errors import UserError
-from mvader_jax.images.png import save_png
+from mvader_jax.images.png import read_png_metadata, save_png
 from mvader_jax.images.sheet import grid
 from mvader_jax.sampling.manifest import add_rows, read_rows
 from mvader_jax.storage.atomic import TakenError, local, make_directory, sweep
@@ -39,6 +39,31 @@ def check_writable(directory: Path) -> None:
         raise UserError(f"cannot write into {str(directory)!r}: {error}") from None
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"cannot write into {str(directory)!r}: permission denied")
+
+
+def check_replaceable(path: Path, mark: str, inputs: Collection[Any] = ()) -> None:
+    """Raises UserError where a picture may not be written to `path`: what is there is neither nothing nor one
+    that this package wrote with `mark` among its settings, or it is one of the `inputs`."""
+    check_writable(local(path).parent)
+    if not os.path.lexists(path):
+        return
+    if any(isinstance(one, (str, os.PathLike)) and _same(path, one) for one in inputs):
+        raise UserError(f"{str(path)!r} is one of the pictures to be read; choose another --out")
+    try:
+        made = read_png_metadata(path)
+    except UserError:
+        made = {}
+    if made.get("Software") != "mvader-jax" or mark not in made:
+        raise UserError(
+            f"{str(path)!r} exists already and is no {mark} that mvader drew; choose another --out"
+        )
+
+
+def _same(one: Path, other: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
 
 
 def write_pictures(out: Path, images: Mapping[int, Any], settings: Mapping[str, Any]) -> list[Path]:

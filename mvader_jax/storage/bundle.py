@@ -77,6 +77,7 @@ class Bundle:
             options = {"decoder_heads": (decoder.num_layers, decoder.num_heads), **options}
         if decoder is not None:
             options = {"max_positions": decoder.max_positions, **options}
+        options = {"vocabulary": self.model.vocabulary, **options}
         return lay_out(self.tokenizer, prompts, **options)
 
 
@@ -154,7 +155,22 @@ def load_bundle(
     tokenizer = None
     if model.tokenizer is not None and (path / "tokenizer").is_dir():
         tokenizer = Tokenizer.load(path / "tokenizer", model.tokenizer)
+        check_tokenizer(tokenizer, model, f"bundle {str(name)!r}")
     return Bundle(model, trees, tokenizer, {c: records[c] for c in wanted})
+
+
+def check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, what: str) -> None:
+    """Raises UserError, naming `what`, where a tokenizer has more tokens than the model's embedding has rows.
+
+    Tokens that were added beside the vocabulary (GPT-J's 143 extra ones) may lie beyond: a prompt that holds one
+    is refused when it is laid out.
+    """
+    rows, own = model.vocabulary, tokenizer.backend.get_vocab_size(with_added_tokens=False)
+    if rows is not None and max(own, tokenizer.config.eos_id + 1) > rows:
+        raise UserError(
+            f"the tokenizer of {what} has {own} tokens, but the model's embedding has {rows} rows: it belongs to "
+            "another model"
+        )
 
 
 def not_ours(path: Path) -> str:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import micro
 import numpy as np
 import PIL.Image
@@ -166,6 +167,16 @@ def test_tasks_and_figures(run: Run, tmp_path: Path) -> None:
         (["red", "--strength", "0.5"], "--task img2img"),
         (["--prompts", "none.jsonl"], "cannot read the prompts"),
         (["red", "--prompts", "p.jsonl"], "leave out the parts"),
+        (["caf\udce9"], "not valid Unicode"),
+        (["typo.avif"], "write 'text:typo.avif' if it is meant as text"),
+        (["notes"], "not an image that Pillow can read; write 'text:notes'"),
+        (["red", "--batch", "4"], "--batch belongs to --prompts"),
+        (["red", "--negative-strength", "0.5"], "there is no negative prompt"),
+        (["red", "--guidance-scale", "1e39"], "guidance_scale is 1e+39"),
+        (["red", "--eta", "0.5"], "adds no noise; those that do: ddim"),
+        (["red", "--height", "65"], "multiples of 16"),
+        (["--prompts", "p.jsonl", "--batch", "0"], "--batch is 0"),
+        (["--prompts", "p.jsonl", "--out", "taken"], "taken/holiday-000.png' exists already"),
     ],
 )
 def test_mistakes(
@@ -177,7 +188,10 @@ def test_mistakes(
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "bomb.png").write_bytes(bomb())
     (tmp_path / "text.png").write_text("not a picture")
-    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "id": "holiday"}\n')
+    (tmp_path / "notes").write_text("words")
+    (tmp_path / "taken").mkdir()
+    picture(tmp_path / "taken/holiday-000.png")
     (tmp_path / "locked").mkdir(mode=0o500)
     # Root may write everywhere; the system's answer for others is what counts here.
     access = os.access
@@ -188,6 +202,63 @@ def test_mistakes(
     assert code == 2 and out == ""
     assert message in err and err.startswith("mvader: ") and err.count("\n") == 1 and "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_files_have_the_names_that_people_gave_them(run: Run, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    picture(tmp_path / f"{name}.png")
+    code, _, err = run("sample", f"{name}.png", "--out", name, *FEW)
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / name / "manifest.jsonl").read_text().splitlines()]
+    assert rows[0]["prompt"] == [f"{name}.png"] and (tmp_path / name / rows[0]["file"]).exists()
+
+
+def test_what_is_not_finite_is_not_written(run: Run, loaded: Pipeline, tmp_path: Path, monkeypatch) -> None:
+    code, out, err = run("sample", "red", "--guidance-scale", "1e38", *FEW)
+    assert code == 2 and out == "" and err.startswith("mvader: pictures 0, 1: NaN or infinity arose")
+    assert err.count("\n") == 1 and not list((tmp_path).rglob("*.png"))
+
+    def half(*_: object) -> tuple[np.ndarray, np.ndarray]:
+        return jnp.zeros((2, 64, 64, 3), jnp.uint8), jnp.array([False, True])
+
+    monkeypatch.setattr(loaded, "generate", half)
+    code, out, err = run("sample", "red", *FEW)
+    assert code == 2 and err.startswith("mvader: picture 0: NaN or infinity arose")
+    assert [Path(line).name for line in out.splitlines()] == ["00000.png", "grid-00000.png"]
+    (row,) = (json.loads(line) for line in (tmp_path / "outputs/manifest.jsonl").read_text().splitlines())
+    assert row["file"] == "00000.png" and row["index"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["figure", "7", "a.png", "--out", "a.png"], "is one of the pictures to be read"),
+        (["figure", "7", "--out", "a.png"], "exists already and is no figure"),
+        (["figure", "7", "--steps", "0"], "steps is 0"),
+        (["figure", "7", "--strength", "2"], "strength is 2.0"),
+        (["figure", "7", "--seed", "-1"], "seed is -1"),
+        (["evaluate", "--out", "a.png"], "holds no numbers of an evaluation"),
+        (["evaluate", "--out", "a.png/x.json"], "is not a directory"),
+        (["evaluate", "--seed", "-1"], "seed is -1"),
+        (["evaluate", "--batch", "0"], "batch is 0"),
+        (["evaluate", "--thetas", "1,-1"], "at least 0"),
+        (["evaluate", "--thetas", "1,x"], "at least 0"),
+        (["demo", "--out", "."], "inputs/circle.png' exists already"),
+        (["demo", "--out", "demo"], "demo/style.png' exists already and is no demo"),
+        (["demo", "--steps", "0"], "steps is 0"),
+        (["demo", "--num-images", "0"], "num_images is 0"),
+    ],
+)
+def test_no_command_replaces_what_it_did_not_write(
+    run: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    for name in ("a.png", "inputs/circle.png", "demo/style.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(tmp_path / name, 5)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, out, err = run(*arguments, "--bundle", "micro")
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_file_of_prompts(run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -13,7 +14,10 @@ import pytest
 import mvader_jax as mv
 from mvader_jax.data.scenes.world import render, scene_at
 from mvader_jax.errors import UserError
-from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.paper.demo import demo
+from mvader_jax.paper.evaluate import Evaluation, evaluate
+from mvader_jax.sampling.pipeline import NotFiniteError, Pipeline
+from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.storage.bundle import Bundle, load_bundle, save_bundle
 
 
@@ -130,3 +134,40 @@ def test_bundle_round_trip_and_missing_parts(tmp_path: Path, pipe: Pipeline) -> 
     with pytest.raises(UserError, match="embedded"):
         Pipeline.load(tmp_path / "nothing", cache=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]
+
+
+def test_what_is_not_finite_is_no_picture(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFiniteError, match="pictures 0, 1: NaN or infinity arose") as caught:
+        draw(pipe, ["a red circle"], guidance_scale=1e38)
+    assert caught.value.pictures == {}
+    pixels, real = np.zeros((3, 64, 64, 3), np.uint8), pipe.generate
+    monkeypatch.setattr(pipe, "generate", lambda *_: (jnp.asarray(pixels), jnp.array([True, False, True])))
+    with pytest.raises(NotFiniteError, match="picture 1: NaN or infinity") as caught:
+        draw(pipe, "a red circle", num_images=3)
+    assert sorted(caught.value.pictures) == [0, 2]
+    monkeypatch.setattr(pipe, "generate", real)
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, pipe.bundle.components["vae"])
+    damaged = Pipeline(Bundle(pipe.model, {**pipe.bundle.components, "vae": broken}, pipe.bundle.tokenizer))
+    for act in (
+        lambda: demo(damaged, tmp_path, SamplingSettings(steps=1), num_images=1),
+        lambda: evaluate(damaged, Evaluation(2, 2, SamplingSettings(steps=1)), ["text"]),
+        lambda: evaluate(damaged, Evaluation(2, 2, SamplingSettings(steps=1)), ["reconstruction"]),
+    ):
+        with pytest.raises(UserError, match="NaN or infinity arose on the way"):
+            act()
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    good = micro.bundle(micro.NANO)
+    decoder = dataclasses.replace(good.model.decoder, vocab_size=290, head_vocab_size=290)
+    model = dataclasses.replace(good.model, decoder=decoder)
+    other = micro.bundle(model, "decoder")
+    assert other.tokenizer is not None and other.tokenizer.vocab_size > 290
+    with pytest.raises(UserError, match=r"a prompt has token \d+, but the model's embedding ends at 289"):
+        other.to_batch(["a large solid red circle on the left"])
+    save_bundle(tmp_path / "b", other)
+    with pytest.raises(UserError, match=r"has \d+ tokens, but the model's embedding has 290 rows"):
+        load_bundle(tmp_path / "b")

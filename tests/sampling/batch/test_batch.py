@@ -182,6 +182,20 @@ def test_bad_lines_are_told_and_the_rest_goes_on(pipe: Pipeline, folder: Path) -
         "num_images is 1.5": '{"prompt": "x", "num_images": 1.5}',
         "seed is -1": '{"prompt": "x", "seed": -1}',
         "the sampler is 'magic'": '{"prompt": "x", "sampler": "magic"}',
+        "not valid Unicode": '{"prompt": "lone \\ud83d surrogate"}',
+        "the image 'nul": '{"prompt": [{"image": "nul\\u0000.png"}]}',
+        "has a path that the system": '{"prompt": [{"image": "lone\\ud83d.png"}]}',
+        "cannot read the mask": json.dumps(
+            {"prompt": [{"image": "0.png", "regions": [{"mask": "nul\0.png", "weight": 2}]}]}
+        ),
+        "the string 'typo.avif' names a picture": '{"prompt": "typo.avif"}',
+        "weight of 'big'": '{"prompt": [{"text": "big", "weight": 1' + "0" * 400 + "}]}",
+        "guidance_scale is 1": '{"prompt": "x", "guidance_scale": 1' + "0" * 400 + "}",
+        "guidance_scale is 1e+39": '{"prompt": "x", "guidance_scale": 1e39}',
+        "'prompt' stands twice": '{"prompt": "x", "prompt": "y"}',
+        "height is 65": '{"prompt": "x", "height": 65}',
+        "nested too deeply": "[" * 100_000,
+        "but no 'negative'": '{"prompt": "x", "negative_strength": 0.5}',
         "more than this model's": json.dumps({"prompt": "a red circle " * 60}),
     }
     path = folder / "prompts.jsonl"
@@ -195,6 +209,17 @@ def test_bad_lines_are_told_and_the_rest_goes_on(pipe: Pipeline, folder: Path) -
         assert text in reasons[number], (number, reasons.get(number))
     with pytest.raises(UserError, match="cannot read the prompts"):
         read_requests(folder / "none.jsonl")
+
+
+def test_pictures_that_are_not_finite_are_told_and_the_others_stay(pipe: Pipeline, folder: Path) -> None:
+    lines = [{"id": "a", "prompt": "a red circle", "num_images": 2}, {"id": "b", "prompt": "a red circle"}]
+    lines += [{"id": "wild", "prompt": "a red circle", "num_images": 2, "guidance_scale": 1e38}]
+    report = run(pipe, write(folder, lines), folder / "out")
+    assert report.drawn == 3 and [problem.line for problem in report.problems] == [3]
+    reason = report.problems[0].reason
+    assert reason.startswith("wild-000.png, wild-001.png: NaN or infinity") and "\n" not in reason
+    assert list(pictures(folder / "out")) == ["a-000.png", "a-001.png", "b-000.png"]
+    assert sorted(row["file"] for row in manifest(folder / "out")) == ["a-000.png", "a-001.png", "b-000.png"]
 
 
 class StopAfter(Progress):

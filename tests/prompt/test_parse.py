@@ -1,0 +1,112 @@
+"""What a string of a prompt is: a text, or a picture's name, which is never drawn as words unasked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mvader_jax as mv
+from mvader_jax.data.scenes.world import render, scene_at
+from mvader_jax.errors import UserError
+from mvader_jax.images.png import save_png
+from mvader_jax.prompt.parse import parse_part, read_part
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_png(tmp_path / "circle.png", render(scene_at(0, 1)))
+    save_png(tmp_path / "a circle", render(scene_at(0, 1)))
+    (tmp_path / "notes").write_text("words")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "weight"),
+    [
+        ("a red hat", "a red hat", 1.0),
+        ("a red hat@0.3", "a red hat", 0.3),
+        ("mail me@home now", "mail me@home now", 1.0),
+        ("text:circle.png", "circle.png", 1.0),
+        ("text:circle.png@2", "circle.png", 2.0),
+        ("node.js", "node.js", 1.0),
+        ("St. Peter", "St. Peter", 1.0),
+        ("...", "...", 1.0),
+    ],
+)
+def test_texts(folder: Path, part: str, text: str, weight: float) -> None:
+    element = parse_part(part)
+    assert isinstance(element, mv.Text) and (element.text, element.weight) == (text, weight)
+
+
+@pytest.mark.parametrize("part", ["circle.png", "image:circle.png", "a circle", "circle.png@0.3"])
+def test_pictures(folder: Path, part: str) -> None:
+    element = read_part(part)
+    assert isinstance(element, mv.Image) and element.weight == (0.3 if "@" in part else 1.0)
+
+
+ENDINGS = "png avif HEIC svg dng psd jgp jpge pngg jpg2 wepb tif@0.3 jp2"
+
+
+@pytest.mark.parametrize("name", [*(f"raw/IMG_1.{ending}" for ending in ENDINGS.split()), "a logo.svg"])
+def test_a_name_that_ends_as_pictures_do_is_asked_about(folder: Path, name: str) -> None:
+    bare = name.partition("@")[0]
+    with pytest.raises(
+        UserError, match=f"{bare}' does not exist; write 'text:{bare}' if it is meant as text"
+    ):
+        parse_part(name)
+
+
+def test_a_files_name_that_is_no_picture_has_the_hint(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"'notes' is not an image .*; write 'text:notes' if it is meant"):
+        read_part("notes")
+    with pytest.raises(UserError, match=r"not an image that Pillow can read$"):
+        read_part("image:notes")
+
+
+@pytest.mark.parametrize("name", ["circle.png", "nowhere.jpg", "a circle", "typo.avif", "photo.jgp"])
+def test_a_string_that_names_a_picture_is_not_drawn_as_words(folder: Path, name: str) -> None:
+    for prompt in (name, [name], ["a hat", name]):
+        with pytest.raises(UserError, match=r"names a picture; write Image\('"):
+            mv.Prompt.of(prompt)
+    with pytest.raises(UserError, match=r'names a picture; write {"image": ...}'):
+        mv.Prompt.from_json(["a hat", name], folder)
+    assert mv.Prompt.of([mv.Text(name), mv.Image(name), Path(name)]).elements[0] == mv.Text(name)
+    assert mv.Prompt.of("a drawing of circle.pngs and more").elements
+
+
+def test_a_text_is_unicode() -> None:
+    for text in ("caf\udce9", json.loads('"lone \\ud83d surrogate"')):
+        with pytest.raises(UserError, match="not valid Unicode"):
+            mv.Text(text)
+
+
+BIG = 10**400
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"text": "x", "weight": BIG}, "the weight of 'x'"),
+        ({"text": "x", "spans": {"x": BIG}}, "the weight of the span"),
+        ({"image": "circle.png", "weight": BIG}, "the weight of the image"),
+        (
+            {"image": "circle.png", "regions": [{"box": [0, 0, 1, 1], "weight": BIG}]},
+            "the weight of a region",
+        ),
+        ({"image": "circle.png", "regions": [{"box": [0, 0, BIG, 1], "weight": 1}]}, "regions is not"),
+        ({"image": "circle.png", "regions": [{"box": [0, 0, 1], "weight": 1}]}, "regions must be"),
+        ({"image": "circle.png", "regions": [{"mask": "no.png", "weight": 1}]}, "no.png': it does not exist"),
+        ({"image": "circle.png", "regions": [{"mask": "n\0.png", "weight": 1}]}, "it is no image"),
+        ({"image": "circle.png", "regions": [{"mask": "n\ud83d.png", "weight": 1}]}, "it is no image"),
+        ({"image": "circle.png", "regions": [{"mask": "notes", "weight": 1}]}, "it is no image"),
+        ({"image": "circle.png", "regions": [{"mask": 3, "weight": 1}]}, "regions must be"),
+    ],
+)
+def test_json_that_cannot_be_read_is_one_sentence(folder: Path, value: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        mv.Prompt.from_json(value, folder)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
