@@ -18,6 +18,7 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
+from mvader_jax.data.unicode import printable
 from mvader_jax.errors import UserError
 
 Record = dict[str, Any]
@@ -134,7 +135,7 @@ class Reader:
         """The decoded record at a position, and what was passed over to find one.
 
         A damaged record is replaced by the next one in its source that is whole: the choice depends on
-        nothing else, so that a resumed run makes the same. Raises UserError after 100 in a row.
+        nothing else, so that a resumed run makes the same. Raises UserError after 100 in a row, or all there are.
         """
         number = int(self.order[position])
         which = bisect.bisect_right(self._starts, number) - 1
@@ -142,10 +143,10 @@ class Reader:
         passed: list[Damage] = []
         # One generator for all attempts: a substitute must not repeat the choices that did not do.
         rng = typing.cast(np.random.Generator, _Lazy(lambda: self.rng(position)))
-        for step in range(_SUBSTITUTES):
+        for step in range(min(_SUBSTITUTES, len(source))):
             index = (first + step) % len(source)
             try:
                 return decode(source.record(index, rng)), passed
             except (DamagedRecord, UserError) as error:
-                passed.append(Damage(which, index, f"{source.where(index)}: {error}"))
-        raise UserError(f"{_SUBSTITUTES} damaged records in a row; the last: {passed[-1].reason}")
+                passed.append(Damage(which, index, printable(f"{source.where(index)}: {error}")))
+        raise UserError(f"{len(passed)} damaged records in a row; the last: {passed[-1].reason}")

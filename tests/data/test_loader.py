@@ -156,7 +156,7 @@ def test_too_many_damaged_records_stop_the_run_with_the_file(tokenizer):
     run = diffusion_loader(tokenizer, Numbered(60, damaged=range(0, 60, 3)), config(bad_limit=4))
     with pytest.raises(UserError, match=r"5 records .* bad_limit 4; the last: shard-\d+: it is cut"):
         take(run, 10)
-    with pytest.raises(UserError, match="100 damaged records in a row"):
+    with pytest.raises(UserError, match="60 damaged records in a row"):
         take(diffusion_loader(tokenizer, Numbered(60, damaged=range(60)), config()), 1)
 
 

@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mvader_jax.data.building.encoding import decoded
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.schema import SCORES, TEXTS, number, text
+from mvader_jax.data.unicode import decoded
 from mvader_jax.errors import UserError
 from mvader_jax.images.read import MAX_PIXELS, load_image
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mvader_jax.data.building.admit import Rejected
-from mvader_jax.data.building.encoding import KEEP, encoding
 from mvader_jax.data.building.schema import columns
+from mvader_jax.data.unicode import KEEP, encoding
 from mvader_jax.errors import UserError
 
 #: Columns that name a picture, in lower case; the first that a row fills counts.

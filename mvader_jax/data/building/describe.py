@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import TYPE_CHECKING
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from etils import epath
 
-from mvader_jax.data.building.plan import REPORT
 from mvader_jax.data.building.report import Report
+from mvader_jax.data.building.schema import REPORT
 from mvader_jax.data.decode import crop
+from mvader_jax.data.order import DamagedRecord
 from mvader_jax.data.sources.stored import Stored
+from mvader_jax.errors import UserError
 from mvader_jax.images.sheet import grid
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
     Raises UserError if there is no data set at `path`.
     """
     source = Stored(os.fspath(path), None)
+    if not len(source):
+        return ["records        0"]
     columns = source.columns()
     sides = np.minimum(columns["width"], columns["height"])
     lines = [
@@ -39,8 +44,11 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
     ]
     report = epath.Path(path) / REPORT
     if report.exists():
-        built = Report.from_json(json.loads(report.read_text())["report"])
-        lines += ["", "the build", *(f"  {line}" for line in built.lines())]
+        try:
+            built = Report.from_json(json.loads(report.read_text())["report"]).lines()
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            built = [f"! {os.fspath(report)} cannot be read: {type(error).__name__}"]
+        lines += ["", "the build", *(f"  {line}" for line in built)]
     lines += ["", "shorter side in pixels", *histogram(sides, _round_edges(sides))]
     aspects = columns["width"] / columns["height"]
     lines += [
@@ -62,11 +70,17 @@ def contact_sheet(path: str | os.PathLike[str], count: int = 24, seed: int = 0) 
     """`count` records drawn by `seed`, each picture's middle with its captions underneath."""
     source = Stored(os.fspath(path), None)
     rng = np.random.default_rng(seed)
-    pictures, labels = [], []
-    for number in rng.permutation(len(source))[:count]:
-        record = source.record(int(number), rng)
-        pictures.append(crop(record["image"], (_THUMBNAIL, _THUMBNAIL)))
-        labels.append(record["caption"][:120])
+    pictures: list[np.ndarray] = []
+    labels = []
+    for number in rng.permutation(len(source)):
+        if len(pictures) == count:
+            break
+        with contextlib.suppress(DamagedRecord, UserError):  # the next one is drawn
+            record = source.record(int(number), rng)
+            pictures.append(crop(record["image"], (_THUMBNAIL, _THUMBNAIL)))
+            labels.append(record["caption"][:120])
+    if not pictures:
+        raise UserError(f"the data set at {os.fspath(path)!r} has no picture that can be read")
     return grid(pictures, labels=labels, columns=min(count, 6), gap=6)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from mvader_jax.data.building.admit import Rejected, Sample, rejecting
 from mvader_jax.data.building.captions import IMAGE_SUFFIXES, picture_of, read_table
-from mvader_jax.data.building.encoding import encoding
 from mvader_jax.data.building.parts import FileBytes, Part
 from mvader_jax.data.building.tables import key_of, named
+from mvader_jax.data.unicode import encoding
 from mvader_jax.errors import UserError
 
 #: Records a part: few enough that a stopped build loses little.

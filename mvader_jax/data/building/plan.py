@@ -16,11 +16,11 @@ import numpy as np
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.parts import Part
 from mvader_jax.data.building.report import Report
+from mvader_jax.data.building.schema import REPORT
 from mvader_jax.errors import UserError
 from mvader_jax.storage.atomic import local, sweep, write_file
 from mvader_jax.storage.lock import only_user
 
-REPORT = "report.json"
 WORK = "unfinished"
 _PLAN = "plan.json"
 

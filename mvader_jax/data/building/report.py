@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 from typing import Any
 
-from mvader_jax.data.building.encoding import printable
+from mvader_jax.data.unicode import printable
 
 #: Keys kept of each reason, so that a person can look at what was thrown away.
 _EXAMPLES = 5

@@ -23,17 +23,9 @@ import numpy as np
 from mvader_jax.data.building.admit import Rejected, Sample, admit, rejecting
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.parts import Part
-from mvader_jax.data.building.plan import (
-    REPORT,
-    WORK,
-    begun,
-    check_columns,
-    finished,
-    make_plan,
-    repeated_keys,
-)
+from mvader_jax.data.building.plan import WORK, begun, check_columns, finished, make_plan, repeated_keys
 from mvader_jax.data.building.report import Report
-from mvader_jax.data.building.schema import COLUMN_TYPE, COLUMNS
+from mvader_jax.data.building.schema import COLUMN_TYPE, COLUMNS, REPORT
 from mvader_jax.data.building.shard_writer import ShardWriter, shard_path, write_metadata
 from mvader_jax.data.building.tables import first_line
 from mvader_jax.data.building.tars import LOST

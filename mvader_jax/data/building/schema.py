@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvader_jax.data.building.encoding import printable
+from mvader_jax.data.unicode import printable
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -35,6 +35,8 @@ TEXTS = ("key", "url", "nsfw", "language")
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 #: What is asked of all records at once (aspect buckets, descriptions), as one array file in their order.
 COLUMNS = "columns.npy"
+#: What the build did, with a digest of all records.
+REPORT = "report.json"
 COLUMN_TYPE = np.dtype([("width", np.int32), ("height", np.int32), ("aesthetic", np.float32)])
 
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mvader_jax.data.building.encoding import printable
 from mvader_jax.data.building.schema import columns
+from mvader_jax.data.unicode import printable
 
 Row = dict[str, Any]
 _BATCH = 64

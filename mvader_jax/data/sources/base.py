@@ -73,13 +73,20 @@ class Source(Choice):
         """Which pictures these are, as plain JSON values: an encoded set of them keeps it."""
         raise UserError(f"there are no pictures to encode: data of source {self.kind!r} has none")
 
-    def is_origin(self, origin: Mapping[str, Any], seed: int, size: int) -> bool:
-        """Whether an encoded set of that origin may be read in place of the source's pictures."""
-        return bool(origin == self.origin(seed, size))
+    def differs(self, origin: Mapping[str, Any], seed: int, size: int) -> str:
+        """In words, what else than the source's pictures an encoded set of that origin is of; empty where of these."""
+        own = self.origin(seed, size)
+        return (
+            "" if origin == own else f"other {self.kind}: {_words(origin)} against the config's {_words(own)}"
+        )
 
     def of_origin(self, origin: Mapping[str, Any], split: Split, seed: int, size: int) -> Dataset:
         """The pictures that an encoded set of that origin was made of."""
         return self.pictures(split, seed, size)[0]
+
+
+def _words(origin: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in origin.items())
 
 
 def split_numbers(total: int, split: Split | None, every: int = HOLD_OUT) -> Sequence[int]:

@@ -82,7 +82,7 @@ def read_info(path: str | os.PathLike[str]) -> EncodedInfo:
     file = epath.Path(path) / INFO
     try:
         return EncodedInfo.from_json(json.loads(file.read_text()))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"there is no finished encoded set at {os.fspath(path)!r} (`mvader data encode` writes one): "
             f"{type(error).__name__} at {INFO}"
@@ -150,11 +150,9 @@ class Encoded:
                 f"{self._config.image_size}"
             )
         seed, size = self._config.seed, self._config.image_size
-        if not source.is_origin(origin, seed, size):
-            raise UserError(
-                f"{self.path!r} was encoded from other {source.kind}: {_words(origin)} against the config's "
-                f"{_words(source.origin(seed, size))}"
-            )
+        difference = source.differs(origin, seed, size)
+        if difference:
+            raise UserError(f"{self.path!r} was encoded from {difference}")
         if self._config.flip or self._config.crop == "random":
             raise UserError("precomputed latents are of the centre crop: set crop='centre' and flip=0")
 
@@ -213,7 +211,3 @@ class Encoded:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], state["split"], state["config"])  # type: ignore[misc]
-
-
-def _words(origin: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in origin.items())

@@ -74,8 +74,14 @@ class JsonLines:
             value = json.loads(text)
         except ValueError as error:
             raise DamagedRecord(f"it is not JSON: {error}") from None
+        except RecursionError:
+            raise DamagedRecord("it is nested too deeply") from None
         if not isinstance(value, dict):
             raise DamagedRecord("it is no JSON object")
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # half of a surrogate pair can be spelled in JSON
+            raise DamagedRecord("it holds text that is no Unicode") from None
         return value, os.path.dirname(self.paths[number])
 
     def where(self, index: int) -> str:

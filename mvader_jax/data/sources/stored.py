@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from mvader_jax.bounds import PositiveFloat
-from mvader_jax.data.building.schema import COLUMN_TYPE, COLUMNS
+from mvader_jax.data.building.schema import COLUMN_TYPE, COLUMNS, REPORT
 from mvader_jax.data.order import DamagedRecord, Dataset, Record
 from mvader_jax.data.scenes.world import Split
 from mvader_jax.data.sources.base import Source, split_numbers
@@ -42,11 +44,15 @@ class Records(Source):
     def origin(self, seed: int, size: int) -> dict[str, Any]:
         if len(self.paths) != 1:
             raise UserError("encode each data set into a folder of its own")
-        return {"source": self.kind, "path": self.paths[0]}
+        return {"source": self.kind, "path": self.paths[0], "digest": digest(self.paths[0])}
 
-    def is_origin(self, origin: Mapping[str, Any], seed: int, size: int) -> bool:
-        # Encoded sets stand in place of the paths, which need not be named.
-        return bool(origin["source"] == self.kind)
+    def differs(self, origin: Mapping[str, Any], seed: int, size: int) -> str:
+        # Encoded sets stand in place of the paths, which need not be named, nor the pictures be there.
+        known, now = origin.get("digest"), digest(origin["path"])
+        same = known is None or now is None or known == now
+        return (
+            "" if same else f"{origin['path']!r} as it was: its records have changed since; encode it again"
+        )
 
     def of_origin(self, origin: Mapping[str, Any], split: Split, seed: int, size: int) -> Dataset:
         return Stored(origin["path"], split)
@@ -83,14 +89,24 @@ class Stored:
         self._info = splits[name]
         self._features = builder.info.features
         # Of a record's many columns training needs two: parsing them all costs a third of a JPEG's decoding.
-        needed = {name: self._features[name] for name in ("image", "caption") if name in self._features}
-        self._needed = tfds.features.FeaturesDict(needed)
-        self._decoders = {"image": tfds.decode.SkipDecoding()} if "image" in needed else None
-        self._records = builder.as_data_source(
-            split=name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        missing = [name for name in ("image", "caption") if name not in self._features]
+        if missing:
+            raise UserError(
+                f"the records of {self.path!r} have no {' and no '.join(missing)}, but {', '.join(self._features)}"
+            )
+        self._needed = tfds.features.FeaturesDict(
+            {name: self._features[name] for name in ("image", "caption")}
         )
+        self._decoders = {"image": tfds.decode.SkipDecoding()}
+        try:
+            self._records = builder.as_data_source(
+                split=name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            )
+            total = len(self._records)
+        except Exception as error:  # as above
+            raise UserError(f"the data set at {self.path!r} cannot be opened: {_first_line(error)}") from None
         own = "validation" in splits
-        self._numbers = split_numbers(len(self._records), None if own else self.split)
+        self._numbers = split_numbers(total, None if own else self.split)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -135,8 +151,11 @@ class Stored:
         """
         file = epath.Path(self.path) / COLUMNS
         if file.exists():
-            with file.open("rb") as stream:
-                return np.load(stream)[np.asarray(self._numbers)]
+            try:
+                with file.open("rb") as stream:
+                    return np.asarray(np.load(stream)[np.asarray(self._numbers)], COLUMN_TYPE)
+            except (ValueError, OSError, EOFError, LookupError) as error:
+                raise UserError(f"{os.fspath(file)!r} cannot be read: {_first_line(error)}") from None
         rows = np.zeros(len(self), COLUMN_TYPE)
         for index in range(len(self)):
             try:
@@ -173,14 +192,27 @@ class Stored:
         self._open()
 
 
+def digest(path: str) -> str | None:
+    """What tells one data set from another that was built in its place; None where there is none."""
+    try:
+        report = epath.Path(path) / REPORT
+        known = json.loads(report.read_text())["report"].get("digest") if report.exists() else None
+        return known or hashlib.sha256((epath.Path(path) / "dataset_info.json").read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
 def draw_caption(stored: bytes | str, rng: np.random.Generator) -> str:
-    """One of a record's captions, which stand one a line."""
+    """One of a record's captions, which stand one a line. Raises DamagedRecord for what is no text."""
     captions = _text(stored).split("\n")
     return captions[int(rng.integers(len(captions)))] if len(captions) > 1 else captions[0]
 
 
 def _text(stored: bytes | str) -> str:
-    return stored.decode("utf-8") if isinstance(stored, bytes) else stored
+    try:
+        return stored.decode("utf-8") if isinstance(stored, bytes) else stored
+    except UnicodeDecodeError:
+        raise DamagedRecord("its caption is not UTF-8") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,8 +13,9 @@ import tensorflow_datasets as tfds
 
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.parts import FolderPart, ParquetPart, TarPart, find_shards
-from mvader_jax.data.building.plan import REPORT, check_columns, repeated_keys
+from mvader_jax.data.building.plan import check_columns, repeated_keys
 from mvader_jax.data.building.run import build
+from mvader_jax.data.building.schema import REPORT
 from mvader_jax.errors import UserError
 
 EVERY_KIND = {5 * n + 1: kind for n, kind in enumerate(like.DAMAGE)}

@@ -14,8 +14,9 @@ from mvader_jax.cli.main import main
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.listed import find_captions
 from mvader_jax.data.building.parts import find_shards
-from mvader_jax.data.building.plan import REPORT, begun, make_plan
+from mvader_jax.data.building.plan import begun, make_plan
 from mvader_jax.data.building.run import build
+from mvader_jax.data.building.schema import REPORT
 from mvader_jax.data.scenes.parts import find_scenes
 from mvader_jax.data.sources.stored import Stored
 from mvader_jax.errors import UserError

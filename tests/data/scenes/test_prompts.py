@@ -114,7 +114,7 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted(tokenizer):
         assert next(run)["interleaved_prompt"].pixels.shape[1] == 1
     assert run.damaged
     assert all("its prompt has 2 images" in reason for reason in run.damaged.values())
-    with pytest.raises(UserError, match="100 damaged records in a row"):
+    with pytest.raises(UserError, match="70 damaged records in a row"):
         next(loader(tokenizer, dataclasses.replace(MIXED, interleaved_length=3)))
 
 

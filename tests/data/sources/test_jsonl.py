@@ -44,7 +44,9 @@ def test_pairs_draw_one_of_their_negatives(tmp_path):
     "line",
     ["{", "[1]", {"query": "q", "positive": "p"}, {"query": "q", "positive": "p", "negatives": []},
      {"query": "", "positive": "p", "negatives": ["n"]}, {"query": "q", "positive": 3, "negatives": ["n"]},
-     {"query": "q", "positive": "p", "negatives": [None]}],
+     {"query": "q", "positive": "p", "negatives": [None]}, "[" * 100_000,
+     '{"query": "lone \\ud83d", "positive": "p", "negatives": ["n"]}',
+     '{"query": "q", "positive": "p", "negatives": ["n"], "x": ' + "9" * 5000 + "}"],
 )  # fmt: skip
 def test_bad_pairs_are_damaged_records(tmp_path, line):
     source = PairLines([write(tmp_path / "a.jsonl", [line])])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import json
 import multiprocessing
 import pickle
 import shutil
@@ -17,12 +18,13 @@ from mvader_jax.data.building.describe import contact_sheet, describe, histogram
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.parts import find_shards
 from mvader_jax.data.building.run import build
-from mvader_jax.data.building.schema import COLUMNS
+from mvader_jax.data.building.schema import COLUMNS, REPORT
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of, make_loader
 from mvader_jax.data.order import DamagedRecord
 from mvader_jax.data.sources import Records, encoded, jsonl
-from mvader_jax.data.sources.stored import Stored
+from mvader_jax.data.sources.open import open_pictures
+from mvader_jax.data.sources.stored import Stored, digest
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import train_tokenizer
 from mvader_jax.train.objectives import Autoencoding, Captioning, Contrastive, Diffusion
@@ -149,6 +151,62 @@ def test_description_counts_and_draws(data, copy):
     sheet = contact_sheet(data, count=5)
     assert sheet.width > 4 * 160
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 1000
+
+
+def test_a_set_that_was_built_anew_is_another_than_was_encoded(data, copy, tmp_path):
+    like.make_encoded(tmp_path / "encoded", 3)
+    file = tmp_path / "encoded" / encoded.INFO
+    source = Records((str(copy),))
+    origin = source.origin(0, 512)
+    assert origin == {"source": "records", "path": str(copy), "digest": digest(str(data))}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "origin": origin}))
+    config = DataConfig(Records(), image_size=512, precomputed=(str(tmp_path / "encoded"),))
+    (pictures,) = open_pictures(config, "train")
+    assert pictures.record(0, np.random.default_rng(0))["caption"].startswith("a photograph")
+    # The same pictures under other captions.
+    report = json.loads((copy / REPORT).read_text())
+    report["report"]["digest"] = "0" * 64
+    (copy / REPORT).write_text(json.dumps(report))
+    with pytest.raises(UserError, match="its records have changed since; encode it again"):
+        open_pictures(config, "train")
+    # Encoded records can stand alone, and those of before know no digest.
+    shutil.rmtree(copy)
+    open_pictures(config, "train")
+    with pytest.raises(UserError, match="encode each data set into a folder of its own"):
+        Records(("a", "b")).origin(0, 512)
+
+
+def test_the_digest_is_of_what_the_records_hold(tmp_path):
+    like.make(tmp_path / "in", shards=2, per_shard=5)
+    parts = find_shards(tmp_path / "in")
+    digests = [
+        build(parts, tmp_path / f"out{n}", "laion_aesthetics", filters, workers=n).digest
+        for n, filters in ((1, FilterConfig()), (2, FilterConfig()), (3, FilterConfig(min_aesthetic=6.0)))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_damaged_set_is_described_as_far_as_it_goes(copy):
+    (copy / REPORT).write_text("{")
+    file = copy / "laion_aesthetics-train.array_record-00001-of-00003"
+    overwrite(file, file.stat().st_size // 4, file.stat().st_size // 2)
+    assert "cannot be read: JSONDecodeError" in "\n".join(describe(copy))
+    assert contact_sheet(copy, count=190).width > 160
+    (copy / COLUMNS).write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"columns\.npy' cannot be read"):
+        describe(copy)
+    file.unlink()
+    with pytest.raises(DamagedRecord, match="cannot be read"):
+        Stored(str(copy), None).record(100, np.random.default_rng(0))
+
+
+def test_a_set_without_pictures_or_captions_is_refused(copy):
+    file = copy / "features.json"
+    features = json.loads(file.read_text())
+    del features["featuresDict"]["features"]["caption"]
+    file.write_text(json.dumps(features))
+    with pytest.raises(UserError, match="have no caption, but "):
+        Stored(str(copy), "train")
 
 
 def test_histogram_literally():
