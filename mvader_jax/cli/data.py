@@ -218,3 +218,21 @@ def bench(
     if needed:
         for rate in rates:
             print(f"{needed:,.0f} a second: {needed / rate.per_core:,.1f} cores ({rate.what})")
+
+
+@app.command()
+def pairs(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="parquet or JSONL of anchor, positive and negative: files, or hf:datasets/ORG/NAME/FILE"
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="JSONL file to write, for data of source 'pairs'")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+) -> None:
+    """Write text pairs with their hard negatives, for the contrastive objective."""
+    from mvader_jax.data.building.pairs import write_pairs
+
+    report = write_pairs(source, out, overwrite=overwrite)
+    print("\n".join(report.lines()))

@@ -1,14 +1,16 @@
 """Repositories of the Hugging Face hub as local folders; the only file that knows huggingface_hub.
 
-An address is `hf:ORG/NAME[@REVISION]`, or `hf:ORG/NAME/FILE[@REVISION]` for one file of a repository. Files come
-through the library's own cache (HF_HOME, HF_HUB_CACHE): what is there is not fetched again, what was cut off goes on,
-and with HF_HUB_OFFLINE, or without a network, the cache alone is asked.
+An address is `hf:ORG/NAME[@REVISION]`, `hf:ORG/NAME/FILE[@REVISION]` for one file of a repository or those that a pattern
+(*) names, and `hf:datasets/ORG/NAME...` for a data set's. Files come through the library's own cache (HF_HOME,
+HF_HUB_CACHE): one that came whole is not fetched again, and with HF_HUB_OFFLINE, or without a network, the cache alone is
+asked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
 import glob
 import re
 import shutil
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from mvader_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import DatasetInfo, ModelInfo
 
 PREFIX = "hf:"
 README = "README.md"
@@ -28,31 +30,52 @@ README = "README.md"
 MARK = "<!-- made by mvader push -->"
 #: Of the names of a repository's files, those that are needed. Raises UserError where they do not serve.
 Select = Callable[[Sequence[str]], Sequence[str]]
-_ADDRESS = re.compile(r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
+_ADDRESS = re.compile(
+    r"hf:(?:(?P<kind>datasets)/(?=[^/@]+/))?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """A repository "ORG/NAME", a file of it or "" for all, a branch, tag or commit or None for the main branch."""
+    """A repository "ORG/NAME", a file of it or a pattern or "" for all, and a branch, tag or commit.
+
+    revision: None for the main branch. kind: of repository, as the library calls it.
+    """
 
     repository: str
     file: str = ""
     revision: str | None = None
+    kind: str = "model"
+
+    @property
+    def place(self) -> str:
+        """The repository, as it stands in an address."""
+        return f"{PREFIX}{'datasets/' if self.kind == 'dataset' else ''}{self.repository}"
 
     def __str__(self) -> str:
         file = f"/{self.file}" if self.file else ""
-        return f"{PREFIX}{self.repository}{file}{'' if self.revision is None else '@' + self.revision}"
+        return f"{self.place}{file}{'' if self.revision is None else '@' + self.revision}"
+
+    def choose(self, names: Sequence[str], select: Select) -> list[str]:
+        """The files that are meant. Raises UserError where there is none of that name."""
+        if not self.file:
+            return list(select(names))
+        chosen = [name for name in names if fnmatch.fnmatchcase(name, self.file)]
+        if not chosen:
+            raise UserError(f"{self.place} has no file {self.file}; it has {_some(names)}")
+        return chosen
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
     """Files of a repository on this machine: their folder, or the file where one was asked for.
 
-    origin: the address with the commit that the files are of.
+    origin: the address with the commit that the files are of. files: all of them.
     """
 
     path: Path
     origin: str
+    files: tuple[Path, ...] = ()
 
 
 def is_address(name: str | Path) -> bool:
@@ -67,7 +90,8 @@ def parse(name: str | Path) -> Address:
         raise UserError(
             f"{str(name)!r} is no address of the hub; accepted: hf:ORG/NAME, hf:ORG/NAME@REVISION, hf:ORG/NAME/FILE"
         )
-    return Address(match["repository"], match["file"] or "", match["revision"])
+    kind = "dataset" if match["kind"] else "model"
+    return Address(match["repository"], match["file"] or "", match["revision"], kind)
 
 
 def download(name: str | Path, select: Select, *, quiet: bool = False) -> Found:
@@ -80,22 +104,22 @@ def download(name: str | Path, select: Select, *, quiet: bool = False) -> Found:
     address = parse(name)
     with _explained(address):
         try:
-            info = _api().model_info(address.repository, revision=address.revision, files_metadata=True)
+            info = _api().repo_info(
+                address.repository, revision=address.revision, repo_type=address.kind, files_metadata=True
+            )
         except Exception as error:
             if not _unreachable(error):
                 raise
             return _from_cache(address, select, error)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        chosen = [address.file] if address.file else list(select(list(sizes)))
-        if address.file and address.file not in sizes:
-            raise UserError(f"{PREFIX}{address.repository} has no file {address.file}; it has {_some(sizes)}")
-        missing = _missing(address.repository, info, chosen)
+        chosen = address.choose(list(sizes), select)
+        missing = _missing(address, info, chosen)
         _check_room(address, sum(sizes[file] for file in missing))
         if missing and not quiet:
             total = sum(sizes[file] for file in missing)
             print(f"downloading {len(missing)} files, {total / 1e9:.2f} GB, of {address}", file=sys.stderr)
         folder = _snapshot(address, chosen, quiet=quiet)
-    return _found(address, folder)
+    return _found(address, folder, chosen)
 
 
 def upload(
@@ -157,19 +181,21 @@ def _from_cache(address: Address, select: Select, reason: Exception) -> Found:
     try:
         folder = Path(
             snapshot_download(
-                address.repository, revision=address.revision, local_files_only=True, allow_patterns=[]
+                address.repository,
+                revision=address.revision,
+                repo_type=address.kind,
+                local_files_only=True,
+                allow_patterns=[],
             )
         )
         names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-        chosen = [address.file] if address.file else list(select(names))
-        if not set(chosen) <= set(names):
-            raise FileNotFoundError(address.file)
+        chosen = address.choose(names, select)
         folder = _snapshot(address, chosen, quiet=True, local=True)
-    except (LocalEntryNotFoundError, FileNotFoundError):
+    except LocalEntryNotFoundError:
         raise UserError(f"{why}, and {address} is not in the cache {_cache()}") from None
     except UserError as error:
         raise UserError(f"{why}, and the cache {_cache()} holds not all of {address}: {error}") from None
-    return _found(address, folder)
+    return _found(address, folder, chosen)
 
 
 def _snapshot(address: Address, chosen: Sequence[str], *, quiet: bool, local: bool = False) -> Path:
@@ -180,25 +206,27 @@ def _snapshot(address: Address, chosen: Sequence[str], *, quiet: bool, local: bo
             snapshot_download(
                 address.repository,
                 revision=address.revision,
+                repo_type=address.kind,
                 allow_patterns=[glob.escape(file) for file in chosen],
                 local_files_only=local,
             )
         )
 
 
-def _found(address: Address, folder: Path) -> Found:
+def _found(address: Address, folder: Path, chosen: Sequence[str]) -> Found:
     origin = dataclasses.replace(address, revision=folder.name)
-    return Found(folder / address.file if address.file else folder, str(origin))
+    files = tuple(folder / name for name in sorted(chosen))
+    return Found(files[0] if chosen == [address.file] else folder, str(origin), files)
 
 
-def _missing(repository: str, info: ModelInfo, chosen: Sequence[str]) -> list[str]:
+def _missing(address: Address, info: ModelInfo | DatasetInfo, chosen: Sequence[str]) -> list[str]:
     from huggingface_hub import try_to_load_from_cache
 
-    return [
-        file
-        for file in chosen
-        if not isinstance(try_to_load_from_cache(repository, file, revision=info.sha), str)
-    ]
+    def there(file: str) -> bool:
+        held = try_to_load_from_cache(address.repository, file, revision=info.sha, repo_type=address.kind)
+        return isinstance(held, str)
+
+    return [file for file in chosen if not there(file)]
 
 
 def _check_room(address: Address, needed: int) -> None:
@@ -230,7 +258,7 @@ def _reason(error: Exception, address: Address) -> str | None:
     """What an error of the library means to a user; None: it is nothing of the hub's."""
     from huggingface_hub import errors
 
-    where, login = f"{PREFIX}{address.repository}", "log in with `hf auth login`, or set HF_TOKEN"
+    where, login = address.place, "log in with `hf auth login`, or set HF_TOKEN"
     cut = isinstance(error, errors.LocalEntryNotFoundError)  # the network went away between two files
     if cut or _unreachable(error):
         return f"{_endpoint()} cannot be reached ({_first_line(error)}); files that came whole are kept, run it again"

@@ -1,0 +1,125 @@
+"""Text pairs with hard negatives, for the contrastive objective, from tables of triplets (NLI as SGPT trains on it)."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mvader_jax.errors import UserError
+from mvader_jax.storage import hub
+from mvader_jax.storage.atomic import local, whole_file
+
+Row = Mapping[str, Any]
+#: Names of the column that a pair starts from.
+_QUERIES = ("query", "anchor")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsReport:
+    """Rows read, pairs written and their negatives, and rows left out by reason; rows = written + repeated + left out."""
+
+    rows: int
+    pairs: int
+    negatives: int
+    left_out: Mapping[str, int]
+
+    def lines(self) -> list[str]:
+        found = [
+            f"read      {self.rows:,} rows",
+            f"written   {self.pairs:,} pairs, {self.negatives:,} negatives",
+        ]
+        return found + [f"left out  {count:,}: {reason}" for reason, count in sorted(self.left_out.items())]
+
+
+def write_pairs(source: str, out: Path, *, overwrite: bool = False) -> PairsReport:
+    """Writes {"query", "positive", "negatives"} a line, the rows of one query and positive joined.
+
+    source: .parquet or .jsonl files with a column "query" or "anchor", one "positive" and some that begin with
+    "negative"; a path, a pattern, or hf:datasets/ORG/NAME/FILE. Raises UserError where they have no such columns, nothing
+    is left, or `out` is there already.
+    """
+    if local(out).exists() and not overwrite:
+        raise UserError(f"{out} exists already; choose another place or pass --overwrite")
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    rows, left_out = 0, Counter[str]()
+    for file in _files(source):
+        for row in _rows(file):
+            rows += 1
+            texts = [_text(row, *_QUERIES), _text(row, "positive")]
+            negatives = [text for name in row if name.startswith("negative") and (text := _text(row, name))]
+            if not all(texts) or not negatives:
+                left_out[
+                    "no query" if not texts[0] else "no positive" if not texts[1] else "no negative"
+                ] += 1
+                continue
+            found.setdefault((texts[0], texts[1]), {}).update(dict.fromkeys(negatives))
+    if not found:
+        raise UserError(f"{source} has no pair: of {rows:,} rows, {dict(left_out) or 'none'}")
+    local(out).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(out) as partial, partial.open("w", encoding="utf-8") as stream:
+        for (query, positive), held in found.items():
+            line = {"query": query, "positive": positive, "negatives": list(held)}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return PairsReport(rows, len(found), sum(map(len, found.values())), left_out)
+
+
+def _files(source: str) -> Sequence[Path]:
+    if hub.is_address(source):
+        return hub.download(source, lambda names: [name for name in names if name.endswith(_KINDS)]).files
+    path = Path(source)
+    files = sorted(path.iterdir()) if path.is_dir() else [Path(name) for name in sorted(glob.glob(source))]
+    files = [file for file in files if file.suffix in _KINDS]
+    if not files:
+        raise UserError(f"{source} names no {' or '.join(_KINDS)} file")
+    return files
+
+
+def _rows(file: Path) -> Iterator[Row]:
+    """The rows of a file. Raises UserError where it is damaged, or has other columns."""
+    try:
+        yield from _READERS[file.suffix](file)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among these
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{file} cannot be read: {reason}") from None
+
+
+def _parquet(file: Path) -> Iterator[Row]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.ParquetFile(file)
+    names = table.schema_arrow.names
+    if (
+        not set(names) & set(_QUERIES)
+        or "positive" not in names
+        or not any(n.startswith("negative") for n in names)
+    ):
+        raise UserError(
+            f"{file} has the columns {', '.join(names[:8])}; needed are anchor (or query), positive and negative"
+        )
+    for batch in table.iter_batches():
+        yield from batch.to_pylist()
+
+
+def _jsonl(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8") as stream:
+        for line in stream:
+            row = json.loads(line) if line.strip() else None
+            if isinstance(row, dict):
+                yield row
+
+
+def _text(row: Row, *names: str) -> str:
+    """The first of these columns that holds a text; "" where none does."""
+    values = (row.get(name) for name in names)
+    return next((value.strip() for value in values if isinstance(value, str) and value.strip()), "")
+
+
+_READERS = {".parquet": _parquet, ".jsonl": _jsonl}
+_KINDS = tuple(_READERS)

@@ -1,0 +1,75 @@
+"""Pairs with hard negatives out of tables of triplets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from mvader_jax.cli.main import main
+from mvader_jax.data.building.pairs import write_pairs
+from mvader_jax.data.sources.jsonl import PairLines
+from mvader_jax.errors import UserError
+
+TRIPLETS = {
+    "anchor": ["A man eats.", "A man eats.", "A dog runs.", "  ", "A cat.", "Ein Hund läuft."],
+    "positive": ["Someone eats.", "Someone eats.", "An animal runs.", "x", None, "Ein Tier läuft."],
+    "negative": ["A man sleeps.", "Nobody eats.", "A dog sleeps.", "y", "z", ""],
+}
+
+
+def test_rows_of_one_pair_are_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pyarrow.parquet.write_table(pa.table(TRIPLETS), tmp_path / "train-00000-of-00001.parquet")
+    out = tmp_path / "data" / "nli.jsonl"
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "pairs", str(tmp_path), str(out)])
+    assert not stopped.value.code
+    assert capsys.readouterr().out.splitlines() == [
+        "read      6 rows",
+        "written   2 pairs, 3 negatives",
+        "left out  1: no negative",
+        "left out  1: no positive",
+        "left out  1: no query",
+    ]
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert lines[0] == {
+        "query": "A man eats.",
+        "positive": "Someone eats.",
+        "negatives": ["A man sleeps.", "Nobody eats."],
+    }
+    # What the contrastive objective reads.
+    record = PairLines([str(out)]).record(1, np.random.default_rng(0))
+    assert record == {"query": "A dog runs.", "positive": "An animal runs.", "negative": "A dog sleeps."}
+    with pytest.raises(UserError, match="exists already"):
+        write_pairs(str(tmp_path), out)
+    write_pairs(str(tmp_path / "train-*.parquet"), out, overwrite=True)
+
+
+def test_several_negatives_of_a_row(tmp_path: Path) -> None:
+    row = {"query": "a", "positive": "b", "negative_1": "c", "negative_2": "d", "negatives": 3}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n\n[]\n")
+    report = write_pairs(str(tmp_path / "a.jsonl"), tmp_path / "out")
+    assert (report.rows, report.pairs, report.negatives) == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.parquet", b"PAR1 not really", "cannot be read"),
+        ("a.jsonl", b"{", "cannot be read"),
+        ("a.jsonl", b'{"premise": "x"}', "has no pair: of 1 rows, {'no query': 1}"),
+        ("a.csv", b"x", "names no .parquet or .jsonl file"),
+    ],
+)
+def test_what_is_no_table_of_triplets(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        write_pairs(str(tmp_path / name), tmp_path / "out")
+    pyarrow.parquet.write_table(pa.table({"premise": ["x"], "label": [0]}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="has the columns premise, label; needed are anchor"):
+        write_pairs(str(tmp_path / "b.parquet"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
