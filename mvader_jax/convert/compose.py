@@ -12,7 +12,7 @@ import numpy as np
 
 from mvader_jax.convert.convert import Progress, counter
 from mvader_jax.convert.engine import shapes
-from mvader_jax.convert.kinds.base import has_vocabulary
+from mvader_jax.convert.vocabulary import load_vocabulary
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import COMPONENTS, abstract_components
 from mvader_jax.models.config import ModelConfig
@@ -65,7 +65,7 @@ def compose(
         raise UserError(f"no components were given; pass some of: {options}")
     found = {name: _find(path, name) for name, path in parts.items()}
     model, notes = _model(found, embedder)
-    model, vocabulary = _with_tokenizer(model, found, tokenizer)
+    model, vocabulary = _with_tokenizer(model, found, tokenizer, notes)
     width = _condition_width(model)
     stale = _stale(model, found, width)
     if stale and model.unet is not None and width is not None:
@@ -146,25 +146,25 @@ def _model(found: Mapping[str, _Found], embedder: str | None) -> tuple[ModelConf
 
 
 def _with_tokenizer(
-    model: ModelConfig, found: Mapping[str, _Found], given: Path | None
+    model: ModelConfig, found: Mapping[str, _Found], given: Path | None, notes: list[str]
 ) -> tuple[ModelConfig, Tokenizer | None]:
-    reader = found.get("decoder" if model.embedder == "s_magma" else "text_encoder")
-    config = reader.model.tokenizer if reader is not None else None
-    model = dataclasses.replace(model, tokenizer=config)
-    folder = reader.directory.parent / "tokenizer" if reader is not None else None
-    if given is not None:
-        folder = given / "tokenizer" if (given / "tokenizer").is_dir() else given
-        if not folder.exists() or (folder.is_dir() and not has_vocabulary(folder)):
-            raise UserError(f"{given} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt")
-        guessed = Tokenizer.load(folder).config
-        length, positions = (
-            (config.length, config.max_positions) if config else (guessed.length, guessed.max_positions)
-        )
-        config = dataclasses.replace(guessed, length=length, max_positions=positions)
-        return dataclasses.replace(model, tokenizer=config), Tokenizer.load(folder, config)
-    if folder is None or not folder.is_dir() or config is None:
-        return model, None
-    return model, Tokenizer.load(folder, config)
+    """(the model with its tokenizer's config, the tokenizer): the given one, or that of who reads the prompts."""
+    name = "decoder" if model.embedder == "s_magma" else "text_encoder"
+    reader = found.get(name)
+    if reader is None:
+        if given is not None:
+            raise UserError(f"--tokenizer has no place here: without a {name} nothing reads a text")
+        return dataclasses.replace(model, tokenizer=None), None
+    config = reader.model.tokenizer
+    own = reader.directory.parent / "tokenizer"
+    if given is None:
+        tokenizer = Tokenizer.load(own, config) if own.is_dir() and config is not None else None
+        return dataclasses.replace(model, tokenizer=config), tokenizer
+    folder = given / "tokenizer" if (given / "tokenizer").is_dir() else given
+    rows = getattr(reader.model, name).vocab_size
+    tokenizer, said = load_vocabulary(folder, config, rows)
+    notes += said
+    return dataclasses.replace(model, tokenizer=tokenizer.config), tokenizer
 
 
 def _condition_width(model: ModelConfig) -> int | None:

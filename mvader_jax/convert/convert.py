@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mvader_jax.convert.engine import Matched, Paired, converted, match
-from mvader_jax.convert.kinds.base import Options, Source, has_vocabulary
+from mvader_jax.convert.kinds.base import Options, Source
+from mvader_jax.convert.vocabulary import load_vocabulary
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.prompt.tokenizer import Tokenizer
@@ -83,7 +84,8 @@ def convert(
     if base is not None:
         notes.append(source.kind.compare(source, base, options or Options(), advance))
     found = tokenizer or source.tokenizer
-    vocabulary, model = _tokenizer(source.model, found)
+    vocabulary, model, said = _tokenizer(source.model, found)
+    notes += said
     not_finite: list[str] = []
     records: dict[str, dict[str, Any]] = {}
     with whole_directory(out, overwrite=overwrite, not_ours=not_ours, sources=[path], needed=written) as work:
@@ -125,21 +127,16 @@ def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
     return advance
 
 
-def _tokenizer(model: ModelConfig, folder: Path | None) -> tuple[Tokenizer | None, ModelConfig]:
-    """The tokenizer of a folder, and the model with its ids. Raises UserError where the folder has none."""
+def _tokenizer(
+    model: ModelConfig, folder: Path | None
+) -> tuple[Tokenizer | None, ModelConfig, tuple[str, ...]]:
+    """(the tokenizer of a folder, the model with its ids, notes). Raises UserError where the folder has none."""
     if folder is None or model.tokenizer is None:
-        return None, model
-    if folder.is_dir() and not has_vocabulary(folder):
-        raise UserError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt")
-    guessed = Tokenizer.load(folder).config
-    if guessed.kind != model.tokenizer.kind:
-        raise UserError(
-            f"{folder} has a tokenizer of kind {guessed.kind}, but this model reads {model.tokenizer.kind}'s"
-        )
-    config = dataclasses.replace(
-        guessed, length=model.tokenizer.length, max_positions=model.tokenizer.max_positions
-    )
-    return Tokenizer.load(folder, config), dataclasses.replace(model, tokenizer=config)
+        return None, model, ()
+    reader = model.text_encoder or model.decoder
+    rows = None if reader is None else reader.vocab_size
+    tokenizer, notes = load_vocabulary(folder, model.tokenizer, rows)
+    return tokenizer, dataclasses.replace(model, tokenizer=tokenizer.config), notes
 
 
 def _merged(source: Source, matched: list[Matched]) -> dict[str, tuple[str, ...]]:

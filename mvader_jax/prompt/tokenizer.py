@@ -8,12 +8,13 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mvader_jax.bounds import NonNegativeInt, PositiveInt
 from mvader_jax.errors import UserError
+from mvader_jax.prompt.added_tokens import add_tokens, write_added_tokens
 from mvader_jax.settings import Checked
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(os.fspath(file))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{os.fspath(file)!r} is not a tokenizer that can be read: {error}") from None
+        if where.is_dir():
+            add_tokens(backend, where)
         return cls(backend, config or _guess_config(backend))
 
     @classmethod
@@ -119,7 +122,10 @@ class Tokenizer:
         merges: str | os.PathLike[str],
         config: TokenizerConfig | None = None,
     ) -> Tokenizer:
-        """From the vocab.json and merges.txt of GPT-2 or CLIP. Raises UserError if they cannot be read."""
+        """From the vocab.json and merges.txt of GPT-2 or CLIP, and the tokens added beside them.
+
+        Raises UserError if they cannot be read.
+        """
         import tokenizers
         from tokenizers import models
 
@@ -139,6 +145,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer(models.BPE(tokens, pairs))
         _add_pipeline(backend, clip=clip)
         backend.add_special_tokens([t for t in (START_OF_TEXT, END_OF_TEXT) if t in tokens])
+        add_tokens(backend, pathlib.Path(vocab).parent)
         return cls(backend, config or _guess_config(backend))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -231,10 +238,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, max_positions: int
     return Tokenizer(backend, TokenizerConfig(eos_id=0, max_positions=max_positions))
 
 
-def write_vocabulary(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> None:
-    """vocab.json and merges.txt of the tokenizer's BPE, as GPT-2's and CLIP's releases keep them."""
+def write_vocabulary(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """vocab.json, merges.txt and added_tokens.json, as GPT-2's and CLIP's releases keep them.
+
+    Returns what their tokenizer_config.json says of the added tokens.
+    """
     model = json.loads(tokenizer.backend.to_str())["model"]
     where = pathlib.Path(directory)
     (where / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
     merges = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
     (where / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
+    return write_added_tokens(tokenizer.backend, where)

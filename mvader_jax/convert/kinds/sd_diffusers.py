@@ -258,8 +258,9 @@ def write_diffusers(job: Job, out: Path) -> list[str]:
     if "text_encoder" in job.readers and (job.path / "tokenizer").is_dir() and model.tokenizer is not None:
         (out / "tokenizer").mkdir()
         tokenizer = Tokenizer.load(job.path / "tokenizer", model.tokenizer)
-        write_vocabulary(tokenizer, out / "tokenizer")
-        job.write_json(out / "tokenizer" / "tokenizer_config.json", _clip_tokenizer_settings(tokenizer))
+        added = write_vocabulary(tokenizer, out / "tokenizer")
+        said = {**_clip_tokenizer_settings(tokenizer), **added}
+        job.write_json(out / "tokenizer" / "tokenizer_config.json", said)
         index["tokenizer"] = ["transformers", "CLIPTokenizer"]
     job.write_json(out / "model_index.json", index)
     return []
