@@ -17,17 +17,11 @@ from mvader_jax.data.prompts import abstract_rows
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.parallel.mesh import compiler_options
 from mvader_jax.parallel.sharding import batch_sharding, param_shardings, replicated
 from mvader_jax.sampling.generate import Draws, Prompted, generate
 from mvader_jax.sampling.settings import SamplingSettings
-from mvader_jax.storage.bundle import Bundle
-from mvader_jax.train.assemble import batch_shape, batch_shards, stage_loss, state_shardings
+from mvader_jax.train.assemble import assemble, batch_groups, batch_shape, batch_shards
 from mvader_jax.train.config import Stage, TrainConfig
-from mvader_jax.train.optim.optimizer import make_optimizer
-from mvader_jax.train.start import Start
-from mvader_jax.train.state import TrainState, labels, partition
-from mvader_jax.train.step import make_train_step
 
 Tree = Any
 
@@ -39,8 +33,8 @@ PRECOMPUTED = ("latents", "features")
 class Program:
     """A function and the shapes, dtypes and shardings of its arguments.
 
-    images: pictures it makes or learns from, on the whole mesh; parts: {what of the memory it is: its
-    arguments}; donate: arguments whose memory the results take over; compiler_options: XLA's, as where it runs.
+    images: pictures it makes or learns from, on the whole mesh. parts: {what of the memory it is: its
+    arguments}. jit_options: of `jax.jit`, as where it runs.
     """
 
     function: Any
@@ -48,14 +42,14 @@ class Program:
     mesh: Mesh
     images: int
     parts: Mapping[str, Tree]
-    donate: tuple[int, ...] = ()
-    out_shardings: Any = None
-    compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    jit_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        return dict(self.jit_options.get("compiler_options") or {})
 
     def lower(self, platform: str = "tpu") -> Any:
-        options: dict[str, Any] = {"donate_argnums": self.donate} if self.donate else {}
-        if self.out_shardings is not None:
-            options["out_shardings"] = self.out_shardings
+        options = {name: value for name, value in self.jit_options.items() if name != "compiler_options"}
         with jax.set_mesh(self.mesh):
             traced = jax.jit(self.function, **options).trace(*self.arguments)
             return traced.lower(lowering_platforms=(platform,))
@@ -70,43 +64,17 @@ def train_program(
     that does not divide, or where a large parameter does not.
     """
     known = _known(precomputed)
-    objective = stage.objective
-    needed = objective.components(config.model, known, drawn=stage.sample_every > 0)
-    shapes, _ = abstract_components(config.model, needed)
-    model = objective.stage_model(config.model)
-    patterns = {name: group.parameters for name, group in stage.groups.items()}
-    trainable, frozen, groups = partition(shapes, patterns)
-    trainable = _cast(trainable, jnp.float32)
-    frozen = _cast(frozen, jnp.dtype(stage.frozen_dtype))
-    peaks = {name: group.learning_rate for name, group in stage.groups.items()}
+    model, objective = config.model, stage.objective
+    shapes, _ = abstract_components(model, objective.components(model, known, drawn=stage.sample_every > 0))
     # Its numbers come from the data; a plan needs its shape.
-    whitening = np.eye(objective.condition_width(config.model)) if stage.optimizer.whiten else None
-    optimizer = make_optimizer(
-        stage.optimizer, peaks, stage.steps, trainable, labels(trainable, groups), whitening
-    )
-    start = Start(Bundle(config.model, shapes), {}, ())
-    shardings = state_shardings(start, trainable, frozen, patterns, optimizer, mesh)
-    state = TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32),
-        key=jax.eval_shape(lambda: jax.random.key(0)),
-        trainable=trainable,
-        frozen=frozen,
-        opt_state=jax.eval_shape(optimizer.init, trainable),
-        ema=trainable,
-    )
-    state = jax.tree.map(_placed, state, shardings)
-    ways = batch_shards(mesh)
-    if stage.batch_size % (ways * stage.accumulate):
-        raise UserError(
-            f"a batch of {stage.batch_size} does not divide over {ways} chips in {stage.accumulate} microbatches"
-        )
-    data, shape = batch_shape(config.model, stage, ways * stage.accumulate)
-    abstract = objective.abstract_batch(
-        data, shape, config.model.tokenizer, encoded_parts(config.model, stage, known)
-    )
+    whitening = np.eye(objective.condition_width(model)) if stage.optimizer.whiten else None
+    assembly, trainable, frozen = assemble(model, shapes, stage, mesh, whitening)
+    state = assembly.abstract_state(trainable, frozen)
+    data, shape = batch_shape(model, stage, batch_groups(stage, mesh))
+    abstract = objective.abstract_batch(data, shape, model.tokenizer, encoded_parts(model, stage, known))
     batch = jax.tree.map(lambda x: _placed(x, batch_sharding(mesh, x.ndim)), abstract)
     return Program(
-        function=make_train_step(stage_loss(model, stage), optimizer, stage, groups, ways),
+        function=assembly.step(),
         arguments=(state, batch),
         mesh=mesh,
         images=stage.batch_size,
@@ -117,9 +85,7 @@ def train_program(
             "average": state.ema,
             "batch": batch,
         },
-        donate=(0,),
-        out_shardings=(shardings, replicated(mesh)),
-        compiler_options=compiler_options(mesh),
+        jit_options=assembly.jit_options,
     )
 
 

@@ -1,11 +1,12 @@
-"""Builds everything one stage runs with: its start, its sharded state, its compiled step, its data."""
+"""The train step put together: all that follows from a stage's settings and its parameters' shapes.
+
+Training calls it with weights, plans with shapes alone: what one does the other does.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,149 +17,134 @@ from jax.sharding import Mesh
 
 from mvader_jax.data.batches import Shape
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.loader import Loader, make_loader
-from mvader_jax.data.scenes.world import Split
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.models.image_encoder import calibrate
-from mvader_jax.parallel.mesh import compiler_options, process_share
+from mvader_jax.models.remat import Remat
+from mvader_jax.parallel.mesh import compiler_options
 from mvader_jax.parallel.sharding import mesh_axes, param_shardings, replicated
-from mvader_jax.storage.bundle import Bundle
-from mvader_jax.train.config import Stage, TrainConfig
-from mvader_jax.train.flops import count_flops
-from mvader_jax.train.objectives import LossFn, Metrics
-from mvader_jax.train.optim.optimizer import learning_rate, make_optimizer
-from mvader_jax.train.optim.whitening import measure_whitening
-from mvader_jax.train.start import Start, gather_start
-from mvader_jax.train.state import TrainState, labels, merge, partition
+from mvader_jax.train.config import Stage
+from mvader_jax.train.objectives import LossFn
+from mvader_jax.train.optim.optimizer import make_optimizer
+from mvader_jax.train.state import TrainState, Tree, labels, partition
 from mvader_jax.train.step import Step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One stage, ready to go: where it starts, its state on the mesh, its step.
+class Assembly:
+    """The step of a stage on a mesh, and the state that it is born with.
 
-    flops: model FLOPs of a step on such a state and batch, over all devices.
+    model: as the stage sees it. groups: {path of a leaf that trains: its group}. rows: groups that the rows of
+    a microbatch are laid out in. shardings: of every leaf of the state.
     """
 
     stage: Stage
+    model: ModelConfig
     mesh: Mesh
-    start: Start
-    state: TrainState
-    shardings: TrainState
-    step: Step
-    flops: Callable[[TrainState, Any], float]
-    evaluate: Callable[[Any, Any, Any, jax.Array], Metrics]
     groups: Mapping[str, str]
-    rates: Mapping[str, Callable[[int], Any]]
+    rows: int
+    optimizer: optax.GradientTransformation
+    shardings: TrainState
+
+    def loss(self, remat: Remat | None = None) -> LossFn:
+        """remat: in place of the stage's own."""
+        return stage_loss(self.model, self.stage, remat)
+
+    def step(self, remat: Remat | None = None) -> Step:
+        """To be jitted with `jit_options`. remat: in place of the stage's own."""
+        return make_train_step(self.loss(remat), self.optimizer, self.stage, self.groups, self.rows)
+
+    @property
+    def jit_options(self) -> dict[str, Any]:
+        """Of `jax.jit` for the step: it takes its state's memory over."""
+        return {
+            "donate_argnums": (0,),
+            "out_shardings": (self.shardings, replicated(self.mesh)),
+            "compiler_options": compiler_options(self.mesh) or None,
+        }
+
+    def initial_state(self, trainable: Tree, frozen: Tree) -> TrainState:
+        """The state before the first step. Parameters that lie where they should are not copied."""
+        trainable = jax.device_put(trainable, self.shardings.trainable)
+        frozen = jax.device_put(frozen, self.shardings.frozen)
+        of_rest = {name: getattr(self.shardings, name) for name in jax.eval_shape(self._rest, trainable)}
+        made = jax.jit(self._rest, out_shardings=of_rest)(trainable)
+        return TrainState(trainable=trainable, frozen=frozen, **made)
+
+    def abstract_state(self, trainable: Tree, frozen: Tree) -> TrainState:
+        """`initial_state` as shapes, dtypes and shardings."""
+        state = TrainState(trainable=trainable, frozen=frozen, **jax.eval_shape(self._rest, trainable))
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            state,
+            self.shardings,
+        )
+
+    def _rest(self, trainable: Tree) -> dict[str, Any]:
+        """Everything in the first state beside the parameters."""
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "key": jax.random.key(self.stage.seed + 1),
+            "opt_state": self.optimizer.init(trainable),
+            # A copy: the step donates its state, and one buffer may not be donated twice.
+            "ema": jax.tree.map(jnp.copy, trainable),
+            "loss_mean": jnp.full((), jnp.nan, jnp.float32) if self.stage.max_loss_ratio else None,
+        }
 
 
-def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh) -> Run:
-    """Raises UserError for a mistake in the config or a missing earlier stage."""
-    start = gather_start(config, stage, workdir, mesh)
-    if "image_encoder" in start.fresh:
-        with jax.set_mesh(mesh):
-            calibrate_encoder(start.bundle, stage)
-    model = stage.objective.stage_model(start.bundle.model)
-    patterns = {name: group.parameters for name, group in stage.groups.items()}
-    trainable, frozen, groups = partition(start.bundle.components, patterns)
-    trainable = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
-    frozen = jax.tree.map(functools.partial(_as_frozen, dtype=jnp.dtype(stage.frozen_dtype)), frozen)
+def assemble(
+    model: ModelConfig, components: Mapping[str, Tree], stage: Stage, mesh: Mesh, whitening: np.ndarray | None
+) -> tuple[Assembly, Tree, Tree]:
+    """(the assembly, the parameters that train, the frozen ones), of arrays or of shapes alike.
 
-    peaks = {name: group.learning_rate for name, group in stage.groups.items()}
-    whitening = None
-    if stage.optimizer.whiten:
-        with jax.set_mesh(mesh):
-            whitening = _whitening(start.bundle, model, stage)
+    model: with every part that `components` are of. whitening: [in, in], where the stage whitens groups.
+    Raises UserError for a mistake in the stage, and for a mesh that the parameters or the rows do not divide over.
+    """
+    trainable, frozen, groups = partition(components, _patterns(stage))
+    trainable = jax.tree.map(lambda x: _cast(x, jnp.float32), trainable)
+    # Integers and keys stay what they are.
+    kept = jnp.dtype(stage.frozen_dtype)
+    frozen = jax.tree.map(lambda x: _cast(x, kept) if jnp.issubdtype(x.dtype, jnp.floating) else x, frozen)
     optimizer = make_optimizer(
-        stage.optimizer, peaks, stage.steps, trainable, labels(trainable, groups), whitening
+        stage.optimizer,
+        {name: group.learning_rate for name, group in stage.groups.items()},
+        stage.steps,
+        trainable,
+        labels(trainable, groups),
+        whitening,
     )
-    shardings = state_shardings(start, trainable, frozen, patterns, optimizer, mesh)
-    if stage.max_loss_ratio:
-        shardings = dataclasses.replace(shardings, loss_mean=replicated(mesh))
-    # From here on the state owns the parameters, and the bundle keeps their shapes: a second copy would stay
-    # for the whole run.
-    start.bundle.components = jax.eval_shape(lambda: start.bundle.components)
-    state = _begin(stage, optimizer, trainable, frozen, shardings)
-
-    rows = row_groups(stage, mesh)
-    step = make_train_step(stage_loss(model, stage), optimizer, stage, groups, rows)
-    jitted = jax.jit(
-        step,
-        donate_argnums=0,
-        out_shardings=(shardings, replicated(mesh)),
-        compiler_options=compiler_options(mesh) or None,
-    )
-
-    def flops(state: TrainState, batch: Any) -> float:
-        traced = jitted
-        if stage.remat != "none":
-            plain = stage_loss(model, dataclasses.replace(stage, remat="none"))
-            traced = jax.jit(make_train_step(plain, optimizer, stage, groups, rows))
-        return count_flops(traced.trace(state, batch).jaxpr)
-
-    evaluated = stage_loss(_without_dropout(model), stage)
-    return Run(
+    assembly = Assembly(
         stage=stage,
+        model=stage.objective.stage_model(model),
         mesh=mesh,
-        start=start,
-        state=state,
-        shardings=shardings,
-        step=jitted,
-        flops=flops,
-        evaluate=jax.jit(_evaluator(evaluated, rows), out_shardings=replicated(mesh)),
         groups=groups,
-        rates={name: learning_rate(stage.optimizer, peak, stage.steps) for name, peak in peaks.items()},
+        rows=row_groups(stage, mesh),
+        optimizer=optimizer,
+        shardings=_shardings(model, trainable, frozen, optimizer, stage, mesh),
     )
+    return assembly, trainable, frozen
 
 
-def stage_loss(model: ModelConfig, stage: Stage) -> LossFn:
+def stage_loss(model: ModelConfig, stage: Stage, remat: Remat | None = None) -> LossFn:
     """The loss that a stage minimises. Raises UserError for a stage that its objective does not allow."""
     if stage.accumulate > 1 and not stage.objective.accumulates:
         raise UserError(
             f"the {stage.objective.kind} objective compares all rows of a batch; it cannot accumulate microbatches"
         )
-    return stage.objective.loss(model, dtype=stage.dtype, remat=stage.remat)
+    return stage.objective.loss(model, dtype=stage.dtype, remat=remat or stage.remat)
 
 
-def _begin(
+def _shardings(
+    model: ModelConfig,
+    trainable: Tree,
+    frozen: Tree,
+    optimizer: optax.GradientTransformation,
     stage: Stage,
-    optimizer: optax.GradientTransformation,
-    trainable: Any,
-    frozen: Any,
-    shardings: TrainState,
-) -> TrainState:
-    """The state before the first step. Parameters that lie where they should are not copied."""
-    trainable = jax.device_put(trainable, shardings.trainable)
-    frozen = jax.device_put(frozen, shardings.frozen)
-
-    def rest(trainable: Any) -> dict[str, Any]:
-        return {
-            "step": jnp.zeros((), jnp.int32),
-            "key": jax.random.key(stage.seed + 1),
-            "opt_state": optimizer.init(trainable),
-            # A copy: the step donates its state, and one buffer may not be donated twice.
-            "ema": jax.tree.map(jnp.copy, trainable),
-            "loss_mean": jnp.full((), jnp.nan, jnp.float32) if stage.max_loss_ratio else None,
-        }
-
-    of_rest = {name: getattr(shardings, name) for name in jax.eval_shape(rest, trainable)}
-    made = jax.jit(rest, out_shardings=of_rest)(trainable)
-    return TrainState(trainable=trainable, frozen=frozen, **made)
-
-
-def state_shardings(
-    start: Start,
-    trainable: Any,
-    frozen: Any,
-    patterns: Mapping[str, str],
-    optimizer: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:
     """The sharding of every leaf of the state; optimizer and average lie as their parameters do."""
-    _, axes = abstract_components(start.bundle.model, list(start.bundle.components))
-    trainable_axes, frozen_axes, _ = partition(axes, patterns)
+    _, axes = abstract_components(model, sorted({*trainable, *frozen}))
+    trainable_axes, frozen_axes, _ = partition(axes, _patterns(stage))
     of_trainable = param_shardings(trainable, trainable_axes, mesh)
     whole = replicated(mesh)
     opt_state = optax.tree_utils.tree_map_params(
@@ -177,6 +163,7 @@ def state_shardings(
         frozen=param_shardings(frozen, frozen_axes, mesh),
         opt_state=opt_state,
         ema=of_trainable,
+        loss_mean=whole if stage.max_loss_ratio else None,
     )
 
 
@@ -211,36 +198,15 @@ def row_groups(stage: Stage, mesh: Mesh) -> int:
     return groups
 
 
-def data_loader(run: Run, split: Split) -> Loader:
-    """This process's part of the stage's data; of the validation split, in batches of a microbatch's size.
-
-    Raises UserError for a batch that does not divide over the devices and microbatches.
-    """
-    stage, groups = run.stage, row_groups(run.stage, run.mesh)
+def batch_groups(stage: Stage, mesh: Mesh) -> int:
+    """Groups that the rows of a whole batch are laid out in. Raises UserError where the batch does not divide."""
+    groups = row_groups(stage, mesh)
     if stage.batch_size % (groups * stage.accumulate):
         raise UserError(
             f"a batch of {stage.batch_size} does not divide into {groups * stage.accumulate} groups of rows: "
             f"{groups} for the mesh, {stage.accumulate} microbatches"
         )
-    if split == "validation":
-        stage = dataclasses.replace(stage, batch_size=stage.batch_size // stage.accumulate, accumulate=1)
-    index, count = process_share(run.mesh)
-    return stage_loader(
-        run.start.bundle, stage, groups=groups * stage.accumulate, process=(index, count), split=split
-    )
-
-
-def stage_loader(
-    bundle: Bundle,
-    stage: Stage,
-    *,
-    groups: int = 1,
-    process: tuple[int, int] = (0, 1),
-    split: Split = "train",
-) -> Loader:
-    """The loader of a stage's data. process: (index, count); groups: of the global batch's rows."""
-    data, shape = batch_shape(bundle.model, stage, groups, process)
-    return make_loader(data, stage.objective, bundle.tokenizer, shape, split)
+    return groups * stage.accumulate
 
 
 def batch_shape(
@@ -260,36 +226,11 @@ def batch_shape(
     return data, shape
 
 
-def calibrate_encoder(bundle: Bundle, stage: Stage) -> None:
-    """Sets a fresh image encoder's batch norms from the first batch, the same one in every process."""
-    assert bundle.model.image_encoder is not None
-    pixels = stage.objective.encoder_input(next(stage_loader(bundle, stage)))
-    components = bundle.components
-    components["image_encoder"] = jax.jit(functools.partial(calibrate, bundle.model.image_encoder))(
-        components["image_encoder"], pixels
-    )
+def _patterns(stage: Stage) -> dict[str, str]:
+    return {name: group.parameters for name, group in stage.groups.items()}
 
 
-def _whitening(bundle: Bundle, model: ModelConfig, stage: Stage) -> np.ndarray:
-    """Measured on the same prompts in every process, whatever the mesh and the batch."""
-    few = dataclasses.replace(stage, batch_size=32)
-    return measure_whitening(model, bundle.components, few, iter(stage_loader(bundle, few)))
-
-
-def _as_frozen(leaf: Any, dtype: Any) -> Any:
-    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-
-def _without_dropout(model: ModelConfig) -> ModelConfig:
-    """The model as it is validated: the image prefix drops nothing."""
-    if model.image_prefix is None:
-        return model
-    return dataclasses.replace(model, image_prefix=dataclasses.replace(model.image_prefix, dropout=0.0))
-
-
-def _evaluator(loss_fn: LossFn, row_groups: int) -> Callable[[Any, Any, Any, jax.Array], Metrics]:
-    def evaluate(ema: Any, frozen: Any, batch: Any, key: jax.Array) -> Metrics:
-        loss, metrics = loss_fn(merge(ema, frozen), batch, key, row_groups)
-        return {"loss": jnp.stack([loss, jnp.ones_like(loss)]), **metrics}
-
-    return evaluate
+def _cast(leaf: Any, dtype: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, dtype)
+    return leaf.astype(dtype)

@@ -27,12 +27,13 @@ from mvader_jax.storage.atomic import local, whole_directory
 from mvader_jax.storage.bundle import Bundle, carry_over, write_bundle
 from mvader_jax.storage.checkpoint import Checkpoints, Restored
 from mvader_jax.storage.lock import only_user
-from mvader_jax.train.assemble import Run, build_run, data_loader, saved
+from mvader_jax.train.assemble import saved
 from mvader_jax.train.config import TrainConfig
 from mvader_jax.train.log import BadUpdate, Logger
 from mvader_jax.train.origin import changes, code_version, description
 from mvader_jax.train.preemption import Preemption
 from mvader_jax.train.profiling import Profile
+from mvader_jax.train.run import Run, build_run, data_loader
 from mvader_jax.train.state import TrainState, merge
 
 #: Draws the model as it is: (run, averaged model) -> (grid uint8 [H, W, 3], what each picture shows), or None

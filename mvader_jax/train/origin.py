@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict
 from mvader_jax import __version__
 from mvader_jax.errors import UserError
 from mvader_jax.settings import from_dict, modern, to_dict
-from mvader_jax.train.assemble import Run
 from mvader_jax.train.config import TrainConfig
+from mvader_jax.train.run import Run
 
 
 def description(config: TrainConfig, stage_name: str, run: Run) -> dict[str, Any]:

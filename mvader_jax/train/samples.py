@@ -24,8 +24,8 @@ from mvader_jax.storage.bundle import Bundle
 
 if TYPE_CHECKING:
     # They hold the objectives, which say what is drawn.
-    from mvader_jax.train.assemble import Run
     from mvader_jax.train.config import Stage
+    from mvader_jax.train.run import Run
 
 #: Held-out records a default grid shows: as captions, as images, and as an image with another's caption.
 _CAPTIONS, _IMAGES, _BOTH = 4, 2, 2

@@ -55,7 +55,9 @@ def test_the_state_is_sharded_and_nothing_is_computed() -> None:
 
 def test_a_batch_that_does_not_divide_is_one_sentence() -> None:
     config = micro.train_config(batch_size=12)
-    with pytest.raises(UserError, match="a batch of 12 does not divide over 8 chips"):
+    with pytest.raises(
+        UserError, match="a batch of 12 does not divide into 8 groups of rows: 8 for the mesh"
+    ):
         train_program(config, config.stages["diffusion"], make_mesh(MeshConfig(data=8)))
     with pytest.raises(UserError, match="accepted: latents, features"):
         train_program(config, config.stages["diffusion"], make_mesh(MeshConfig(data=8)), ("pixels",))

@@ -15,8 +15,8 @@ from mvader_jax.condition import PADDING, Condition, spread, spread_rows, where
 from mvader_jax.data.rows import row_layout
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.storage.bundle import save_bundle
-from mvader_jax.train.assemble import stage_loader
 from mvader_jax.train.loop import train
+from mvader_jax.train.run import stage_loader
 
 
 def config(**settings):

@@ -22,11 +22,11 @@ from mvader_jax.parallel.mesh import MeshConfig, make_global, make_mesh
 from mvader_jax.prompt.elements import Text
 from mvader_jax.storage.bundle import load_bundle, save_bundle
 from mvader_jax.storage.checkpoint import Checkpoints
-from mvader_jax.train.assemble import build_run, data_loader
 from mvader_jax.train.config import Group, TrainConfig, load_config
 from mvader_jax.train.loop import PREEMPTED, Diverged, train
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 from mvader_jax.train.origin import changes
+from mvader_jax.train.run import build_run, data_loader
 from mvader_jax.train.samples import SampleGrid, chosen_prompts
 from mvader_jax.train.state import partition
 

@@ -15,9 +15,9 @@ from flax.traverse_util import flatten_dict
 
 from mvader_jax.parallel.mesh import MeshConfig, make_global, make_mesh
 from mvader_jax.storage.bundle import save_bundle
-from mvader_jax.train.assemble import Run, build_run, data_loader
 from mvader_jax.train.config import Group, TrainConfig
 from mvader_jax.train.optim.optimizer import OptimizerConfig
+from mvader_jax.train.run import Run, build_run, data_loader
 from mvader_jax.train.state import TrainState
 
 STEPS = 20

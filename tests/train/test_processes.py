@@ -18,8 +18,8 @@ from mvader_jax.models.components import COMPONENTS
 from mvader_jax.models.decoder import DecoderConfig
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.storage.bundle import load_bundle, save_bundle
-from mvader_jax.train.assemble import stage_loader
 from mvader_jax.train.loop import PREEMPTED, train
+from mvader_jax.train.run import stage_loader
 
 CHANGES: dict[str, Any] = {"steps": 24, "save_every": 4, "log_every": 1, "row_groups": 4, "keep": 20}
 

@@ -53,7 +53,7 @@ def write_rows(config: Any, stage: str, mesh: Any, init: str, path: str) -> None
     """Checksums of the captions that this process makes of three batches."""
     from mvader_jax.parallel.mesh import process_share
     from mvader_jax.storage.bundle import load_bundle
-    from mvader_jax.train.assemble import stage_loader
+    from mvader_jax.train.run import stage_loader
 
     index, count = process_share(mesh)
     chosen = config.stage(stage)

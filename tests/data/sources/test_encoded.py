@@ -26,9 +26,9 @@ from mvader_jax.models.vae import VAE
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.precompute.encode import encode
 from mvader_jax.storage.bundle import load_bundle, save_bundle
-from mvader_jax.train.assemble import build_run, stage_loader
 from mvader_jax.train.objectives import Autoencoding
 from mvader_jax.train.objectives.base import unit_pixels
+from mvader_jax.train.run import build_run, stage_loader
 
 #: 60 training scenes in shards of 16 records, the last one not full; as many for validation.
 DATA = dataclasses.replace(micro.DATA, source=Scenes(60), threads=2)

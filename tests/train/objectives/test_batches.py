@@ -19,9 +19,10 @@ from mvader_jax.precompute.encode import encode
 from mvader_jax.prompt.layout import lay_out
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.storage.bundle import Bundle, save_bundle
-from mvader_jax.train.assemble import batch_shape, stage_loader
+from mvader_jax.train.assemble import batch_shape
 from mvader_jax.train.config import Stage
 from mvader_jax.train.objectives import Autoencoding, Captioning, Contrastive, Diffusion, Objective
+from mvader_jax.train.run import stage_loader
 
 MIXED = Diffusion(caption_length=24, p_interleaved=0.5)
 OBJECTIVES = [

@@ -14,9 +14,9 @@ import pytest
 
 from mvader_jax.errors import UserError
 from mvader_jax.models.embed import embed
-from mvader_jax.train.assemble import stage_loader
 from mvader_jax.train.optim.optimizer import OptimizerConfig, make_optimizer
 from mvader_jax.train.optim.whitening import FLOOR, measure_whitening, whitening_matrix
+from mvader_jax.train.run import stage_loader
 
 
 def test_the_matrix_whitens_and_stretches_nothing_without_end() -> None:
