@@ -1,10 +1,10 @@
 """The open S-MAGMA: MAGMA's adapters, prefix and encoder and SGPT's semantic biases on one frozen GPT-J-6B,
-with Stable Diffusion 1.4. All of it is public; from the downloaded files:
+with Stable Diffusion 1.4. All of it is public (`docs/weights.md`: sizes, licences, what it takes):
 
-    mvader convert gpt-j-6B bundles/gptj
-    mvader convert SGPT-5.8B-weightedmean-nli-bitfit bundles/sgpt --base bundles/gptj
-    mvader convert mp_rank_00_model_states.pt bundles/magma --tokenizer gpt-j-6B
-    mvader convert stable-diffusion-v1-4 bundles/sd14
+    mvader convert hf:CompVis/stable-diffusion-v1-4 bundles/sd14
+    mvader convert hf:EleutherAI/gpt-j-6b@float16 bundles/gptj
+    mvader convert hf:Muennighoff/SGPT-5.8B-weightedmean-nli-bitfit bundles/sgpt --base bundles/gptj
+    mvader convert hf:Aleph-Alpha/magma-research bundles/magma --tokenizer bundles/gptj/tokenizer
     mvader bundle bundles/open_s_magma --decoder bundles/magma --biases bundles/sgpt \\
         --adapters bundles/magma --image-prefix bundles/magma --image-encoder bundles/magma \\
         --unet bundles/sd14 --vae bundles/sd14

@@ -3,11 +3,12 @@
 V1 (table 1): the UNet and the semantic biases train, adapters are not used. Put the public weights
 together without the adapters, then train:
 
-    mvader bundle bundles/open_v1 --decoder bundles/magma --image-prefix bundles/magma \\
-        --image-encoder bundles/magma --biases bundles/sgpt --unet bundles/sd14 --vae bundles/sd14
+    mvader bundle bundles/open_v1 --decoder bundles/magma --biases bundles/sgpt \\
+        --image-prefix bundles/magma --image-encoder bundles/magma \\
+        --unet bundles/sd14 --vae bundles/sd14
     mvader train configs/open_v1.py --mesh data=4,fsdp=64
 
-`configs/open_s_magma.py` says how the bundles are converted. The stage before, semantic biases as SGPT trains
+`docs/weights.md` says how the bundles and the data come about. The stage before, semantic biases as SGPT trains
 them, is here too: `mvader train configs/open_v1.py --objective contrastive`.
 """
 

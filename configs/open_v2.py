@@ -1,7 +1,7 @@
 """M-VADER V2 on public weights: GPT-J-6B with MAGMA's adapters and SGPT's biases, Stable Diffusion 1.4.
 
-V2 (table 1): the UNet trains; biases and adapters are frozen. `configs/open_s_magma.py` says how the public
-weights become `bundles/open_s_magma`, the UNet's to_k and to_v made anew, 4096 wide. Then:
+V2 (table 1): the UNet trains; biases and adapters are frozen. `docs/weights.md` says how the public weights
+become `bundles/open_s_magma`, the UNet's to_k and to_v made anew, 4096 wide, and where the data comes from. Then:
 
     mvader train configs/open_v2.py --mesh data=4,fsdp=64
 

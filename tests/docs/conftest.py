@@ -1,0 +1,3 @@
+"""Tests of the pages may ask for a hub on loopback."""
+
+from hub_fixture import hub as hub
