@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mvader_jax.errors import UserError
 from mvader_jax.sampling.settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -25,11 +26,19 @@ def evaluate(
         float, typer.Option(help="classifier-free guidance")
     ] = SamplingSettings.guidance_scale,
     sampler: Annotated[str, typer.Option(help="plms is the paper's")] = SamplingSettings.sampler,
-    thetas: Annotated[str, typer.Option(help="weights of the image in the curves")] = "1,.5,.2,.1,.05,.02,0",
-    sites: Annotated[str, typer.Option(help="where they act")] = "decoder,cross_attention,both",
-    image_first: Annotated[bool, typer.Option("--image-first", help="the image before the text")] = False,
-    balance: Annotated[bool, typer.Option("--balance", help="weights are an element's total share")] = False,
-    phrase: Annotated[str, typer.Option(help="the text beside the image in the curves")] = "a {color} shape",
+    thetas: Annotated[
+        str | None, typer.Option(help="change: weights of the image [default: 1,.5,.2,.1,.05,.02,0]")
+    ] = None,
+    sites: Annotated[
+        str | None, typer.Option(help="change: where they act [default: decoder,cross_attention,both]")
+    ] = None,
+    image_first: Annotated[
+        bool, typer.Option("--image-first", help="change: the image before the text")
+    ] = False,
+    balance: Annotated[bool, typer.Option("--balance", help="change: weights are total shares")] = False,
+    phrase: Annotated[
+        str | None, typer.Option(help="change: the text beside the image [default: a {color} shape]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the noise")] = SamplingSettings.seed,
     batch: Annotated[int, typer.Option(help="pictures drawn at a time")] = 50,
     mesh: Annotated[str, typer.Option(help="devices to draw on, as in data=4,fsdp=2 [default: one]")] = "",
@@ -38,16 +47,25 @@ def evaluate(
     """Judge a bundle trained on scenes: held-out scenes, told and shown, read back from its pictures."""
     from mvader_jax.cli._progress import bar
     from mvader_jax.cli.sample import load_pipeline
-    from mvader_jax.paper.evaluate import Evaluation, as_markdown, check, check_place, save
+    from mvader_jax.paper.evaluate import Curves, Evaluation, as_markdown, check, check_place, save
     from mvader_jax.paper.evaluate import evaluate as run
     from mvader_jax.prompt.elements import check_weight
 
-    values = [check_weight(theta, "the curves' image") for theta in thetas.split(",")]
+    chosen = {
+        "thetas": thetas and tuple(check_weight(theta, "the curves' image") for theta in thetas.split(",")),
+        "sites": sites and tuple(site.strip() for site in sites.split(",")),
+        "order": "image first" if image_first else None,
+        "balance": balance or None,
+        "phrase": phrase,
+    }
+    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    named = [part.strip() for part in parts.split(",")]
+    check(named)
+    if given and "change" not in named:
+        raise UserError(f"{next(iter(given))} belongs to the part change, which --parts leaves out")
+    curves = Curves(**given)
     sampling = SamplingSettings(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed)
     settings = Evaluation(count, batch, sampling)
-    named = [part.strip() for part in parts.split(",")]
-    places = [site.strip() for site in sites.split(",")]
-    check(named, places, phrase)
     if out is not None:
         check_place(out)
     pipe = load_pipeline(bundle, mesh=mesh)
@@ -61,17 +79,7 @@ def evaluate(
                 bars[what].begin(total)
             bars[what].update(done)
 
-        result = run(
-            pipe,
-            settings,
-            named,
-            thetas=values,
-            sites=places,
-            order="image first" if image_first else "text first",
-            balance=balance,
-            phrase=phrase,
-            progress=progress,
-        )
+        result = run(pipe, settings, named, curves=curves, progress=progress)
     print(as_markdown(result))
     if out is not None:
         save(result, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,9 +17,16 @@ def figure(
         list[str] | None,
         typer.Option(help="texts and image files, as in --inputs 'in blue' photo.png@0.1 [default: scenes]"),
     ] = None,
-    values: Annotated[str, typer.Option(help="figure 5: the words for <color>")] = "red,green,blue,yellow",
-    strength: Annotated[float, typer.Option(help="noise of the image-to-image baseline")] = 0.6,
-    thetas: Annotated[str, typer.Option(help="weights: the thetas of both elements")] = "1,.3,.1,.03,0",
+    values: Annotated[
+        str | None, typer.Option(help="figure 5: the words for <color> [default: red,green,blue,yellow]")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="figures 6 and 7: noise of the image-to-image baseline [default: 0.6]"),
+    ] = None,
+    thetas: Annotated[
+        str | None, typer.Option(help="weights: the thetas of both elements [default: 1,.3,.1,.03,0]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="same seed, same pictures")] = SamplingSettings.seed,
     steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = SamplingSettings.steps,
     guidance_scale: Annotated[
@@ -38,25 +45,30 @@ def figure(
     from mvader_jax.cli.sample import load_pipeline, read_parts
     from mvader_jax.errors import UserError
     from mvader_jax.images.png import save_png
-    from mvader_jax.paper.figures import FIGURES, Options, draw_figure
+    from mvader_jax.paper.figures import Options, check_figure, draw_figure
     from mvader_jax.prompt.elements import check_weight
     from mvader_jax.prompt.parse import parse_part
     from mvader_jax.sampling.output import check_replaceable, make_writable
 
-    if which not in FIGURES:
-        raise UserError(f"unknown figure {which!r}; accepted: {', '.join(FIGURES)}")
-    options = Options(
-        SamplingSettings(
-            steps=steps,
-            sampler=sampler,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            site=site,  # type: ignore[arg-type]
-        ),
-        strength=SamplingSettings(strength=strength).strength,
-        values=tuple(word.strip() for word in values.split(",") if word.strip()),
-        thetas=tuple(check_weight(theta, "the sweep") for theta in thetas.split(",")),
+    given = {
+        "values": None if values is None else tuple(filter(None, map(str.strip, values.split(",")))),
+        "strength": strength,
+        "thetas": None
+        if thetas is None
+        else tuple(check_weight(one, "the sweep") for one in thetas.split(",")),
+    }
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    check_figure(which, chosen)
+    if chosen.get("values") == ():
+        raise UserError(f"the values {values!r} hold no word; expected words such as red,green")
+    sampling = SamplingSettings(
+        steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        site=site,  # type: ignore[arg-type]
     )
+    options = Options(sampling, **chosen)
     parts = [*(inputs or []), *(more or [])]
     elements = read_parts(parts)
     target = Path("outputs") / f"figure-{which}.png" if out is None else out

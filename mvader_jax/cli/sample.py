@@ -143,8 +143,10 @@ def _sample_parts(asked: _Asked, settings: SamplingSettings, count: int, place: 
     from mvader_jax.parallel.processes import first_process
     from mvader_jax.sampling.output import check_writable, write_pictures
     from mvader_jax.sampling.pipeline import NotFiniteError
-    from mvader_jax.sampling.tasks import run_task
+    from mvader_jax.sampling.tasks import check_task, run_task
 
+    if asked.task is not None:
+        check_task(asked.task, asked.options)
     elements, negative = read_parts(asked.parts), read_parts(asked.negative)
     check_writable(place.out)
     failure: UserError | None = None

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mvader_jax.bounds import PositiveInt
+from mvader_jax.bounds import NonNegativeFloat, PositiveInt
 from mvader_jax.data.scenes.captions import Language, caption
 from mvader_jax.data.scenes.judge import SCORES, compare, read_scene
 from mvader_jax.data.scenes.world import COLORS, Scene, render, scene_at
@@ -42,6 +42,30 @@ class Evaluation(Checked):
     count: PositiveInt = 500
     batch: PositiveInt = 50
     sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves(Checked):
+    """What the element-change curves compare.
+
+    thetas: of the image; sites: where they act; order: of the text and the image; balance: thetas as shares;
+    phrase: what the text says, {color} being the new colour's name. Raises UserError for a phrase without it.
+    """
+
+    thetas: tuple[NonNegativeFloat, ...] = THETAS
+    sites: tuple[str, ...] = ("decoder", "cross_attention", "both")
+    order: Order = "text first"
+    balance: bool = False
+    phrase: str = PHRASE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in [name for name in self.sites if name not in SITES]:
+            raise UserError(f"unknown site {name!r}; accepted: {', '.join(SITES)}")
+        if "{color}" not in self.phrase:
+            raise UserError(
+                f"the phrase {self.phrase!r} names no colour; expected {{color}} in it, as in {PHRASE!r}"
+            )
 
 
 def held_out(count: int, two_objects: float = 0.3) -> list[Scene]:
@@ -146,14 +170,10 @@ def change_scores(
     return dict(zip(names, np.mean(np.asarray(rows, np.float64), axis=0).tolist(), strict=True))
 
 
-def check(parts: Sequence[str], sites: Sequence[str], phrase: str) -> None:
-    """Raises UserError for an unknown part or site, or a phrase that names no colour."""
+def check(parts: Sequence[str]) -> None:
+    """Raises UserError for an unknown part."""
     for name in [name for name in parts if name not in PARTS]:
         raise UserError(f"unknown part {name!r}; accepted: {', '.join(PARTS)}")
-    for name in [name for name in sites if name not in SITES]:
-        raise UserError(f"unknown site {name!r}; accepted: {', '.join(SITES)}")
-    if "{color}" not in phrase:
-        raise UserError(f"the phrase {phrase!r} names no colour; expected {{color}} in it, as in {PHRASE!r}")
 
 
 def evaluate(
@@ -161,15 +181,11 @@ def evaluate(
     settings: Evaluation,
     parts: Sequence[str] = PARTS,
     *,
-    thetas: Sequence[float] = THETAS,
-    sites: Sequence[str] = ("decoder", "cross_attention", "both"),
-    order: Order = "text first",
-    balance: bool = False,
-    phrase: str = PHRASE,
+    curves: Curves | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """The tables by part. Raises UserError as `check`."""
-    check(parts, sites, phrase)
+    """The tables by part. Raises UserError as `check`, and where NaN or infinity arose in a picture."""
+    check(parts)
     scenes = held_out(settings.count)
     truth = np.stack([render(scene) for scene in scenes])
     recorded = {"count": settings.count, "batch": settings.batch, **settings.sampling.recorded()}
@@ -197,17 +213,25 @@ def evaluate(
         images = [Prompt((Image(picture),)) for picture in truth]
         result["variation"] = attribute_scores(scenes, drawn("variation", images))
     if "change" in parts:
-        single = held_out(settings.count, two_objects=0.0)
-        rows = []
-        # Where theta is 1 the site makes no difference, unless balanced: the prompt is the plain one.
-        plain = [(1.0, "any")] if 1.0 in thetas and not balance else []
-        for theta, site in plain + [(t, s) for s in sites for t in thetas if t != 1.0 or balance]:
-            where = "both" if site == "any" else site
-            prompts, colors = change_prompts(single, theta, where, order, balance, phrase)
-            pictures = drawn(f"change, theta {theta:g}, {site}", prompts)
-            rows.append({"site": site, "theta": theta, **change_scores(single, colors, pictures)})
-        result["change"] = {"order": order, "balance": balance, "phrase": phrase, "rows": rows}
+        result["change"] = _change(settings, curves or Curves(), drawn)
     return result
+
+
+def _change(
+    settings: Evaluation, curves: Curves, drawn: Callable[[str, Sequence[Prompt]], np.ndarray]
+) -> dict[str, Any]:
+    """The element-change curves. drawn: (what, prompts) -> their pictures."""
+    single = held_out(settings.count, two_objects=0.0)
+    thetas, order, balance, phrase = curves.thetas, curves.order, curves.balance, curves.phrase
+    rows = []
+    # Where theta is 1 the site makes no difference, unless balanced: the prompt is the plain one.
+    plain = [(1.0, "any")] if 1.0 in thetas and not balance else []
+    for theta, site in plain + [(t, s) for s in curves.sites for t in thetas if t != 1.0 or balance]:
+        where = "both" if site == "any" else site
+        prompts, colors = change_prompts(single, theta, where, order, balance, phrase)
+        pictures = drawn(f"change, theta {theta:g}, {site}", prompts)
+        rows.append({"site": site, "theta": theta, **change_scores(single, colors, pictures)})
+    return {"order": order, "balance": balance, "phrase": phrase, "rows": rows}
 
 
 def as_markdown(result: dict[str, Any]) -> str:

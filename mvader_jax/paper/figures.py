@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import PIL.Image
@@ -50,12 +50,25 @@ Progress = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """draw: makes its rows of (picture or None, label); defaults: inputs that the embedded model knows."""
+    """draw: makes its rows of (picture or None, label); defaults: inputs that the embedded model knows; options:
+    the fields of `Options` beside `sampling` that change it."""
 
     title: str
     takes: str
     draw: Callable[[Pipeline, list[Element], Options, Progress], Rows]
     defaults: Callable[[], list[Element]]
+    options: tuple[str, ...] = ()
+
+
+def check_figure(name: str, options: Collection[str]) -> Figure:
+    """The figure of this name. Raises UserError where there is none, or an option changes nothing in it."""
+    if name not in FIGURES:
+        raise UserError(f"unknown figure {name!r}; accepted: {', '.join(FIGURES)}")
+    for option in options:
+        if option not in FIGURES[name].options:
+            takers = ", ".join(other for other, figure in FIGURES.items() if option in figure.options)
+            raise UserError(f"figure {name} takes no {option}; those that do: {takers}")
+    return FIGURES[name]
 
 
 def draw_figure(
@@ -69,9 +82,7 @@ def draw_figure(
 
     Raises UserError for an unknown figure, or inputs that are not what it takes.
     """
-    if name not in FIGURES:
-        raise UserError(f"unknown figure {name!r}; accepted: {', '.join(FIGURES)}")
-    figure = FIGURES[name]
+    figure = check_figure(name, ())
     rows = figure.draw(pipe, list(inputs) or figure.defaults(), options or Options(), progress)
     return _sheet(figure.title, rows)
 
@@ -215,14 +226,18 @@ FIGURES: dict[str, Figure] = {
         f"a text with {PLACEHOLDER} in it, and an image",
         element_change,
         lambda: [Text(f"a {PLACEHOLDER} shape"), _weighted(_circle())],
+        ("values",),
     ),
     "6": Figure(
         "Figure 6: composition of images",
         "two or more images",
         compositions,
         lambda: [_circle(), _cross()],
+        ("strength",),
     ),
-    "7": Figure("Figure 7: variations of an image", "an image", variations, lambda: [_circle()]),
+    "7": Figure(
+        "Figure 7: variations of an image", "an image", variations, lambda: [_circle()], ("strength",)
+    ),
     "9": Figure(
         "Figure 9: the order of the images",
         "two images",
@@ -234,6 +249,7 @@ FIGURES: dict[str, Figure] = {
         "two texts or images",
         weights,
         lambda: [Text("a blue shape"), _circle()],
+        ("thetas",),
     ),
 }
 

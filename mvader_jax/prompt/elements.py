@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import PIL.Image
 
     ImageSource: TypeAlias = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray
+    #: What `Prompt.of` takes.
+    PromptLike: TypeAlias = "Prompt | Element | ImageSource | Sequence[Element | ImageSource]"
 
 #: Where weights act: in the decoder's self-attentions, in the UNet's cross-attentions, or in both.
 Site = Literal["decoder", "cross_attention", "both"]
@@ -187,13 +189,13 @@ class Prompt:
                 object.__setattr__(self, name, _checked_factors(value, name))
 
     @classmethod
-    def of(cls, prompt: Any, **options: Any) -> Prompt:
+    def of(cls, prompt: PromptLike, **options: Any) -> Prompt:
         """A Prompt from a str (a text), Text, Image, path, PIL image, array, or a list of these.
 
         options: the other fields, for what is not yet a Prompt. Raises UserError for a string that names a
         picture: Text or Image says which is meant.
         """
-        return prompt if isinstance(prompt, Prompt) else cls(prompt, **options)
+        return prompt if isinstance(prompt, Prompt) else cls(tuple(_elements(prompt)), **options)
 
     @classmethod
     def from_json(cls, value: Any, root: str | os.PathLike[str] = ".", **options: Any) -> Prompt:

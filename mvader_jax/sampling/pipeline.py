@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,9 @@ from mvader_jax.sampling.placement import Placement
 from mvader_jax.sampling.settings import SamplingSettings, StaticSettings, image_count, image_size
 from mvader_jax.storage.bundle import Bundle, load_bundle
 from mvader_jax.storage.programs import Program, compilation_cache
+
+if TYPE_CHECKING:
+    from mvader_jax.prompt.elements import ImageSource, PromptLike
 
 
 class NotFiniteError(UserError):
@@ -100,7 +103,7 @@ class Pipeline:
 
     @property
     def compiled(self) -> int:
-        """How many programs that draw pictures this pipeline has compiled: one a shape and setting."""
+        """How many programs that draw pictures this pipeline has compiled: one per shape and `static`."""
         return self._generate.compiled
 
     @property
@@ -110,12 +113,12 @@ class Pipeline:
 
     def __call__(
         self,
-        prompt: Any,
+        prompt: PromptLike | None,
         settings: SamplingSettings | None = None,
         *,
-        negative: Any = None,
+        negative: PromptLike | None = None,
         num_images: int = 1,
-        init_image: Any = None,
+        init_image: ImageSource | Sequence[ImageSource] | None = None,
         shares: Sequence[float] | None = None,
         **changes: Any,
     ) -> list[PIL.Image.Image]:
@@ -139,7 +142,7 @@ class Pipeline:
         if init_image is None and (settings.strength != 1.0 or shares is not None):
             raise UserError("strength and shares belong to an init_image, but there is none to start from")
 
-        def laid_out(one: Any) -> Prompted:
+        def laid_out(one: PromptLike | None) -> Prompted:
             prompts = [None if one is None else Prompt.of(one)]
             return Prompted(self.bundle.to_batch(prompts, site=settings.site, balance=settings.balance))
 
@@ -183,7 +186,7 @@ class Pipeline:
             )
             return (pixels, finite) if count == pixels.shape[0] else (pixels[:count], finite[:count])
 
-    def embed(self, prompt: Any, *, site: str | None = None) -> Condition:
+    def embed(self, prompt: PromptLike | None, *, site: str | None = None) -> Condition:
         """The Condition of one prompt, hidden [1, S, D]; None is the null prompt."""
         return self.embed_batch(self.bundle.to_batch([prompt], site=site))
 
@@ -227,10 +230,13 @@ class Pipeline:
 
 
 def init_images(
-    pictures: Any, shares: Sequence[float] | None, count: int, size: tuple[int, int]
+    pictures: ImageSource | Sequence[ImageSource],
+    shares: Sequence[float] | None,
+    count: int,
+    size: tuple[int, int],
 ) -> InitImages:
     """`count` equal rows of pictures to start from. Raises UserError where the shares do not fit them."""
-    chosen = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+    chosen: list[ImageSource] = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]  # type: ignore[list-item]
     parts = np.full(len(chosen), 1.0 / max(len(chosen), 1)) if shares is None else np.asarray(shares, float)
     if not chosen or parts.shape != (len(chosen),):
         raise UserError(f"{len(chosen)} pictures to start from have {parts.size} shares; one each is needed")

@@ -1,4 +1,4 @@
-"""The tasks of the paper, and the two baselines it compares them with: a function each.
+"""The tasks of the paper, and the two baselines it compares them with, as functions.
 
     variation(pipe, "photo.png", num_images=4)            # section 3.3, figure 7: [image]
     style(pipe, "a pencil drawing", "photo.png")          # section 4.1, figure 4: [text, image]
@@ -13,8 +13,9 @@ which carries a weight, or anything that `prompt.Image` takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import PIL.Image
 
@@ -22,15 +23,20 @@ from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Element, Image, Prompt, Text
 from mvader_jax.sampling.pipeline import Pipeline
 
+if TYPE_CHECKING:
+    from mvader_jax.prompt.elements import ImageSource
+
+    Picture: TypeAlias = Image | ImageSource
+    Words: TypeAlias = str | Text | Sequence[str | Text] | None
 Pictures = list[PIL.Image.Image]
 
 
-def variation(pipe: Pipeline, image: Any, **options: Any) -> Pictures:
+def variation(pipe: Pipeline, image: Picture, **options: Any) -> Pictures:
     """Variations of one image: the prompt [image]."""
     return pipe((_image(image),), **options)
 
 
-def style(pipe: Pipeline, text: Any, image: Any, **options: Any) -> Pictures:
+def style(pipe: Pipeline, text: Words, image: Picture, **options: Any) -> Pictures:
     """The image in the style that the text names: the prompt [text, image], from pure noise.
 
     text: a string or Text, or a list of them. The paper weights the image below 1 (section 3.4).
@@ -38,7 +44,7 @@ def style(pipe: Pipeline, text: Any, image: Any, **options: Any) -> Pictures:
     return pipe((*_texts(text), _image(image)), **options)
 
 
-def element(pipe: Pipeline, text: Any, image: Any, **options: Any) -> Pictures:
+def element(pipe: Pipeline, text: Words, image: Picture, **options: Any) -> Pictures:
     """The image with one element as the text says: the prompt [text, image].
 
     The same prompt as `style`; what it changes is in the words (figure 5: "a beautiful red hat").
@@ -46,7 +52,7 @@ def element(pipe: Pipeline, text: Any, image: Any, **options: Any) -> Pictures:
     return style(pipe, text, image, **options)
 
 
-def composition(pipe: Pipeline, images: Sequence[Any], **options: Any) -> Pictures:
+def composition(pipe: Pipeline, images: Sequence[Picture], **options: Any) -> Pictures:
     """What several images hold, in one picture: the prompt [image, image, ...]; their order matters.
 
     Raises UserError for fewer than two images.
@@ -58,7 +64,7 @@ def composition(pipe: Pipeline, images: Sequence[Any], **options: Any) -> Pictur
 
 
 def img2img(
-    pipe: Pipeline, image: Any, text: Any = None, *, strength: float = 0.6, **options: Any
+    pipe: Pipeline, image: Picture, text: Words = None, *, strength: float = 0.6, **options: Any
 ) -> Pictures:
     """The image's latents noised to `strength` and denoised under the text (SDEdit; figures 4 and 7).
 
@@ -69,9 +75,9 @@ def img2img(
 
 def interpolation(
     pipe: Pipeline,
-    first: Any,
-    second: Any,
-    text: Any = None,
+    first: Picture,
+    second: Picture,
+    text: Words = None,
     *,
     fraction: float = 0.5,
     strength: float = 0.6,
@@ -89,93 +95,90 @@ def interpolation(
     return pipe(_texts(text) or None, init_image=pictures, shares=shares, strength=strength, **options)
 
 
-def _variation(pipe: Pipeline, texts: list[Text], images: list[Image], **options: Any) -> Pictures:
-    _expect("variation", texts, images, fewest_texts=0, most_texts=0, counts=(1, 1))
-    return variation(pipe, images[0], **options)
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task as the command line takes it, by the parts of one prompt.
+
+    draw: (pipe, texts, images, **options) -> pictures; images, texts: the fewest and the most it takes, None
+    where there is no limit; options: what it takes beyond `Pipeline.__call__`'s arguments.
+    """
+
+    draw: Callable[..., Pictures]
+    images: tuple[int, int | None]
+    texts: tuple[int, int | None] = (0, None)
+    options: tuple[str, ...] = ()
+
+    @property
+    def takes(self) -> str:
+        """What it takes, in words."""
+        fewest, most = self.images
+        said = f"{'exactly' if most == fewest else 'at least'} {fewest} image{'s' * (fewest > 1)}"
+        if self.texts[1] == 0:
+            return f"{said} and no text"
+        return f"{said} and at least {self.texts[0]} text" if self.texts[0] else said
 
 
-def _style(pipe: Pipeline, texts: list[Text], images: list[Image], **options: Any) -> Pictures:
-    _expect("style", texts, images, fewest_texts=1, counts=(1, 1))
-    return style(pipe, texts, images[0], **options)
-
-
-def _element(pipe: Pipeline, texts: list[Text], images: list[Image], **options: Any) -> Pictures:
-    _expect("element", texts, images, fewest_texts=1, counts=(1, 1))
-    return element(pipe, texts, images[0], **options)
-
-
-def _composition(pipe: Pipeline, texts: list[Text], images: list[Image], **options: Any) -> Pictures:
-    _expect("composition", texts, images, fewest_texts=0, most_texts=0, counts=(2, None))
-    return composition(pipe, images, **options)
-
-
-def _img2img(pipe: Pipeline, texts: list[Text], images: list[Image], **options: Any) -> Pictures:
-    _expect("img2img", texts, images, fewest_texts=0, counts=(1, 1))
-    return img2img(pipe, images[0], texts, **options)
-
-
-def _interpolation(pipe: Pipeline, texts: list[Text], images: list[Image], **options: Any) -> Pictures:
-    _expect("interpolation", texts, images, fewest_texts=0, counts=(2, 2))
-    return interpolation(pipe, images[0], images[1], texts, **options)
-
-
-#: Tasks by name, called with a prompt's texts and images apart from one another.
-TASKS: dict[str, Callable[..., Pictures]] = {
-    "variation": _variation,
-    "style": _style,
-    "element": _element,
-    "composition": _composition,
-    "img2img": _img2img,
-    "interpolation": _interpolation,
+TASKS = {
+    "variation": Task(
+        lambda pipe, texts, images, **options: variation(pipe, images[0], **options), (1, 1), (0, 0)
+    ),
+    "style": Task(
+        lambda pipe, texts, images, **options: style(pipe, texts, images[0], **options), (1, 1), (1, None)
+    ),
+    "element": Task(
+        lambda pipe, texts, images, **options: element(pipe, texts, images[0], **options), (1, 1), (1, None)
+    ),
+    "composition": Task(
+        lambda pipe, texts, images, **options: composition(pipe, images, **options), (2, None), (0, 0)
+    ),
+    "img2img": Task(
+        lambda pipe, texts, images, **options: img2img(pipe, images[0], texts, **options),
+        (1, 1),
+        options=("strength",),
+    ),
+    "interpolation": Task(
+        lambda pipe, texts, images, **options: interpolation(pipe, images[0], images[1], texts, **options),
+        (2, 2),
+        options=("strength", "fraction"),
+    ),
 }
-#: What a task takes beyond `Pipeline.__call__`'s arguments.
-TASK_OPTIONS = {"img2img": {"strength"}, "interpolation": {"strength", "fraction"}}
 
 
 def run_task(name: str, pipe: Pipeline, elements: Sequence[Element], **options: Any) -> Pictures:
     """A task by its name with the elements of a prompt. Raises UserError where they are not what it takes."""
-    if name not in TASKS:
-        raise UserError(f"unknown task {name!r}; accepted: {', '.join(TASKS)}")
-    for option in {"strength", "fraction"} & set(options) - TASK_OPTIONS.get(name, set()):
-        takers = ", ".join(task for task, taken in TASK_OPTIONS.items() if option in taken)
-        raise UserError(f"the task {name} takes no {option}; those that do: {takers}")
+    task = check_task(name, options)
     texts = [one for one in elements if isinstance(one, Text)]
     images = [one for one in elements if isinstance(one, Image)]
-    return TASKS[name](pipe, texts, images, **options)
+    for count, (fewest, most) in ((len(images), task.images), (len(texts), task.texts)):
+        if count < fewest or (most is not None and count > most):
+            raise UserError(
+                f"the task {name} takes {task.takes}; there are {len(images)} images and {len(texts)} texts"
+            )
+    return task.draw(pipe, texts, images, **options)
 
 
-def _expect(
-    task: str,
-    texts: Sequence[Text],
-    images: Sequence[Image],
-    *,
-    fewest_texts: int,
-    counts: tuple[int, int | None],
-    most_texts: int | None = None,
-) -> None:
-    fewest, most = counts
-    good = fewest <= len(images) and (most is None or len(images) <= most)
-    if good and fewest_texts <= len(texts) and (most_texts is None or len(texts) <= most_texts):
-        return
-    wanted = f"{'exactly' if most == fewest else 'at least'} {fewest} image{'s' * (fewest > 1)}"
-    if most_texts == 0:
-        wanted += " and no text"
-    elif fewest_texts:
-        wanted += f" and at least {fewest_texts} text"
-    raise UserError(f"the task {task} takes {wanted}; there are {len(images)} images and {len(texts)} texts")
+def check_task(name: str, options: Collection[str]) -> Task:
+    """The task of this name. Raises UserError where there is none, or it takes none of the `options` of others."""
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}; accepted: {', '.join(TASKS)}")
+    for option in {option for task in TASKS.values() for option in task.options} & set(options):
+        if option not in TASKS[name].options:
+            takers = ", ".join(other for other, task in TASKS.items() if option in task.options)
+            raise UserError(f"the task {name} takes no {option}; those that do: {takers}")
+    return TASKS[name]
 
 
-def _image(image: Any) -> Image:
+def _image(image: Picture) -> Image:
     return image if isinstance(image, Image) else Image(image)
 
 
-def _source(image: Any) -> Any:
+def _source(image: Picture) -> ImageSource:
     if isinstance(image, Image) and (image.weight != 1.0 or image.regions):
         raise UserError(f"{image.describe()} has a weight, but sampling starts from it: it is in no prompt")
     return image.image if isinstance(image, Image) else image
 
 
-def _texts(text: Any) -> tuple[Element, ...]:
+def _texts(text: Words) -> tuple[Element, ...]:
     """A string, a Text, or a list of them; nothing for None."""
     if text is None or (isinstance(text, (list, tuple)) and not text):
         return ()

@@ -8,6 +8,7 @@ import pytest
 from mvader_jax.data.scenes.world import Scene, SceneObject, render
 from mvader_jax.errors import UserError
 from mvader_jax.paper.evaluate import (
+    Curves,
     Evaluation,
     as_markdown,
     attribute_scores,
@@ -86,8 +87,7 @@ def test_every_part_runs_with_one_program_a_length(pipe: Pipeline) -> None:
     result = evaluate(
         pipe,
         SETTINGS,
-        thetas=(1.0, 0.0),
-        sites=("cross_attention",),
+        curves=Curves(thetas=(1.0, 0.0), sites=("cross_attention",)),
         progress=lambda what, done, total: seen.append((what, done, total)),
     )
     assert [(row["site"], row["theta"]) for row in result["change"]["rows"]] == [
@@ -103,7 +103,7 @@ def test_every_part_runs_with_one_program_a_length(pipe: Pipeline) -> None:
 
 
 def test_balanced_weights_of_one_depend_on_the_site(pipe: Pipeline) -> None:
-    result = evaluate(pipe, SETTINGS, ["change"], thetas=(1.0,), sites=("decoder", "both"), balance=True)
+    result = evaluate(pipe, SETTINGS, ["change"], curves=Curves((1.0,), ("decoder", "both"), balance=True))
     rows = [(row["site"], row["theta"]) for row in result["change"]["rows"]]
     assert rows == [("decoder", 1.0), ("both", 1.0)]
 
@@ -123,6 +123,6 @@ def test_mistakes(pipe: Pipeline) -> None:
     with pytest.raises(UserError, match="unknown part 'texts'"):
         evaluate(pipe, SETTINGS, ["texts"])
     with pytest.raises(UserError, match="unknown site"):
-        evaluate(pipe, SETTINGS, ["change"], sites=("everywhere",))
+        Curves(sites=("everywhere",))
     with pytest.raises(UserError, match="names no colour"):
-        evaluate(pipe, SETTINGS, ["change"], phrase="in red")
+        Curves(phrase="in red")
