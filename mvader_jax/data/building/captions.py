@@ -23,6 +23,7 @@ PATH_COLUMNS = ("path", "file", "file_name", "filename", "image", "image_path")
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 #: A quoted field may go on over so many lines; one that is longer was never closed.
 _QUOTED_LINES = 100
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 Row = dict[str, Any]
 #: A row under its column names, or why it cannot be had.
 RowOrReason = Row | Rejected
@@ -186,7 +187,7 @@ def _split(
                 break
             at += 1
         # A field that is not closed on a later line of several ends with its line, and so does the row.
-        ahead[:0] = text[at:].lstrip("\r\n").splitlines(keepends=True)
+        ahead[:0] = _LINE.findall(text[at:].lstrip("\r\n"))
         yield text, starts, fields
 
 
