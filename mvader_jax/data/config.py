@@ -16,7 +16,7 @@ class DataConfig(Checked):
     """The data of one stage.
 
     source: where records come from, with its own settings (data/sources/).
-    image_size: side of the target pictures in pixels.
+    image_size: side of the target pictures in pixels, of a model that draws none itself.
     crop: which square of the picture is kept; flip: probability of mirroring it (text in pictures
         becomes unreadable, hence 0).
     aspect_buckets: sides (height, width) that whole batches take, nearest to each picture's own shape;

@@ -41,6 +41,7 @@ from mvader_jax.parallel.sharding import batch_sharding
 from mvader_jax.settings import to_dict
 from mvader_jax.storage.atomic import local, make_directory, write_file
 from mvader_jax.storage.bundle import load_bundle
+from mvader_jax.train.assemble import sized
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.objectives.base import unit_pixels
 from mvader_jax.train.start import component_hash, earlier_components
@@ -158,8 +159,8 @@ def _prepare(
         raise UserError("one crop of each picture is encoded: set crop='centre' and flip=0")
 
     factor = model.vae.multiple if model.vae else 0
-    side = model.unet.sample_size * factor if model.unet and factor else stage.data.image_size
-    data = dataclasses.replace(stage.data, image_size=side, precomputed=())
+    data = dataclasses.replace(sized(stage.data, model), precomputed=())
+    side = data.image_size
     sources: dict[Split, Dataset] = {split: open_pictures(data, split)[0] for split in SPLITS}
     params = {
         _COMPONENT[part]: load_bundle(

@@ -213,9 +213,7 @@ def batch_shape(
     model: ModelConfig, stage: Stage, groups: int = 1, process: tuple[int, int] = (0, 1)
 ) -> tuple[DataConfig, Shape]:
     """(the stage's data, the shape of its batches), with the sizes that the model's parts want."""
-    encoder, data = model.image_encoder, stage.data
-    if model.unet is not None and model.vae is not None:
-        data = dataclasses.replace(data, image_size=model.unet.sample_size * model.vae.multiple)
+    encoder, data = model.image_encoder, sized(stage.data, model)
     shape = Shape(
         stage.batch_size,
         groups,
@@ -224,6 +222,18 @@ def batch_shape(
         encoder_size=encoder.image_size if encoder else 0,
     )
     return data, shape
+
+
+def sized(data: DataConfig, model: ModelConfig) -> DataConfig:
+    """`data` with the size of the pictures that the model draws. Raises UserError where it names another one."""
+    if model.unet is None or model.vae is None:
+        return data
+    side = model.unet.sample_size * model.vae.multiple
+    if data.image_size not in (side, DataConfig().image_size):
+        raise UserError(
+            f"data.image_size is {data.image_size}, but the model draws {side} pixels; leave it out"
+        )
+    return dataclasses.replace(data, image_size=side)
 
 
 def _patterns(stage: Stage) -> dict[str, str]:

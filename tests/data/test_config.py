@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import micro
 import pytest
 
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.sources import Pairs, Records, Scenes
+from mvader_jax.data.sources.open import open_pairs, open_pictures
 from mvader_jax.errors import UserError
 from mvader_jax.settings import from_dict, modern, override, to_dict
+from mvader_jax.train.assemble import sized
 
 #: What a checkpoint of before says of its data (the settings of the source; the others are the defaults).
 BEFORE = {
@@ -56,3 +59,24 @@ def test_what_a_run_of_before_recorded_is_read():
     config = DataConfig(Pairs(("x",), (1.0,)), seed=4)
     assert modern(DataConfig, to_dict(config)) == to_dict(config)
     assert dataclasses.replace(from_dict(DataConfig, to_dict(config)), seed=0) != config
+
+
+def test_a_size_that_the_model_does_not_draw_is_refused():
+    assert sized(DataConfig(), micro.NANO).image_size == 8
+    assert sized(DataConfig(image_size=8), micro.NANO).image_size == 8
+    with pytest.raises(UserError, match=r"data\.image_size is 7, but the model draws 8 pixels"):
+        sized(DataConfig(image_size=7), micro.NANO)
+    vae_alone = dataclasses.replace(micro.NANO, unet=None)
+    assert sized(DataConfig(image_size=7), vae_alone).image_size == 7
+
+
+@pytest.mark.parametrize("setting", [{"flip": 0.5}, {"crop": "random"}])
+def test_settings_of_pictures_are_refused_where_there_are_none(setting):
+    with pytest.raises(UserError, match="are of pictures, and pairs of texts have none"):
+        open_pairs(DataConfig(Pairs(("a.jsonl",)), **setting), "train")
+    with pytest.raises(UserError, match="crop='random' changes nothing"):
+        open_pictures(DataConfig(crop="random"), "train")
+    with pytest.raises(UserError, match="data of source 'pairs' has none"):
+        open_pictures(DataConfig(Pairs(("a.jsonl",))), "train")
+    with pytest.raises(UserError, match="'records' needs paths"):
+        open_pictures(DataConfig(Records()), "train")

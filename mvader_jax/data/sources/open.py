@@ -31,6 +31,10 @@ def open_pairs(config: DataConfig, split: Split, pictures: bool = False) -> Sequ
 
     Raises UserError as `open_pictures`.
     """
+    if not pictures and (config.flip or config.crop == "random"):
+        raise UserError(
+            "flip and crop='random' are of pictures, and pairs of texts have none; leave them out"
+        )
     return config.source.pairs(split, config.seed, config.image_size, pictures)
 
 
