@@ -3,7 +3,7 @@
     npm pack emoji-datasource-google && tar xzf emoji-datasource-google-*.tgz
     mvader data build emoji_captions package data/emoji
     for stage in vae language captioning diffusion; do
-        mvader train configs/emoji.py --objective $stage
+        mvader train configs/emoji.py --stage $stage
     done
     mvader sample "red apple" --bundle runs/emoji/diffusion/bundle
 

@@ -2,7 +2,7 @@
 
 The decoder's dimensions are inferred (`DecoderConfig.luminous_13b`), the width of 5120 is known, and so is
 that adapters follow attention and MLP (MultiFusion, figure 2); their bottleneck is MAGMA's v2, an eighth.
-V2 (table 1): the UNet trains; biases and adapters are frozen. The stages before, with `--objective`:
+V2 (table 1): the UNet trains; biases and adapters are frozen. The stages before, with `--stage`:
 `captioning` as MAGMA, `contrastive` as SGPT.
 
     mvader plan configs/luminous_v2.py --topology v5e:16x16

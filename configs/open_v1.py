@@ -9,7 +9,7 @@ together without the adapters, then train:
     mvader train configs/open_v1.py --mesh data=4,fsdp=64
 
 `docs/weights.md` says how the bundles and the data come about. The stage before, semantic biases as SGPT trains
-them, is here too: `mvader train configs/open_v1.py --objective contrastive`.
+them, is here too: `mvader train configs/open_v1.py --stage contrastive`.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ become `bundles/open_s_magma`, the UNet's to_k and to_v made anew, 4096 wide, an
 
     mvader train configs/open_v2.py --mesh data=4,fsdp=64
 
-The stages before are here for who wants to train them too, with `--objective`: `captioning` as MAGMA
+The stages before are here for who wants to train them too, with `--stage`: `captioning` as MAGMA
 (from GPT-J and CLIP RN50x16), `contrastive` as SGPT. `mvader plan configs/open_v2.py --topology v5e:16x16`
 says beforehand what a pod makes of it.
 """

@@ -3,13 +3,13 @@
 Run the stages in this order; each starts from the bundles its `init` names:
 
     for stage in vae language encoder captioning contrastive diffusion; do
-        mvader train configs/tiny.py --objective $stage
+        mvader train configs/tiny.py --stage $stage
     done
 
 The result is runs/tiny/diffusion/bundle. Every stage goes on where it stopped when started again.
 V1 of the paper (semantic biases train too, no adapters) is a setting away:
 
-    mvader train configs/tiny.py --objective diffusion model.adapters=null \
+    mvader train configs/tiny.py --stage diffusion model.adapters=null \
         'stages.diffusion.groups.biases.parameters=biases/.*'
 """
 

@@ -4,7 +4,7 @@ The other stages are those of `configs/tiny.py`, which run first. Three samples 
 picture and a phrase ("in red", another style) or on two pictures, the target being what they ask for:
 
     for stage in vae language encoder captioning contrastive; do
-        mvader train configs/tiny.py --objective $stage
+        mvader train configs/tiny.py --stage $stage
     done
     mvader train configs/tiny_interleaved.py
 

@@ -2,7 +2,7 @@
 # From a quota to a running stage on TPU VMs, by Google's own tools: queued resources and --worker=all.
 #
 #   tpu/launch.sh COMMAND --name NAME --project P --zone Z --pod v5e-256 --image IMAGE --bucket B \
-#                 [--config configs/open_v2.py] [--objective diffusion] [--spot] [--dry-run]
+#                 [--config configs/open_v2.py] [--stage diffusion] [--spot] [--dry-run]
 #
 # Commands, in this order:
 #   create   asks for the pod (a queued resource; it waits until there is room)
@@ -17,7 +17,7 @@ set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 name="" project="" zone="" pod="" image="" bucket=""
-config="configs/open_v2.py" objective="diffusion" spot=0 dry=0
+config="configs/open_v2.py" stage="diffusion" spot=0 dry=0
 
 fail() {
   echo "launch.sh: $1" >&2
@@ -36,9 +36,15 @@ while [[ $# -gt 0 ]]; do
   case "$1" in
     --spot) spot=1 ;;
     --dry-run) dry=1 ;;
-    --name | --project | --zone | --pod | --image | --bucket | --config | --objective)
+    --name | --project | --zone | --pod | --image | --bucket | --config | --stage)
       [[ $# -ge 2 ]] || fail "$1 needs a value"
       printf -v "${1#--}" '%s' "$2"
+      shift
+      ;;
+    --objective) # what --stage was called before
+      [[ $# -ge 2 ]] || fail "$1 needs a value"
+      echo "launch.sh: --objective is now --stage" >&2
+      stage="$2"
       shift
       ;;
     *) fail "unknown option '$1'" ;;
@@ -95,7 +101,7 @@ case "$command" in
     [[ -n "$image" ]] || fail "--image is missing: the image that tpu/Dockerfile builds"
     [[ -n "$bucket" ]] || fail "--bucket is missing: where bundles, data and runs outlive the pod"
     # --privileged and --net=host: the container sees the chips and its neighbours. 60 s to save on SIGTERM.
-    printf -v inside '%q ' "$image" bash tpu/run.sh "$config" --objective "$objective"
+    printf -v inside '%q ' "$image" bash tpu/run.sh "$config" --stage "$stage"
     printf -v settings -- '-e %q ' "TPU_TYPE=$pod" "BUCKET=$bucket" SLICES=1
     on_all_hosts "sudo docker rm -f mvader >/dev/null 2>&1; sudo docker run -d --name mvader --privileged --net=host --shm-size=16g --stop-timeout 60 $settings$inside"
     ;;

@@ -11,6 +11,7 @@ import typer
 
 from mvader_jax.bounds import PositiveFloat, PositiveInt, Seed, Workers, above
 from mvader_jax.cli._progress import bar
+from mvader_jax.cli._stage import Objective, chosen_stage
 
 app = typer.Typer(
     name="data", help="Build, describe and precompute data sets.", no_args_is_help=True, rich_markup_mode=None
@@ -141,9 +142,9 @@ def encode(
         list[str] | None,
         typer.Argument(help="key=value, as in stages.diffusion.data.source.num_records=1000"),
     ] = None,
-    objective: Annotated[
-        str, typer.Option(help="the stage whose init bundles hold the models")
-    ] = "diffusion",
+    stage: Annotated[
+        str | None, typer.Option(help="the stage whose init bundles hold the models [default: diffusion]")
+    ] = None,
     workdir: Annotated[Path | None, typer.Option(help="where runs live [default: runs/NAME]")] = None,
     part: Annotated[
         list[str] | None,
@@ -152,6 +153,7 @@ def encode(
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
     batch_size: Annotated[PositiveInt, typer.Option(help="pictures a step, of all processes together")] = 64,
     shard_size: Annotated[PositiveInt, typer.Option(help="records a file")] = 4096,
+    objective: Objective = None,
 ) -> None:
     """Compute the VAE's posterior and the image encoder's features of every picture, once, in bfloat16."""
     from mvader_jax.data.sources import Records
@@ -166,13 +168,14 @@ def encode(
     assert chosen_mesh is not None
     compilation_cache()
     loaded = load_config(config, overrides or ())
-    chosen = loaded.stage(objective).data
+    name = chosen_stage(stage, objective)
+    chosen = loaded.stage(name).data
     if data != chosen.source.kind:
         chosen = dataclasses.replace(chosen, source=Records((data,)))
     with bar("encoding", "records") as progress:
         info, check = run(
             loaded,
-            objective,
+            name,
             chosen,
             out,
             chosen_mesh,

@@ -11,6 +11,7 @@ import typer
 
 from mvader_jax.bounds import POSITIVE, NonNegativeInt, PositiveInt, between
 from mvader_jax.cli._progress import status
+from mvader_jax.cli._stage import Objective, chosen_stage
 from mvader_jax.errors import UserError
 
 
@@ -29,11 +30,13 @@ def plan(
         NonNegativeInt, typer.Option(help="with --search: how many of the best to compile, 0 for none")
     ] = 1,
     job: Annotated[str, typer.Option(help="train or sample")] = "train",
-    objective: Annotated[str, typer.Option(help="train: which of the config's stages")] = "diffusion",
-    accumulate: Annotated[
-        int | None, POSITIVE, typer.Option(help="microbatches a step [default: the stage's]")
+    stage: Annotated[
+        str | None, typer.Option(help="train: which of the config's stages [default: diffusion]")
     ] = None,
-    batch: Annotated[NonNegativeInt, typer.Option(help="sample: images a run [default: one a chip]")] = 0,
+    accumulate: Annotated[
+        int | None, POSITIVE, typer.Option(help="microbatches per step [default: the stage's]")
+    ] = None,
+    batch: Annotated[NonNegativeInt, typer.Option(help="sample: images per run [default: one per chip]")] = 0,
     precomputed: Annotated[
         str,
         typer.Option(help="parts of the batch that come computed: latents, features, or latents,features"),
@@ -47,8 +50,9 @@ def plan(
         bool, typer.Option("--no-cache", help="compile again what was compiled before")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    objective: Objective = None,
 ) -> None:
-    """What a training step or sampling would cost on a pod that is not there, a chip each."""
+    """What a training step or sampling would cost on a pod that is not there, per chip."""
     import dataclasses
 
     from mvader_jax.plan import report
@@ -70,7 +74,7 @@ def plan(
         slices=slices,
         overrides=tuple(overrides or ()),
         job=job,
-        objective=objective,
+        stage=chosen_stage(stage, objective),
         mesh=mesh,
         accumulate=accumulate,
         batch=batch,
@@ -123,7 +127,7 @@ def _rank(plan: dict[str, Any]) -> tuple[bool, float]:
 
 
 def _table(candidates: list[dict[str, Any]]) -> str:
-    lines = ["estimated, best first (memory a chip; a step's arithmetic and interconnect):"]
+    lines = ["estimated, best first (memory per chip; a step's arithmetic and interconnect):"]
     for c in candidates:
         lines.append(
             f"  {c['mesh']:<32}{c['microbatches']:>4} microbatches{c['memory_gib']:>8.2f} GiB"

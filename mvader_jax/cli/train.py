@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mvader_jax.bounds import NonNegativeInt
+from mvader_jax.cli._stage import Objective, chosen_stage
 
 
 def train(
@@ -15,11 +16,14 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as in stages.vae.steps=100")
     ] = None,
-    objective: Annotated[str, typer.Option(help="which of the config's stages to train")] = "diffusion",
+    stage: Annotated[
+        str | None, typer.Option(help="which of the config's stages to train [default: diffusion]")
+    ] = None,
     workdir: Annotated[Path | None, typer.Option(help="where runs live [default: runs/NAME]")] = None,
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
     profile: Annotated[NonNegativeInt, typer.Option(help="steps to profile, from the third on")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress shown")] = False,
+    objective: Objective = None,
 ) -> int:
     """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved; 130: by Ctrl-C."""
     from mvader_jax.parallel.mesh import open_mesh
@@ -34,7 +38,7 @@ def train(
     loaded = load_config(config, overrides or ())
     return run(
         loaded,
-        objective,
+        chosen_stage(stage, objective),
         workdir or Path("runs") / loaded.name,
         chosen_mesh,
         quiet=quiet,

@@ -21,8 +21,8 @@ Say = Callable[[str], None]
 class Request(Checked):
     """What is to be planned.
 
-    config, overrides: as `mvader train`; job: "train" (the stage `objective`) or "sample"; mesh: axes as
-    `mvader train --mesh`; accumulate: microbatches, None for the stage's own; batch: images a step of the
+    config, overrides, stage: as `mvader train`; job: "train" or "sample"; mesh: axes as
+    `mvader train --mesh`; accumulate: microbatches, None for the stage's own; batch: images per step of the
     sample job; precomputed: parts of the batch that come computed before; effort: XLA's, -1 to 1; cache:
     whether kept results may be taken; search: rank meshes instead of compiling one.
     """
@@ -32,7 +32,7 @@ class Request(Checked):
     slices: PositiveInt = 1
     overrides: tuple[str, ...] = ()
     job: str = "train"
-    objective: str = "diffusion"
+    stage: str = "diffusion"
     mesh: str = "fsdp=-1"
     accumulate: PositiveInt | None = None
     batch: NonNegativeInt = 0
@@ -75,7 +75,7 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
         settings = {"images": images, "steps": 50, "sampler": "plms", **settings}
         title = f"{config.name}: sampling"
     else:
-        stage = config.stage(request.objective)
+        stage = config.stage(request.stage)
         if request.accumulate is not None:
             stage = dataclasses.replace(stage, accumulate=request.accumulate)
         program = train_program(config, stage, mesh, request.precomputed)
@@ -90,7 +90,7 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
             "iterations": stage.steps,
             **settings,
         }
-        title = f"{config.name}: training step of {request.objective}"
+        title = f"{config.name}: training step of {request.stage}"
     parts = {name: bytes_a_chip(tree) for name, tree in program.parts.items()}
     compiled = compile_program(program, topology, request.effort, say, request.cache)
     return make_plan(
@@ -131,7 +131,7 @@ def candidates(request: Request, say: Say = lambda message: None) -> dict[str, A
 
     topology = parse_topology(request.topology, request.slices)
     config = load_config(request.config, request.overrides)
-    stage = config.stage(request.objective)
+    stage = config.stage(request.stage)
     say("counting what a step computes")
     needs, does = counts(request, config, stage)
     objective = stage.objective

@@ -107,9 +107,7 @@ class TrainConfig(Checked):
     def stage(self, name: str) -> Stage:
         """The stage of that name. Raises UserError naming the nearest for an unknown one."""
         if name not in self.stages:
-            raise UserError(
-                f"unknown objective {name!r} in config {self.name!r}; {nearest(name, self.stages)}"
-            )
+            raise UserError(f"unknown stage {name!r} in config {self.name!r}; {nearest(name, self.stages)}")
         return self.stages[name]
 
 

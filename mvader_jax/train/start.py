@@ -133,7 +133,7 @@ def _locate(config: TrainConfig, name: str, workdir: str | Path) -> Path:
         path = Path(workdir) / name / "bundle"
         if not (path / "config.json").is_file():
             raise UserError(
-                f"stage {name!r} has no finished bundle at {path}; train it first (--objective {name})"
+                f"stage {name!r} has no finished bundle at {path}; train it first (--stage {name})"
             )
         return path
     return find_bundle(name)

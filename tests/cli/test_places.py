@@ -22,7 +22,7 @@ CHEAP = ["stages.vae.steps=1", "stages.vae.batch_size=8"]
         ["figure", "7", "--out", "URL.png"],
         ["evaluate", "--out", "URL.json"],
         ["plan", TINY, "--topology", "v5e:2x2", "--out", "URL.json"],
-        ["train", TINY, *CHEAP, "--objective", "vae", "--workdir", "URL"],
+        ["train", TINY, *CHEAP, "--stage", "vae", "--workdir", "URL"],
         ["data", "build", "scenes", "4", "URL"],
         ["data", "scenes", "URL", "--count", "2"],
         ["data", "encode", TINY, "scenes", "URL"],

@@ -52,7 +52,7 @@ def check_plan(plan: dict[str, Any]) -> None:
 def test_a_step_is_compiled_once_and_kept(
     config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    arguments = [str(config), "--objective", "language", "--topology", "v5e:2x2", "--mesh", "data=2,fsdp=2"]
+    arguments = [str(config), "--stage", "language", "--topology", "v5e:2x2", "--mesh", "data=2,fsdp=2"]
     code, out, err = run(capsys, *arguments, "--json", "--out", str(tmp_path / "plan.json"))
     assert code == 0, err
     (plan,) = json.loads(out)["plans"]
@@ -89,7 +89,7 @@ def test_the_diffusion_step_and_the_sampler_compile(config: Path, capsys: pytest
         (["{config}", "--topology", "v5e-256"], "write GENERATION:SIDExSIDE"),
         (["{config}", "--job", "sample", "--search"], "--search ranks meshes for training"),
         (["{config}", "--topology", "v5e:2x2", "--mesh", "data=3"], "has 3 devices, but there are 4"),
-        (["{config}", "--topology", "v5e:2x2", "--objective", "difusion"], "did you mean 'diffusion'"),
+        (["{config}", "--topology", "v5e:2x2", "--stage", "difusion"], "did you mean 'diffusion'"),
         (["{config}", "--topology", "v5e:2x2", "stages.vae.stepz=3"], "did you mean 'steps'"),
         (["{config}", "--effort", "2"], "--effort is 2.0; accepted: -1 to 1"),
         (["{config}", "--accumulate", "0"], "--accumulate is 0; accepted: 1 to 2147483647"),

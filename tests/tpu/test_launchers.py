@@ -72,7 +72,9 @@ def test_training_starts_on_every_host() -> None:
     assert "--worker=all" in words
     inside = shlex.split(option(words, "--command"))
     assert "TPU_TYPE=v4-32" in inside and "BUCKET=b" in inside
-    assert inside[-5:] == ["bash", "tpu/run.sh", "configs/open_v1.py", "--objective", "diffusion"]
+    assert inside[-5:] == ["bash", "tpu/run.sh", "configs/open_v1.py", "--stage", "diffusion"]
+    old = commands("launch.sh", "train", "--pod", "v4-32", *VM, "--objective", "vae")
+    assert shlex.split(option(old[0], "--command"))[-2:] == ["--stage", "vae"]
     assert "--privileged" in inside and "--net=host" in inside
 
 
@@ -106,7 +108,7 @@ def test_xpk_gets_the_slices_and_restarts() -> None:
             ["train", "--cluster", "c", "--project", "p", "--zone", "z", "--pod", "v4-8"],
             "--image",
         ),
-        ("run.sh", ["--objective", "vae"], "name a config first"),
+        ("run.sh", ["--stage", "vae"], "name a config first"),
         ("run.sh", ["configs/open_v2.py"], "unknown pod 'v5e-255'; known: v4-8"),
     ],
 )

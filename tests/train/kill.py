@@ -54,7 +54,7 @@ class Report:
 def command(workdir: Path, steps: int) -> list[str]:
     return [
         *(sys.executable, "-m", "mvader_jax.cli.main", "train", str(HERE / "micro_run.py")),
-        *("--objective", STAGE, "--workdir", str(workdir), "--quiet", f"stages.{STAGE}.steps={steps}"),
+        *("--stage", STAGE, "--workdir", str(workdir), "--quiet", f"stages.{STAGE}.steps={steps}"),
     ]
 
 

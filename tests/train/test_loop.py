@@ -276,5 +276,5 @@ def test_configs_load_and_overrides_are_checked() -> None:
         load_config("configs/tiny.py", ["stages.vae.steps=many"])
     with pytest.raises(UserError, match="no config file"):
         load_config("configs/none.py")
-    with pytest.raises(UserError, match="unknown objective"):
+    with pytest.raises(UserError, match="unknown stage 'difusion'"):
         config.stage("difusion")
