@@ -37,7 +37,8 @@ class Bar:
     def begin(self, total: int, done: int = 0) -> None:
         """How many there are, and how many were there before the work began."""
         self.total, self.done, self._marks = total, done, [(self._clock(), done)]
-        self._show(force=True)
+        if self._rich is not None:
+            self._show(force=True)
 
     def update(self, done: int, total: int | None = None) -> None:
         """So many are done by now."""

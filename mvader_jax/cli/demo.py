@@ -13,7 +13,7 @@ from mvader_jax.sampling.settings import SamplingSettings, image_count
 def demo(
     bundle: Annotated[str, typer.Option(help="name of an embedded bundle, or a directory")] = "tiny",
     out: Annotated[Path, typer.Option(help="directory for the pictures")] = Path("outputs/demo"),
-    num_images: Annotated[int, typer.Option(help="pictures a task")] = 4,
+    num_images: Annotated[int, typer.Option(help="pictures per task")] = 4,
     seed: Annotated[int, typer.Option(help="same seed, same pictures")] = SamplingSettings.seed,
     steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = SamplingSettings.steps,
 ) -> None:

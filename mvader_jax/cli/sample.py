@@ -37,7 +37,7 @@ def sample(
         typer.Option(help="variation, style, element, composition, img2img or interpolation"),
     ] = None,
     num_images: Annotated[
-        int | None, typer.Option(help="pictures to draw [default: 4; with --prompts: 1 a line]")
+        int | None, typer.Option(help="pictures to draw [default: 4; with --prompts: 1 per line]")
     ] = None,
     seed: Annotated[int, typer.Option(help="same seed, same pictures")] = SamplingSettings.seed,
     steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = SamplingSettings.steps,
@@ -63,7 +63,7 @@ def sample(
         typer.Option(help="the second image's part in an interpolation [default: 0.5]"),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="a file of prompts, a JSON object a line; see docs/sampling.md")
+        Path | None, typer.Option(help="a file of prompts, one JSON object per line; see docs/sampling.md")
     ] = None,
     batch: Annotated[
         int | None, POSITIVE, typer.Option(help="with --prompts: pictures drawn together [default: 8]")

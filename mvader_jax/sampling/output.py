@@ -1,4 +1,4 @@
-"""Directories of results: pictures with their settings in them, a grid, and a manifest with a row a picture."""
+"""Directories of results: pictures with their settings in them, a grid, and a manifest with a row per picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of prompts, a JSON object a line, read strictly: a bad line is a problem of its own."""
+"""A file of prompts, one JSON object per line, read strictly: a bad line is a problem of its own."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def sample_all(
 ) -> Report:
     """Draws what is missing of the requests' pictures into `out`.
 
-    size: pictures a batch, rounded up to what divides over the mesh. bundle: its name, for the manifest.
+    size: pictures per batch, rounded up to what divides over the mesh. bundle: its name, for the manifest.
     Every process of a mesh calls this with the same requests; each writes the pictures of its own devices
     (into `out`, which all of them must see), process 0 the manifest. SIGTERM and Ctrl-C end the run after the
     batches in hand; the same call goes on from there. Raises UserError where `out` cannot be written.
@@ -131,6 +131,8 @@ class _Job:
     def __exit__(self, *_: object) -> None:
         self._stop.__exit__()
         self._writer.close()
+        if self.report.drawn and first_process():
+            self.store.close()
 
     def note(self, found: Iterable[Problem]) -> None:
         """Tells each problem once."""

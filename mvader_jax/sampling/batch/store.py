@@ -106,6 +106,19 @@ class Store:
             raise
         return True
 
+    def close(self) -> None:
+        """Leaves one row of each picture, where another run of the same prompts has added its own."""
+        seen: set[str] = set()
+
+        def twice(row: Row) -> bool:
+            key = f"{row['file']} {row.get('fingerprint')}"
+            known = key in seen
+            seen.add(key)
+            return known and "fingerprint" in row
+
+        with moment(self.directory):
+            drop_rows(self.directory, twice)
+
     def record(self, rows: Iterable[Row]) -> None:
         """Appends rows of pictures whose files are in place."""
         with moment(self.directory):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from mvader_jax.images.png import save_png
 from mvader_jax.sampling.batch.requests import read_requests
 from mvader_jax.sampling.batch.store import Store
 from mvader_jax.sampling.manifest import MANIFEST, read_rows
-from mvader_jax.storage.atomic import TakenError
+from mvader_jax.storage import atomic
+from mvader_jax.storage.atomic import TakenError, write_file
 
 MADE_BY = {"bundle": "b", "weights": "w"}
 
@@ -25,7 +28,7 @@ MADE_BY = {"bundle": "b", "weights": "w"}
 def run(prompts: Path, lines: list[dict[str, Any]], out: Path, shade: int = 9) -> list[str]:
     """What a run of a file of prompts does to a directory, with a plain picture for every one it draws."""
     prompts.parent.mkdir(parents=True, exist_ok=True)
-    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_file(prompts, "".join(json.dumps(line) + "\n" for line in lines))
     requests, problems = read_requests(prompts)
     assert not problems
     store = Store(out, MADE_BY)
@@ -39,6 +42,7 @@ def run(prompts: Path, lines: list[dict[str, Any]], out: Path, shade: int = 9) -
                 if store.save(np.full((8, 8, 3), shade, np.uint8), row):
                     store.record([row])
                     drawn.append(request.file(index))
+    store.close()
     return drawn
 
 
@@ -136,3 +140,50 @@ def test_a_name_taken_while_drawing_is_another_runs(tmp_path: Path) -> None:
     with pytest.raises(TakenError, match="exists already"):
         store.save(np.zeros((8, 8, 3), np.uint8), row)
     assert files(tmp_path / "o") == before
+
+
+def _runner(barrier: Any, *arguments: Any) -> None:
+    barrier.wait()
+    run(*arguments)
+
+
+def test_two_runs_at_once_lose_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    one = [{"id": f"one{i}", "prompt": "a cat", "num_images": 3} for i in range(3)]
+    two = [{"id": f"two{i}", "prompt": "a dog", "num_images": 3} for i in range(3)]
+    for attempt in range(3):
+        out, barrier = tmp_path / f"o{attempt}", context.Barrier(3)
+        # The second file is drawn by two runs.
+        jobs = [("one.jsonl", one, 1), ("two.jsonl", two, 2), ("two.jsonl", two, 2)]
+        processes = [
+            context.Process(target=_runner, args=(barrier, tmp_path / name, lines, out, shade))
+            for name, lines, shade in jobs
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+        rows = [row["file"] for row in read_rows(out)]
+        assert sorted(rows) == sorted(path.name for path in out.glob("*.png"))
+        assert len(rows) == 18
+        for path in out.glob("*.png"):
+            assert np.all(np.asarray(PIL.Image.open(path)) == (1 if path.name.startswith("one") else 2))
+        assert not list(out.glob(".*"))
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = atomic._place_new
+
+    def full(partial: Path, target: Path) -> None:
+        if "two" in target.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        real(partial, target)
+
+    lines = [{"id": "one", "prompt": "a"}, {"id": "two", "prompt": "b"}]
+    monkeypatch.setattr(atomic, "_place_new", full)
+    with pytest.raises(UserError, match=r"cannot write '.*two-000.png': no space is left"):
+        run(tmp_path / "p.jsonl", lines, tmp_path / "o")
+    assert [row["file"] for row in read_rows(tmp_path / "o")] == ["one-000.png"]
+    monkeypatch.setattr(atomic, "_place_new", real)
+    assert run(tmp_path / "p.jsonl", lines, tmp_path / "o") == ["two-000.png"]
