@@ -1,7 +1,8 @@
 """The two arrays-of-everything that flow between the parts: `PromptBatch` in, `Condition` out.
 
 Axis names used throughout the project: B batch, S sequence, I images a row, T tokens an image,
-D width, H heads, K head width. Images and latents are NHWC.
+D width, H heads (Hc: of a cross-attention), K head width. Images and latents are NHWC. Shapes in signatures
+(jaxtyping) are checked in the tests alone: `tests/checked.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import flax.struct
 import jax
 import numpy as np
+from jaxtyping import Float, Float32, Int32
 
 Array = jax.Array | np.ndarray
 
@@ -26,40 +28,40 @@ SUPPRESSED = -1e4
 class PromptBatch:
     """A batch of prompts as the embedders read it; NumPy, made on the host by `tokenizer`.
 
-    token_ids: int32 [B, S]; 0 where an image token or padding stands.
-    pixels: float32 [B, I, H, W, 3], preprocessed for the image encoder; I may be 0.
-    image_index: int32 [B, S]; which of the row's I*T image tokens stands here, -1 for text and padding.
-    log_weights: float32 [B, S]; added to the scores of every decoder self-attention:
+    token_ids: 0 where an image token or padding stands.
+    pixels: preprocessed for the image encoder, or its features; I may be 0.
+    image_index: which of the row's I*T image tokens stands here, -1 for text and padding.
+    log_weights: added to the scores of every decoder self-attention:
         0 for weight 1, log theta, SUPPRESSED for theta = 0, PADDING past the prompt's end.
-    condition_log_weights: float32 [B, S]; the same for the UNet's cross-attentions. The two differ
+    condition_log_weights: the same for the UNet's cross-attentions. The two differ
         only where a prompt asks for its weights at one site alone.
-    factors: float32 [B, L, H] or None (1 everywhere); multiplies `log_weights` in decoder layer l, head h.
-    condition_factors: float32 [B, N, H] or None; becomes the Condition's `factors`.
+    factors: None is 1 everywhere; multiplies `log_weights` in decoder layer l, head h.
+    condition_factors: becomes the Condition's `factors`.
     """
 
-    token_ids: Array
-    pixels: Array
-    image_index: Array
-    log_weights: Array
-    condition_log_weights: Array
-    factors: Array | None = None
-    condition_factors: Array | None = None
+    token_ids: Int32[Array, "B S"]
+    pixels: Float[Array, "B I h w 3"] | Float[Array, "B I T C"]
+    image_index: Int32[Array, "B S"]
+    log_weights: Float32[Array, "B S"]
+    condition_log_weights: Float32[Array, "B S"]
+    factors: Float32[Array, "B L H"] | None = None
+    condition_factors: Float32[Array, "B N Hc"] | None = None
 
 
 @flax.struct.dataclass
 class Condition:
     """What the UNet attends to.
 
-    hidden: [B, S, D]; the embedder's last hidden states.
-    log_weights: float32 [B, S]; added to every cross-attention score of that key (eq. 2).
-    factors: float32 [N, H], or [B, N, H] for rows that differ; multiplies `log_weights` in cross-attention
+    hidden: the embedder's last hidden states.
+    log_weights: added to every cross-attention score of that key (eq. 2).
+    factors: of all rows, or of each; multiplies `log_weights` in cross-attention
         n, head h, counted in the order of execution. Where levels have fewer heads than H, theirs are the
         first. None means 1 everywhere.
     """
 
-    hidden: Array
-    log_weights: Array
-    factors: Array | None = None
+    hidden: Float[Array, "B S D"]
+    log_weights: Float32[Array, "B S"]
+    factors: Float32[Array, "N H"] | Float32[Array, "B N H"] | None = None
 
 
 def pad(condition: Condition, length: int) -> Condition:

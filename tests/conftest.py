@@ -8,3 +8,11 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # PyTorch's threads wait by spinning, which starves the worker beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+#: The modules whose signatures are checked at every call: types, and the shapes that jaxtyping names.
+install_import_hook(
+    ["mvader_jax.condition", "mvader_jax.diffusion", "mvader_jax.models"],
+    "checked.checked",
+)

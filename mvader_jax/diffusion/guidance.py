@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from mvader_jax.condition import Condition, concatenate, pad
 
@@ -14,9 +15,9 @@ def guided(
     eps: Callable[[jax.Array, jax.Array, Condition], jax.Array],
     condition: Condition,
     null: Condition,
-    scale: jax.Array | float,
+    scale: Float[jax.Array, ""] | Float[jax.Array, " B"] | float,
     negative: Condition | None = None,
-    strength: jax.Array | float = 1.0,
+    strength: Float[jax.Array, ""] | Float[jax.Array, " B"] | float = 1.0,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """denoise(x, t) = base + scale (eps_condition - base), where the base is what guidance leads away from:
 
@@ -26,7 +27,7 @@ def guided(
     Without a negative prompt the base is eps_null; one of strength 1 throughout is cheaper given as `null`.
 
     eps: (latents [kB, ...], timesteps [kB], Condition of kB rows) -> [kB, ...], with k = 2 conditions, or 3
-    with a negative one. Their lengths may differ. scale, strength: [] or [B].
+    with a negative one. Their lengths may differ. scale, strength: one, or each row's.
     """
     conditions = [null, condition] if negative is None else [null, negative, condition]
     length = max(c.hidden.shape[1] for c in conditions)
@@ -35,8 +36,8 @@ def guided(
     def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
         repeated = jnp.concatenate([x] * len(conditions))
         predicted = eps(repeated, jnp.broadcast_to(t, repeated.shape[:1]), together).astype(x.dtype)
-        base, *against, conditional = jnp.split(predicted, len(conditions))
-        for other in against:
+        base, *negatives, conditional = jnp.split(predicted, len(conditions))
+        for other in negatives:
             base = base + _by_row(strength, x) * (other - base)
         return base + _by_row(scale, x) * (conditional - base)
 

@@ -12,6 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float64, Int, Int64
 
 from mvader_jax.diffusion.schedule import ScheduleConfig, Spacing, add_noise
 from mvader_jax.errors import UserError
@@ -24,14 +25,14 @@ PICTURE = -1
 class Levels:
     """The levels at which a run's steps begin; host values, constants of the program that they shape.
 
-    timesteps: int64 [n], descending; what the model is told at each.
-    table: float64 [T]; alpha-bar of every timestep 0 to T - 1, for levels between the steps' too.
+    timesteps: descending; what the model is told at each.
+    table: alpha-bar of every timestep 0 to T - 1, for levels between the steps' too.
     final: alpha-bar where the last step ends.
     first: the number of steps of the whole run that come before these.
     """
 
-    timesteps: np.ndarray
-    table: np.ndarray
+    timesteps: Int64[np.ndarray, " n"]
+    table: Float64[np.ndarray, " T"]
     final: float
     first: int = 0
 
@@ -51,19 +52,18 @@ class Levels:
         return self.first + len(self)
 
     @property
-    def alphas(self) -> np.ndarray:
-        """alpha-bar at which each step begins, then where the last one ends: float64 [n + 1]."""
+    def alphas(self) -> Float64[np.ndarray, " {len(self)+1}"]:
+        """alpha-bar at which each step begins, then where the last one ends."""
         return self.alpha(np.append(self.timesteps, PICTURE))
 
-    def alpha(self, timesteps: np.ndarray) -> np.ndarray:
-        """alpha-bar at timesteps, float64; `final` at PICTURE."""
+    def alpha(self, timesteps: Int[np.ndarray, " *n"]) -> Float64[np.ndarray, " *n"]:
+        """alpha-bar at timesteps; `final` at PICTURE."""
         return np.where(timesteps < 0, self.final, self.table[np.maximum(timesteps, 0)])
 
-    def noised(self, latents: jax.Array, noise: jax.Array) -> jax.Array:
-        """Clean latents with the noise that the first step begins with; unchanged where no step is left.
-
-        latents, noise: [B, h, w, C].
-        """
+    def noised(
+        self, latents: Float[jax.Array, " B *dims"], noise: Float[jax.Array, " B *dims"]
+    ) -> Float[jax.Array, " B *dims"]:
+        """Clean latents with the noise that the first step begins with; unchanged where no step is left."""
         if not len(self):
             return latents
         dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
@@ -96,8 +96,8 @@ def levels_of(
 
 def timesteps_of(
     config: ScheduleConfig, steps: int, spacing: Spacing, *, endpoint: bool = False
-) -> np.ndarray:
-    """The timesteps of `steps` sampling steps of a schedule of T, descending: int64 [steps].
+) -> Int64[np.ndarray, " {steps}"]:
+    """The timesteps of `steps` sampling steps of a schedule of T, descending.
 
     leading: multiples of T // steps plus `steps_offset` (as Stable Diffusion 1.4 was released). trailing:
     T - 1 and every T / steps below it. linspace: even from T - 1 to 0; both rounded to whole timesteps.

@@ -6,22 +6,23 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int, Key
 
 from mvader_jax.diffusion.schedule import Schedule
 
 
 def diffusion_loss(
     predict: Callable[[jax.Array, jax.Array], jax.Array],
-    latents: jax.Array,
-    key: jax.Array,
+    latents: Float[jax.Array, "B h w C"],
+    key: Key[jax.Array, ""],
     schedule: Schedule,
     timestep_bias: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float32[jax.Array, " B"], Int[jax.Array, " B"]]:
     """L = E || eps - F(x_t, c, t) ||^2 with t uniform over the schedule, as a mean over elements.
 
-    predict: (x_t [B, h, w, C], t int32 [B]) -> eps [B, h, w, C]. latents: scaled, [B, h, w, C].
+    predict: (x_t [B, h, w, C], t int32 [B]) -> eps [B, h, w, C]. latents: scaled.
     timestep_bias: above 1, t is drawn as `timestep_odds` says.
-    Returns (loss of each row float32 [B], t [B]).
+    Returns (the loss of each row, its t).
     """
     time_key, noise_key = jax.random.split(key)
     rows = latents.shape[:1]
@@ -34,8 +35,8 @@ def diffusion_loss(
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim))), t
 
 
-def timestep_odds(schedule: Schedule, bias: float) -> jax.Array:
-    """How often each timestep is drawn, against a clean one: min(1 + 1/SNR(t), bias). float32 [num_train_steps].
+def timestep_odds(schedule: Schedule, bias: float) -> Float32[jax.Array, " num_train_steps"]:
+    """How often each timestep is drawn, against a clean one: min(1 + 1/SNR(t), bias).
 
     Of the picture's own error eq. 1 counts SNR(t): next to nothing where the noise hides the picture and the
     prompt alone tells what it holds. Odds of 1 + 1/SNR make of it the error of the velocity (Salimans & Ho

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float32, Int, Key, UInt32
+
+from mvader_jax.condition import Array
 
 #: Folded into a seed in place of an image's index, which is below 2**31: the root of the samplers' noise.
 _SAMPLER_STREAM = 2**32 - 1
 
 
-def initial_noise(seeds: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal latents float32 [B, *shape].
+def initial_noise(
+    seeds: UInt32[Array, " B"], indices: Int[Array, " B"], shape: tuple[int, ...]
+) -> Float32[jax.Array, "B ..."]:
+    """Standard normal latents [B, *shape].
 
-    seeds: uint32 [B]; indices: int32 [B]. Row i depends on (seeds[i], indices[i]) alone: not on the
+    Row i depends on (seeds[i], indices[i]) alone: not on the
     batch, its neighbours or the mesh.
     """
 
@@ -22,10 +27,10 @@ def initial_noise(seeds: jax.Array, indices: jax.Array, shape: tuple[int, ...]) 
     return jax.vmap(one)(jnp.asarray(seeds), jnp.asarray(indices))
 
 
-def sampler_keys(seeds: jax.Array, indices: jax.Array) -> jax.Array:
-    """A PRNG key an image [B], for samplers that add noise; independent of its `initial_noise`.
+def sampler_keys(seeds: UInt32[Array, " B"], indices: Int[Array, " B"]) -> Key[jax.Array, " B"]:
+    """A PRNG key per image, for samplers that add noise; independent of its `initial_noise`.
 
-    seeds: uint32 [B]; indices: int32 [B]. Key i depends on (seeds[i], indices[i]) alone.
+    Key i depends on (seeds[i], indices[i]) alone.
     """
 
     def one(seed: jax.Array, index: jax.Array) -> jax.Array:

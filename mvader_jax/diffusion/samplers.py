@@ -21,6 +21,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from mvader_jax.diffusion import pndm, solvers
 from mvader_jax.diffusion.levels import Levels, levels_of
@@ -49,16 +50,16 @@ class Sampler:
     def __call__(
         self,
         denoise: Denoise,
-        latents: jax.Array,
+        latents: Float[jax.Array, " *dims"],
         levels: Levels,
         *,
         eta: float = 0.0,
-        keys: jax.Array | None = None,
-    ) -> jax.Array:
-        """Latents [B, ...] at the first of `levels` -> the picture's latents; as they are where none is left.
+        keys: Key[jax.Array, " B"] | None = None,
+    ) -> Float[jax.Array, " *dims"]:
+        """Latents at the first of `levels` -> the picture's latents; as they are where none is left.
 
         levels, eta are host values (static under `jit`). eta: 0 to 1, the part of fresh noise of a
-        stochastic sampler; above 0 it needs `keys`, a PRNG key per image [B] (`noise.sampler_keys`).
+        stochastic sampler; above 0 it needs `keys`, a PRNG key per image (`noise.sampler_keys`).
         Raises UserError for another eta, and for eta above 0 where the sampler is deterministic.
         """
         if not 0.0 <= eta <= 1.0:

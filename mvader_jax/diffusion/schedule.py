@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float64, Int
 
 from mvader_jax.bounds import Bound, NonNegativeInt, PositiveInt
 from mvader_jax.settings import Checked
@@ -34,8 +35,8 @@ class ScheduleConfig(Checked):
     set_alpha_to_one: bool = False
     spacing: Spacing | None = None
 
-    def alphas_cumprod(self) -> np.ndarray:
-        """alpha-bar of every training timestep, float64 [num_train_steps]."""
+    def alphas_cumprod(self) -> Float64[np.ndarray, " num_train_steps"]:
+        """alpha-bar of every training timestep."""
         if self.beta_schedule == "linear":
             betas = np.linspace(self.beta_start, self.beta_end, self.num_train_steps, dtype=np.float64)
         else:
@@ -58,16 +59,25 @@ class Schedule:
         dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
         return cls(jnp.asarray(config.alphas_cumprod(), dtype), config)
 
-    def alpha(self, t: jax.Array) -> jax.Array:
+    def alpha(self, t: Int[jax.Array, " *B"]) -> Float[jax.Array, " *B"]:
         """alpha-bar at integer timesteps of the schedule."""
         return self.alphas_cumprod[t]
 
-    def add_noise(self, latents: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-        """`add_noise` at timesteps. latents, noise: [B, h, w, C]; t: int [B]."""
+    def add_noise(
+        self,
+        latents: Float[jax.Array, " B *dims"],
+        noise: Float[jax.Array, " B *dims"],
+        t: Int[jax.Array, " B"],
+    ) -> Float[jax.Array, " B *dims"]:
+        """`add_noise` at timesteps."""
         return add_noise(latents, noise, self.alpha(t))
 
 
-def add_noise(latents: jax.Array, noise: jax.Array, alpha: jax.Array) -> jax.Array:
-    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. latents, noise: [B, h, w, C]; alpha: abar_t, [] or [B]."""
+def add_noise(
+    latents: Float[jax.Array, " B *dims"],
+    noise: Float[jax.Array, " B *dims"],
+    alpha: Float[jax.Array, ""] | Float[jax.Array, " B"],
+) -> Float[jax.Array, " B *dims"]:
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. alpha: abar_t, one or each row's."""
     alpha = alpha.reshape(alpha.shape + (1,) * (latents.ndim - alpha.ndim) if alpha.ndim else ())
     return jnp.sqrt(alpha) * latents + jnp.sqrt(1.0 - alpha) * noise

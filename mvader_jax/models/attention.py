@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from mvader_jax.condition import PADDING, SUPPRESSED
 from mvader_jax.models import attention_kernels
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[jax.Array, "B Sq H K"],
+    k: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H K"],
     *,
-    log_weights: jax.Array | None = None,
+    log_weights: Float[jax.Array, "B Sk"] | None = None,
     causal: bool = False,
-    factors: jax.Array | None = None,
-) -> jax.Array:
+    factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None = None,
+) -> Float[jax.Array, "B Sq H K"]:
     """Multi-head attention, eq. 2 of the paper: softmax(q k / sqrt(K) + log theta) v.
 
     q: [B, Sq, H, K]; k, v: [B, Sk, H, K]. log_weights: [B, Sk], added to every score of that key;
@@ -36,8 +37,13 @@ def attend(
 
 
 def plain(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, *, causal: bool = False
-) -> jax.Array:
+    q: Float[jax.Array, "B Sq H K"],
+    k: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H K"],
+    bias: Float[jax.Array, " B #H 1 Sk"] | None,
+    *,
+    causal: bool = False,
+) -> Float[jax.Array, "B Sq H K"]:
     """The reference: scores in memory, float32. bias: float32 [B, H or 1, 1, Sk]; the rest as `attend`."""
     scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
     scores = scores * jnp.float32(q.shape[-1] ** -0.5)
@@ -47,11 +53,13 @@ def plain(
         length = q.shape[1]
         visible = jnp.tril(jnp.ones((length, k.shape[1]), bool))
         scores = jnp.where(visible, scores, attention_kernels.HIDDEN)
-    shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqs,bshk->bqhk", shares, v)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqs,bshk->bqhk", probs, v)
 
 
-def key_bias(log_weights: jax.Array, factors: jax.Array | None) -> jax.Array:
+def key_bias(
+    log_weights: Float[jax.Array, "B Sk"], factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None
+) -> Float32[jax.Array, " B #H 1 Sk"]:
     """[B, Sk] log weights and [H] or [B, H] factors -> float32 bias [B, H or 1, 1, Sk]."""
     bias = log_weights.astype(jnp.float32)[:, None, None, :]
     if factors is None:

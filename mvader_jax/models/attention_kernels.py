@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import Float
 
 from mvader_jax.parallel.sharding import mesh_axes
 
@@ -26,9 +27,10 @@ Kernel = Literal["plain", "blocks", "splash", "cudnn"]
 #: Scores of a head below which keeping them in memory costs less than a kernel's padding and start: less
 #: than 1024 queries by 128 keys (the decoder's prompts, the UNet's two lowest levels).
 FEWEST_SCORES = 1024 * 128
-#: Where a key does not exist because its block was filled up; as `condition.PADDING`.
+#: Score of a key that only fills a block up; as `condition.PADDING`.
 _NOWHERE = -1e9
-#: Score of a key that causality hides: finite, and below any padding so that no row is ever NaN.
+#: Score of a key that causality hides. Finite, so that no row is NaN; below `PADDING`, so that a row whose
+#: keys are all padding looks at none that comes after it.
 HIDDEN = -2e9
 #: Of the two dimensions that carry a bias.
 _BIAS_DIMS = 2
@@ -71,14 +73,14 @@ def current_platform() -> str:
 
 def run(
     kernel: Kernel,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias: jax.Array | None,
+    q: Float[jax.Array, "B Sq H K"],
+    k: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H K"],
+    bias: Float[jax.Array, " B #H 1 Sk"] | None,
     *,
     causal: bool,
     interpret: bool = False,
-) -> jax.Array:
+) -> Float[jax.Array, "B Sq H K"]:
     """Attention by any kernel but "plain", every device on its own rows and heads.
 
     q: [B, Sq, H, K]; k, v: [B, Sk, H, K]; bias: float32 [B, H or 1, 1, Sk], added to the scores of a key.
@@ -109,14 +111,14 @@ def _axes(mesh: Any, name: str, length: int) -> tuple[str, ...] | None:
 
 def _run(
     kernel: Kernel,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias: jax.Array | None,
+    q: Float[jax.Array, "B Sq H K"],
+    k: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H K"],
+    bias: Float[jax.Array, " B #H 1 Sk"] | None,
     *,
     causal: bool,
     interpret: bool,
-) -> jax.Array:
+) -> Float[jax.Array, "B Sq H K"]:
     dtype = q.dtype
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(dtype)
     if kernel == "blocks":
@@ -127,8 +129,14 @@ def _run(
 
 
 def splash(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, *, causal: bool, interpret: bool
-) -> jax.Array:
+    q: Float[jax.Array, "B Sq H K"],
+    k: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H K"],
+    bias: Float[jax.Array, " B #H 1 Sk"] | None,
+    *,
+    causal: bool,
+    interpret: bool,
+) -> Float[jax.Array, "B Sq H K"]:
     """Pallas' splash attention, q scaled already. Shapes as `run`."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -166,14 +174,14 @@ def splash(
 
 
 def cudnn(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    bias: jax.Array | None,
+    q: Float[jax.Array, "B Sq H K"],
+    k: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H K"],
+    bias: Float[jax.Array, " B #H 1 Sk"] | None,
     *,
     causal: bool,
     implementation: Literal["cudnn", "xla"] = "cudnn",
-) -> jax.Array:
+) -> Float[jax.Array, "B Sq H K"]:
     """cuDNN's fused attention, q scaled already; `implementation` "xla" is the same call without a GPU."""
     width, keys = q.shape[-1], k.shape[1]
     k_len = _round(keys, 8)
@@ -190,7 +198,14 @@ def cudnn(
     return out[..., :width]
 
 
-def blocks(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, *, causal: bool) -> jax.Array:
+def blocks(
+    q: Float[jax.Array, "B Sq H K"],
+    k: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H K"],
+    bias: Float[jax.Array, " B #H 1 Sk"] | None,
+    *,
+    causal: bool,
+) -> Float[jax.Array, "B Sq H K"]:
     """Softmax over the keys for one head and some queries at a time, q scaled already. Shapes as `run`.
 
     In float32 whatever the dtype, as a CPU computes anyway: gradients of k and v are sums over the blocks.
@@ -217,9 +232,9 @@ def blocks(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, *, 
             scores = scores if bias is None else scores + bias
             if causal:
                 scores = jnp.where(first + jnp.arange(rows)[:, None] >= jnp.arange(keys), scores, HIDDEN)
-            shares = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+            probs = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
             # Divided after the product, which is smaller than the scores.
-            return (shares @ v) / shares.sum(axis=-1, keepdims=True)
+            return (probs @ v) / probs.sum(axis=-1, keepdims=True)
 
         return jax.lax.map(block, (queries, jnp.arange(parts) * rows))
 

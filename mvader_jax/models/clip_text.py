@@ -9,6 +9,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from mvader_jax.bounds import PositiveFloat, PositiveInt
 from mvader_jax.condition import Condition, PromptBatch
@@ -53,7 +54,12 @@ class _SelfAttention(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, log_weights: jax.Array, factors: jax.Array | None) -> jax.Array:
+    def __call__(
+        self,
+        x: Float[jax.Array, "B S D"],
+        log_weights: Float[jax.Array, "B S"],
+        factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None,
+    ) -> Float[jax.Array, "B S D"]:
         c = self.config
 
         def heads(name: str) -> jax.Array:
@@ -70,7 +76,7 @@ class _MLP(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
         c = self.config
         x = _dense(c.mlp_width, ("embed", "mlp"), "fc1", self.dtype)(x)
         x = x * nn.sigmoid(1.702 * x) if c.activation == "quick_gelu" else nn.gelu(x, approximate=False)
@@ -83,8 +89,11 @@ class _Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, log_weights: jax.Array, factors: jax.Array | None
-    ) -> tuple[jax.Array, None]:
+        self,
+        x: Float[jax.Array, "B S D"],
+        log_weights: Float[jax.Array, "B S"],
+        factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None,
+    ) -> tuple[Float[jax.Array, "B S D"], None]:
         c = self.config
 
         def norm(name: str, y: jax.Array) -> jax.Array:
@@ -96,16 +105,19 @@ class _Layer(nn.Module):
 
 
 class ClipText(nn.Module):
-    """Token ids [B, S] -> hidden states [B, S, D] after the final norm."""
+    """Token ids -> hidden states after the final norm."""
 
     config: ClipTextConfig
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(
-        self, token_ids: jax.Array, log_weights: jax.Array | None = None, factors: jax.Array | None = None
-    ) -> jax.Array:
-        """log_weights: [B, S]; factors: [L, H] or [B, L, H], multiplies them by layer and head."""
+        self,
+        token_ids: Int[jax.Array, "B S"],
+        log_weights: Float[jax.Array, "B S"] | None = None,
+        factors: Float[jax.Array, "L H"] | Float[jax.Array, "B L H"] | None = None,
+    ) -> Float[jax.Array, "B S D"]:
+        """log_weights: added to the scores; factors: multiplies them by layer and head."""
         c = self.config
         if log_weights is None:
             log_weights = jnp.zeros(token_ids.shape, jnp.float32)
@@ -153,5 +165,6 @@ def clip_text(
         )
     module = ClipText(config, dtype)
     params = {"params": components["text_encoder"]}
-    hidden = module.apply(params, batch.token_ids, batch.log_weights, batch.factors)
+    inputs = jax.tree.map(jnp.asarray, (batch.token_ids, batch.log_weights, batch.factors))
+    hidden = module.apply(params, *inputs)
     return Condition(hidden, jnp.asarray(batch.condition_log_weights), batch.condition_factors)

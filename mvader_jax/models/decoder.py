@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float, Float32, Int
 
 from mvader_jax.bounds import LARGEST_INT, Bound, PositiveFloat, PositiveInt
 from mvader_jax.errors import UserError
@@ -24,7 +25,8 @@ from mvader_jax.settings import Checked
 
 Dtype = Any
 Tree = Any
-Arrays = tuple[jax.Array, ...]
+States = tuple[Float[jax.Array, "_ _ D"], ...]
+LogWeights = tuple[Float[jax.Array, "_ _"], ...]
 Factors = tuple[jax.Array | None, ...]
 #: Dimensions rotate in pairs.
 _EVEN = Bound(lambda x: 0 <= x <= LARGEST_INT and x % 2 == 0, "an even number, 0 or more")
@@ -128,7 +130,9 @@ class AdaptersConfig(Checked):
         return cls(width=40)
 
 
-def rotate(x: jax.Array, positions: jax.Array, config: DecoderConfig) -> jax.Array:
+def rotate(
+    x: Float[jax.Array, "B S H K"], positions: Int[jax.Array, " S"], config: DecoderConfig
+) -> Float[jax.Array, "B S H K"]:
     """Rotary position embedding (Su et al. 2021) of the first `rotary_dim` dimensions.
 
     x: [B, S, H, K]; positions: [S]. Angles are computed in float32.
@@ -159,7 +163,12 @@ class SelfAttention(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, log_weights: jax.Array, factors: jax.Array | None) -> jax.Array:
+    def __call__(
+        self,
+        x: Float[jax.Array, "B S D"],
+        log_weights: Float[jax.Array, "B S"],
+        factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None,
+    ) -> Float[jax.Array, "B S D"]:
         c = self.config
         inner = c.num_heads * c.head_dim
 
@@ -182,7 +191,7 @@ class MLP(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
         c = self.config
         x = _dense(c.mlp_width, ("embed", "mlp"), "fc_in", self.dtype)(x)
         x = nn.gelu(x, approximate=c.activation == "gelu_new")
@@ -201,7 +210,7 @@ class Adapter(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
         def dense(features: int, axes: tuple[str, str], name: str) -> nn.Dense:
             init = partitioned(_adapter_init, *axes)
             return nn.Dense(features, kernel_init=init, bias_init=_adapter_init, dtype=self.dtype, name=name)
@@ -222,7 +231,7 @@ class Block(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, states: Arrays, log_weights: Arrays, factors: Factors) -> tuple[Arrays, None]:
+    def __call__(self, states: States, log_weights: LogWeights, factors: Factors) -> tuple[States, None]:
         c = self.config
         two_norms = c.block != "parallel"
         ln_1, ln_2 = self.norm("ln_1"), self.norm("ln_2") if two_norms else None
@@ -291,22 +300,24 @@ class Decoder(nn.Module):
             dtype=self.dtype,
         )
 
-    def embed(self, token_ids: jax.Array) -> jax.Array:
-        """int [B, S] -> [B, S, D]."""
+    def embed(self, token_ids: Int[jax.Array, "B S"]) -> Float[jax.Array, "B S D"]:
+        """Token ids -> their embeddings."""
         return self.wte(token_ids)
 
     def __call__(
-        self, embeddings: jax.Array, log_weights: jax.Array, factors: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        embeddings: Float[jax.Array, "B S D"],
+        log_weights: Float[jax.Array, "B S"],
+        factors: Float[jax.Array, "L H"] | Float[jax.Array, "B L H"] | None = None,
+    ) -> Float[jax.Array, "B S D"]:
         """Hidden states after `ln_f`.
 
-        embeddings: [B, S, D]; log_weights: [B, S], added to every self-attention score of that key (eq.
-        2); factors: [L, H], or [B, L, H] for rows that differ, multiplies them by layer and head; None
-        means 1. Returns [B, S, D].
+        log_weights: added to every self-attention score of that key (eq. 2); factors: multiplies them by
+        layer and head, for all rows or for each; None means 1.
         """
         return self.together((embeddings,), (log_weights,), (factors,))[0]
 
-    def together(self, embeddings: Arrays, log_weights: Arrays, factors: Factors | None = None) -> Arrays:
+    def together(self, embeddings: States, log_weights: LogWeights, factors: Factors | None = None) -> States:
         """`__call__` of several batches in one walk through the layers, each batch at its own length."""
         states = tuple(x.astype(self.dtype) for x in embeddings)
         by_layer = tuple(
@@ -316,11 +327,11 @@ class Decoder(nn.Module):
         states, _ = self.layers(states, log_weights, by_layer)
         return tuple(self.ln_f(x).astype(self.dtype) for x in states)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """[B, S, D] -> float32 [B, S, V]."""
+    def logits(self, hidden: Float[jax.Array, "B S D"]) -> Float32[jax.Array, "B S V"]:
+        """Of the next token, from the hidden states."""
         return self.lm_head(hidden).astype(jnp.float32)
 
-    def everything(self, token_ids: jax.Array) -> jax.Array:
+    def everything(self, token_ids: Int[jax.Array, "B S"]) -> Float32[jax.Array, "B S V"]:
         """Tokens to logits, through every parameter: what `init` runs."""
         return self.logits(self(self.embed(token_ids), jnp.zeros(token_ids.shape, jnp.float32)))
 

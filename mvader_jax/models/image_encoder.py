@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float
 
 from mvader_jax.bounds import PositiveInt
 from mvader_jax.parallel.sharding import constrain, partitioned
@@ -60,7 +61,7 @@ class BatchNorm(nn.Module):
     zero_scale: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "N H W C"]) -> Float[jax.Array, "N H W C"]:
         width = x.shape[-1:]
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         scale = self.param("scale", ones, width)
@@ -107,7 +108,7 @@ class Bottleneck(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "N H W C"]) -> Float[jax.Array, "N h w D"]:
         y = nn.relu(BatchNorm(name="bn1")(_conv(self.width, 1, "conv1", self.dtype)(x)))
         y = nn.relu(BatchNorm(name="bn2")(_conv(self.width, 3, "conv2", self.dtype)(y)))
         y = _pool(y, self.stride)
@@ -125,7 +126,7 @@ class ImageEncoder(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    def __call__(self, pixels: Float[jax.Array, "N H W 3"]) -> Float[jax.Array, "N T C"]:
         c = self.config
         x = pixels.astype(self.dtype)
         for i, (features, stride) in enumerate(((c.width // 2, 2), (c.width // 2, 1), (c.width, 1)), start=1):
@@ -138,10 +139,10 @@ class ImageEncoder(nn.Module):
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def calibrate(config: ImageEncoderConfig, params: Any, pixels: jax.Array) -> Any:
+def calibrate(config: ImageEncoderConfig, params: Any, pixels: Float[jax.Array, "N H W 3"]) -> Any:
     """`params` with every batch norm's mean and variance set from a batch, for training from scratch.
 
-    pixels: [N, H, W, 3]. Each norm sees inputs that the norms before it have normalised already.
+    Each norm sees inputs that the norms before it have normalised already.
     """
     _, updated = ImageEncoder(config).apply({"params": params}, pixels, mutable=[_STATISTICS])
     return unflatten_dict({**flatten_dict(params), **flatten_dict(updated[_STATISTICS])})

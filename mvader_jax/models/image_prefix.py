@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from mvader_jax.bounds import PositiveInt, below
 from mvader_jax.parallel.sharding import partitioned
@@ -41,7 +42,7 @@ class ImagePrefix(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
+    def __call__(self, features: Float[jax.Array, "N T C"]) -> Float[jax.Array, "N T D"]:
         c = self.config
         init = partitioned(nn.initializers.lecun_normal(), "channels_in", "channels_out")
         x = nn.Dense(c.width, kernel_init=init, dtype=self.dtype, name="proj")(features.astype(self.dtype))

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
-from mvader_jax.condition import Array, Condition, PromptBatch
+from mvader_jax.condition import Condition, PromptBatch
 from mvader_jax.errors import UserError
 from mvader_jax.models.decoder import AdaptersConfig, Decoder, DecoderConfig, assemble
 from mvader_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
@@ -63,10 +64,10 @@ def s_magma_rows(
     decoder, params = _decoder(config, components, dtype, remat)
 
     def embedded(batch: PromptBatch) -> jax.Array:
-        embeddings = decoder.apply(params, batch.token_ids, method="embed")
+        embeddings = decoder.apply(params, jnp.asarray(batch.token_ids), method="embed")
         if not batch.pixels.shape[1]:
             return embeddings
-        images = batch.pixels.reshape(-1, *batch.pixels.shape[2:])
+        images = jnp.asarray(batch.pixels).reshape(-1, *batch.pixels.shape[2:])
         tokens = image_embeddings(config, components, images, dtype=dtype, dropout_key=dropout_key)
         # Pinned like the convolutions: with its width left sharded, XLA's partitioner (jax 0.10) takes the
         # rows of another device on a mesh with data, fsdp and tensor axes.
@@ -80,7 +81,7 @@ def s_magma_rows(
         params,
         tuple(embedded(batch) for batch in batches),
         tuple(jnp.asarray(batch.log_weights) for batch in batches),
-        tuple(batch.factors for batch in batches),
+        tuple(None if batch.factors is None else jnp.asarray(batch.factors) for batch in batches),
         method="together",
     )
     return [
@@ -92,12 +93,12 @@ def s_magma_rows(
 def image_embeddings(
     config: SMagmaConfig,
     components: Components,
-    images: Array,
+    images: Float[jax.Array, "N H W 3"] | Float[jax.Array, "N T C"],
     *,
     dtype: Dtype = jnp.float32,
     dropout_key: jax.Array | None = None,
-) -> jax.Array:
-    """Images [N, H, W, 3], or the encoder's features [N, T, C], -> prefix embeddings [N, T, D]."""
+) -> Float[jax.Array, "N _ D"]:
+    """Images, or the encoder's features of them -> prefix embeddings."""
     if config.image_encoder is None or config.image_prefix is None:
         raise UserError("this model has no image encoder and prefix, so its prompts cannot hold images")
     _need(components, "image_prefix")
@@ -115,8 +116,8 @@ def image_embeddings(
 
 def logits(
     config: SMagmaConfig, components: Components, condition: Condition, *, dtype: Dtype = jnp.float32
-) -> jax.Array:
-    """Next-token logits float32 [B, S, V] of what `s_magma` returned."""
+) -> Float32[jax.Array, "B S V"]:
+    """Next-token logits of what `s_magma` returned."""
     decoder, params = _decoder(config, components, dtype)
     return decoder.apply(params, condition.hidden, method="logits")
 

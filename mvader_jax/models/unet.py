@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Num
 
 from mvader_jax.bounds import PositiveFloat, PositiveInt
 from mvader_jax.condition import Condition
@@ -127,13 +128,17 @@ class _Block(nn.Module):
     dtype: Dtype
     remat: Remat
 
-    def residual(self, index: int, x: jax.Array, time: jax.Array) -> jax.Array:
+    def residual(
+        self, index: int, x: Float[jax.Array, "B h w _"], time: Float[jax.Array, "B T"]
+    ) -> Float[jax.Array, "B h w C"]:
         c = self.config
         module = rematerialised(ResnetBlock, self.remat)
         features = c.block_out_channels[self.level]
         return module(features, c.norm_groups, c.norm_eps, self.dtype, name=f"resnets_{index}")(x, time)
 
-    def transformer(self, index: int, x: jax.Array, condition: Condition) -> jax.Array:
+    def transformer(
+        self, index: int, x: Float[jax.Array, "B h w C"], condition: Condition
+    ) -> Float[jax.Array, "B h w C"]:
         c = self.config
         module = rematerialised(Transformer2D, self.remat)
         factors = condition.factors
@@ -148,8 +153,8 @@ class DownBlock(_Block):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, time: jax.Array, condition: Condition
-    ) -> tuple[jax.Array, list[jax.Array]]:
+        self, x: Float[jax.Array, "B h w _"], time: Float[jax.Array, "B T"], condition: Condition
+    ) -> tuple[Float[jax.Array, "B _ _ C"], list[Float[jax.Array, "B _ _ C"]]]:
         c = self.config
         skips = []
         for i in range(c.layers_per_block):
@@ -167,7 +172,9 @@ class MidBlock(_Block):
     """Resnet, transformer, resnet at the lowest resolution."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array, condition: Condition) -> jax.Array:
+    def __call__(
+        self, x: Float[jax.Array, "B h w C"], time: Float[jax.Array, "B T"], condition: Condition
+    ) -> Float[jax.Array, "B h w C"]:
         x = self.residual(0, x, time)
         x = self.transformer(0, x, condition)
         return self.residual(1, x, time)
@@ -178,8 +185,12 @@ class UpBlock(_Block):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, time: jax.Array, condition: Condition, skips: list[jax.Array]
-    ) -> jax.Array:
+        self,
+        x: Float[jax.Array, "B h w _"],
+        time: Float[jax.Array, "B T"],
+        condition: Condition,
+        skips: list[Float[jax.Array, "B h w _"]],
+    ) -> Float[jax.Array, "B _ _ C"]:
         c = self.config
         for i in range(c.layers_per_block + 1):
             x = self.residual(i, jnp.concatenate([x, skips[-1 - i]], axis=-1), time)
@@ -201,8 +212,10 @@ class UNet(nn.Module):
     remat: Remat = "none"
 
     @nn.compact
-    def __call__(self, latents: jax.Array, timesteps: jax.Array, condition: Condition) -> jax.Array:
-        """latents: [B, h, w, C]; timesteps: [B]; condition: B rows. Returns eps [B, h, w, C] in `dtype`.
+    def __call__(
+        self, latents: Float[jax.Array, "B h w Cin"], timesteps: Num[jax.Array, " B"], condition: Condition
+    ) -> Float[jax.Array, "B h w Cout"]:
+        """condition: B rows. Returns the noise predicted in the latents, in `dtype`.
 
         Raises UserError where h or w do not divide by `config.multiple`, or where the channels of the
         latents or the width of the condition are not the config's.

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Num
 
 from mvader_jax.models.attention import attend
 from mvader_jax.models.attention_kernels import current_platform
@@ -38,7 +39,7 @@ class Conv(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B _ _ F"]:
         init = partitioned(_KERNEL, "kernel", "kernel", "channels_in", "channels_out")
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -90,7 +91,7 @@ def dense(features: int, axes: tuple[str, str], *, name: str, dtype: Dtype, bias
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm (Wu and He 2018) in float32, returned in x's dtype. [B, h, w, C] -> [B, h, w, C].
+    """GroupNorm (Wu and He 2018) in float32, returned in x's dtype.
 
     Linen's own reduces over the window and part of the channels at once; summing each channel's window
     first keeps the channels contiguous, which is three times as fast on a CPU at VAE resolutions.
@@ -100,7 +101,7 @@ class GroupNorm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h w C"]:
         batch, height, width, channels = x.shape
         members = channels // self.groups
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
@@ -117,18 +118,20 @@ class GroupNorm(nn.Module):
         return y.astype(x.dtype)
 
 
-def group_norm(x: jax.Array, groups: int, eps: float, *, name: str) -> jax.Array:
+def group_norm(
+    x: Float[jax.Array, "B h w C"], groups: int, eps: float, *, name: str
+) -> Float[jax.Array, "B h w C"]:
     """GroupNorm computed in float32, returned in x's dtype."""
     return GroupNorm(groups, eps, name=name)(x)
 
 
-def layer_norm(x: jax.Array, *, name: str, eps: float = 1e-5) -> jax.Array:
+def layer_norm(x: Float[jax.Array, "B S D"], *, name: str, eps: float = 1e-5) -> Float[jax.Array, "B S D"]:
     """LayerNorm computed in float32, returned in x's dtype."""
     return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)(x).astype(x.dtype)
 
 
-def timestep_embedding(timesteps: jax.Array, width: int) -> jax.Array:
-    """Sinusoids of the timestep, cosines first (flip_sin_to_cos, freq_shift 0). [B] -> float32 [B, width]."""
+def timestep_embedding(timesteps: Num[jax.Array, " B"], width: int) -> Float32[jax.Array, "B {width}"]:
+    """Sinusoids of the timestep, cosines first (flip_sin_to_cos, freq_shift 0)."""
     half = width // 2
     # Rounded once, on the host: an error of one bit here is 6e-5 in the sine of step 999.
     frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half).astype(np.float32)
@@ -138,13 +141,13 @@ def timestep_embedding(timesteps: jax.Array, width: int) -> jax.Array:
 
 
 class TimeEmbedding(nn.Module):
-    """Two linear layers on the sinusoids: [B, C] -> [B, width]."""
+    """Two linear layers on the sinusoids."""
 
     width: int
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B C"]) -> Float[jax.Array, "B {self.width}"]:
         x = dense(self.width, ("channels_in", "channels_out"), name="linear_1", dtype=self.dtype)(x)
         return dense(self.width, ("channels_in", "channels_out"), name="linear_2", dtype=self.dtype)(
             nn.silu(x)
@@ -152,7 +155,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """norm, silu, conv, (+ time), norm, silu, conv, + shortcut. [B, h, w, C] -> [B, h, w, features]."""
+    """norm, silu, conv, (+ time), norm, silu, conv, + shortcut."""
 
     features: int
     groups: int
@@ -160,7 +163,9 @@ class ResnetBlock(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Float[jax.Array, "B h w C"], time: Float[jax.Array, "B T"] | None = None
+    ) -> Float[jax.Array, "B h w {self.features}"]:
         hidden = nn.silu(group_norm(x, self.groups, self.eps, name="norm1"))
         hidden = conv(self.features, 3, name="conv1", dtype=self.dtype)(hidden)
         if time is not None:
@@ -183,7 +188,7 @@ class Downsample(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B _ _ {self.features}"]:
         padding = (1, 1) if self.symmetric else (0, 1)
         return Conv(self.features, 3, stride=2, padding=padding, dtype=self.dtype, name="conv")(x)
 
@@ -195,13 +200,13 @@ class Upsample(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B 2*h 2*w {self.features}"]:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         return conv(self.features, 3, name="conv", dtype=self.dtype)(x)
 
 
 class Attention(nn.Module):
-    """Multi-head attention over x, or from x to a context. x: [B, S, C]; context: [B, S', D]."""
+    """Multi-head attention over x, or from x to a context."""
 
     num_heads: int
     bias: bool = False
@@ -210,11 +215,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        context: jax.Array | None = None,
-        log_weights: jax.Array | None = None,
-        factors: jax.Array | None = None,
-    ) -> jax.Array:
+        x: Float[jax.Array, "B Sq C"],
+        context: Float[jax.Array, "B S D"] | None = None,
+        log_weights: Float[jax.Array, "B S"] | None = None,
+        factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None = None,
+    ) -> Float[jax.Array, "B Sq C"]:
         width = x.shape[-1]
         source_axis = "channels_in" if context is None else "context"
         source = x if context is None else context
@@ -237,7 +242,7 @@ class GEGLU(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B S C"]) -> Float[jax.Array, "B S {self.width}"]:
         projected = dense(2 * self.width, ("channels_in", "mlp"), name="proj", dtype=self.dtype)(x)
         value, gate = jnp.split(projected, 2, axis=-1)
         return value * nn.gelu(gate, approximate=False)
@@ -249,7 +254,7 @@ class FeedForward(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B S C"]) -> Float[jax.Array, "B S C"]:
         width = x.shape[-1]
         hidden = GEGLU(4 * width, self.dtype, name="net_0")(x)
         return dense(width, ("mlp", "channels_in"), name="net_2", dtype=self.dtype)(hidden)
@@ -263,8 +268,12 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: jax.Array, log_weights: jax.Array, factors: jax.Array | None
-    ) -> jax.Array:
+        self,
+        x: Float[jax.Array, "B Sq C"],
+        context: Float[jax.Array, "B S D"],
+        log_weights: Float[jax.Array, "B S"],
+        factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None,
+    ) -> Float[jax.Array, "B Sq C"]:
         x = x + Attention(self.num_heads, dtype=self.dtype, name="attn1")(layer_norm(x, name="norm1"))
         cross = Attention(self.num_heads, dtype=self.dtype, name="attn2")
         x = x + cross(layer_norm(x, name="norm2"), context, log_weights, factors)
@@ -280,8 +289,12 @@ class Transformer2D(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: jax.Array, log_weights: jax.Array, factors: jax.Array | None
-    ) -> jax.Array:
+        self,
+        x: Float[jax.Array, "B h w C"],
+        context: Float[jax.Array, "B S D"],
+        log_weights: Float[jax.Array, "B S"],
+        factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None,
+    ) -> Float[jax.Array, "B h w C"]:
         batch, height, width, channels = x.shape
         hidden = group_norm(x, self.groups, 1e-6, name="norm")
         hidden = conv(channels, 1, name="proj_in", dtype=self.dtype)(hidden)

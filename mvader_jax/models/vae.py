@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from mvader_jax.bounds import PositiveFloat, PositiveInt
 from mvader_jax.errors import UserError
@@ -77,7 +78,7 @@ class AttentionBlock(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h w C"]:
         batch, height, width, channels = x.shape
         hidden = group_norm(x, self.groups, _EPS, name="group_norm")
         hidden = hidden.reshape(batch, height * width, channels)
@@ -97,7 +98,7 @@ class MidBlock(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h w C"]:
         features, groups = x.shape[-1], self.config.norm_groups
         x = ResnetBlock(features, groups, _EPS, self.dtype, name="resnets_0")(x)
         x = AttentionBlock(groups, self.dtype, name="attentions_0")(x)
@@ -114,7 +115,7 @@ class Level(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B _ _ {self.features}"]:
         for i in range(self.layers):
             x = ResnetBlock(self.features, self.config.norm_groups, _EPS, self.dtype, name=f"resnets_{i}")(x)
         if self.sampling == "down":
@@ -125,13 +126,15 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[B, H, W, 3] -> [B, h, w, 2C]: mean and log variance before `quant_conv`."""
+    """Images to mean and log variance, before `quant_conv`."""
 
     config: VAEConfig
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[jax.Array, "B H W Cin"]
+    ) -> Float[jax.Array, "B h w {2*self.config.latent_channels}"]:
         c = self.config
         x = conv(c.block_out_channels[0], 3, name="conv_in", dtype=self.dtype)(x)
         last = len(c.block_out_channels) - 1
@@ -144,13 +147,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[B, h, w, C] after `post_quant_conv` -> [B, H, W, 3]."""
+    """What leaves `post_quant_conv`, to images."""
 
     config: VAEConfig
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B H W Cout"]:
         c = self.config
         x = conv(c.block_out_channels[-1], 3, name="conv_in", dtype=self.dtype)(x)
         x = MidBlock(c, self.dtype, name="mid_block")(x)
@@ -175,8 +178,10 @@ class VAE(nn.Module):
         self.quant_conv = conv(2 * c.latent_channels, 1, name="quant_conv", dtype=self.dtype)
         self.post_quant_conv = conv(c.latent_channels, 1, name="post_quant_conv", dtype=self.dtype)
 
-    def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Images [B, H, W, 3] in [-1, 1] -> mean and log variance of the posterior, [B, h, w, C] each.
+    def encode(
+        self, images: Float[jax.Array, "B H W Cin"]
+    ) -> tuple[Float[jax.Array, "B h w C"], Float[jax.Array, "B h w C"]]:
+        """Images in [-1, 1] -> mean and log variance of the posterior.
 
         Raises UserError where H or W do not divide by `config.multiple`.
         """
@@ -190,11 +195,11 @@ class VAE(nn.Module):
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
-    def decode(self, latents: jax.Array) -> jax.Array:
-        """Unscaled latents [B, h, w, C] -> images [B, H, W, 3], around [-1, 1]."""
+    def decode(self, latents: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B H W Cout"]:
+        """Unscaled latents -> images, around [-1, 1]."""
         return self.decoder(self.post_quant_conv(latents.astype(self.dtype)))
 
-    def __call__(self, images: jax.Array, key: jax.Array) -> jax.Array:
+    def __call__(self, images: Float[jax.Array, "B H W C"], key: jax.Array) -> Float[jax.Array, "B H W C"]:
         """Images through a sample of their posterior and back."""
         mean, logvar = self.encode(images)
         return self.decode(mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype))

@@ -119,7 +119,7 @@ def test_diffusers_loads_it_and_computes_the_same(sd: Converted, tmp_path: Path)
     assert bundle.model.unet is not None
     condition = Condition(jnp.asarray(context), jnp.zeros((1, 5)))
     ours = jax.jit(UNet(bundle.model.unet).apply)(
-        {"params": bundle.components["unet"]}, nhwc(x), t.numpy(), condition
+        {"params": bundle.components["unet"]}, nhwc(x), jnp.asarray(t.numpy()), condition
     )
     close(nchw(ours), eps, 1e-4)
 

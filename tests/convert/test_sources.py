@@ -37,7 +37,7 @@ def decoder_outputs(bundle: Bundle, tokens: torch.Tensor) -> tuple[jax.Array, ja
     """(hidden states, logits) of a bundle's decoder."""
     assert bundle.model.decoder is not None
     module, params = Decoder(bundle.model.decoder), {"params": bundle.components["decoder"]}
-    embeddings = module.apply(params, tokens.numpy(), method="embed")
+    embeddings = module.apply(params, jnp.asarray(tokens.numpy()), method="embed")
     hidden = module.apply(params, embeddings, jnp.zeros(tokens.shape))
     return hidden, module.apply(params, hidden, method="logits")
 
@@ -96,7 +96,7 @@ def test_clip_text(tmp_path: Path, prefix: str) -> None:
     bundle = converted(twins.save_folder(tmp_path / "text", state, theirs.config.to_dict()), tmp_path / "out")
     assert bundle.model.text_encoder is not None and bundle.model.embedder == "clip_text"
     ours = ClipText(bundle.model.text_encoder).apply(
-        {"params": bundle.components["text_encoder"]}, TOKENS.numpy()
+        {"params": bundle.components["text_encoder"]}, jnp.asarray(TOKENS.numpy())
     )
     close(ours, theirs(TOKENS).last_hidden_state, 1e-4)
 
@@ -136,7 +136,7 @@ def test_clip_text_of_openai(tmp_path: Path) -> None:
     bundle = converted(file, tmp_path / "out", "clip-text")
     assert bundle.model.text_encoder is not None
     ours = ClipText(bundle.model.text_encoder).apply(
-        {"params": bundle.components["text_encoder"]}, TOKENS.numpy()
+        {"params": bundle.components["text_encoder"]}, jnp.asarray(TOKENS.numpy())
     )
     close(ours, theirs.text(TOKENS), 1e-4)
 
@@ -160,7 +160,9 @@ def test_unet(tmp_path: Path, name: str) -> None:
     x, t = torch.randn(2, config.in_channels, 8, 12), torch.tensor([981, 3])
     context = torch.randn(2, 9, config.cross_attention_dim)
     condition = Condition(jnp.asarray(context.numpy()), jnp.zeros((2, 9)))
-    ours = jax.jit(UNet(config).apply)({"params": bundle.components["unet"]}, nhwc(x), t.numpy(), condition)
+    ours = jax.jit(UNet(config).apply)(
+        {"params": bundle.components["unet"]}, nhwc(x), jnp.asarray(t.numpy()), condition
+    )
     close(nchw(ours), theirs(x, t, context).sample, 1e-4)
 
 

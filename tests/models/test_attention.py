@@ -15,14 +15,14 @@ from mvader_jax.models.clip_text import ClipText, ClipTextConfig
 from mvader_jax.models.decoder import Decoder, DecoderConfig
 
 RNG = np.random.default_rng(0)
-Q, K, V = (RNG.normal(size=(2, n, 3, 4)).astype(np.float32) for n in (5, 7, 7))
+Q, K, V = (jnp.asarray(RNG.normal(size=(2, n, 3, 4)), jnp.float32) for n in (5, 7, 7))
 
 
 def by_definition(theta: np.ndarray) -> np.ndarray:
     """Shares theta_j exp(s_ij), normalised. theta: [B, H, Sk]."""
-    scores = np.einsum("bqhk,bshk->bhqs", Q.astype(np.float64), K.astype(np.float64)) / np.sqrt(4)
+    scores = np.einsum("bqhk,bshk->bhqs", np.float64(Q), np.float64(K)) / np.sqrt(4)
     shares = theta[:, :, None, :] * np.exp(scores)
-    return np.einsum("bhqs,bshk->bqhk", shares / shares.sum(axis=-1, keepdims=True), V.astype(np.float64))
+    return np.einsum("bhqs,bshk->bqhk", shares / shares.sum(axis=-1, keepdims=True), np.float64(V))
 
 
 def test_theta_multiplies_the_shares() -> None:
@@ -40,13 +40,15 @@ def test_factors_are_powers_of_theta(by_row: bool) -> None:
     theta[:, 1] = 0.0
     factors = np.array([[0.0, 0.5, 2.0], [1.0, 3.0, 0.0]])[: 2 if by_row else 1]
     logs = np.where(theta > 0, np.log(np.maximum(theta, 1e-30)), SUPPRESSED).astype(np.float32)
-    out = attend(Q, K, V, log_weights=logs, factors=factors if by_row else factors[0])
+    out = attend(
+        Q, K, V, log_weights=jnp.asarray(logs), factors=jnp.asarray(factors if by_row else factors[0])
+    )
     np.testing.assert_allclose(out, by_definition(theta[:, None, :] ** factors[:, :, None]), atol=1e-5)
 
 
 def test_bias_of_factors() -> None:
     logs = np.array([[0.0, np.log(2), SUPPRESSED, PADDING]], np.float32)
-    bias = key_bias(logs, jnp.array([0.0, 0.5, 2.0, 3e38]))[0, :, 0]
+    bias = key_bias(jnp.asarray(logs), jnp.array([0.0, 0.5, 2.0, 3e38]))[0, :, 0]
     two = np.log(np.float32(2))
     expected = [
         [0, 0, 0, PADDING],
@@ -62,10 +64,10 @@ def test_theta_zero_is_absence_and_all_zero_is_the_plain_prompt() -> None:
     logs[:, [0, 3]], logs[:, 5:] = SUPPRESSED, PADDING
     kept = [1, 2, 4]
     expected = attend(Q, K[:, kept], V[:, kept])
-    np.testing.assert_allclose(attend(Q, K, V, log_weights=logs), expected, atol=1e-6)
+    np.testing.assert_allclose(attend(Q, K, V, log_weights=jnp.asarray(logs)), expected, atol=1e-6)
     logs[:, :5] = SUPPRESSED
     expected = attend(Q, K[:, :5], V[:, :5])
-    np.testing.assert_allclose(attend(Q, K, V, log_weights=logs), expected, atol=5e-3)
+    np.testing.assert_allclose(attend(Q, K, V, log_weights=jnp.asarray(logs)), expected, atol=5e-3)
 
 
 def test_causal_rows_that_see_only_suppressed_keys_are_finite() -> None:
@@ -93,7 +95,7 @@ def unboxed(leaf: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["decoder", "clip_text"])
 def test_factors_by_layer_and_head(kind: str) -> None:
-    tokens = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    tokens = jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]])
     if kind == "decoder":
         module: Any = Decoder(DECODER)
         params = random_params(module, tokens, method="everything")
@@ -103,7 +105,7 @@ def test_factors_by_layer_and_head(kind: str) -> None:
         params = random_params(module, tokens)
     run = jax.jit(lambda logs, factors: module.apply(params, first, logs, factors))
     logs = jnp.log(jnp.array([[0.2, 1, 3, 1], [2, 0.5, 1, 1]]))
-    ones = np.ones((2, 3, 2), np.float32)
+    ones = jnp.ones((2, 3, 2))
     weighted, plain = run(logs, ones), run(0 * logs, ones)
     np.testing.assert_allclose(weighted, module.apply(params, first, logs), atol=1e-6)
     np.testing.assert_array_equal(run(logs, 0 * ones), plain)
@@ -112,8 +114,7 @@ def test_factors_by_layer_and_head(kind: str) -> None:
     # Every layer and head counts, and a row's factors act on that row alone.
     for layer in range(3):
         for head in range(2):
-            factors = ones.copy()
-            factors[1, layer, head] = 0.0
+            factors = ones.at[1, layer, head].set(0.0)
             out = run(logs, factors)
             np.testing.assert_array_equal(out[0], weighted[0])
             assert float(jnp.abs(out[1] - weighted[1]).max()) > 1e-4

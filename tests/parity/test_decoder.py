@@ -194,7 +194,7 @@ def test_calibration_is_batch_norm_in_training() -> None:
     pixels = torch.randn(4, 3, 64, 64)
     config = ImageEncoderConfig((1, 1, 1, 1), 8, 64)
     calibrated = calibrate(config, params, jnp.asarray(pixels.permute(0, 2, 3, 1).numpy()))
-    ours = ImageEncoder(config).apply({"params": calibrated}, pixels.permute(0, 2, 3, 1).numpy())
+    ours = ImageEncoder(config).apply({"params": calibrated}, jnp.asarray(pixels.permute(0, 2, 3, 1).numpy()))
     close(ours, theirs(pixels).flatten(2).transpose(1, 2), 1e-4)
 
 

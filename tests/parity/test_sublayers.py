@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import torch
 from test_decoder import modified_resnet
@@ -150,5 +149,5 @@ def test_image_prefix() -> None:
     linear, norm = torch.nn.Linear(30, 20), jitter(torch.nn.LayerNorm(20))
     params = {"proj": tree_of(linear.state_dict()), "ln": tree_of(norm.state_dict())}
     x = torch.randn(2, 9, 30)
-    ours = ImagePrefix(ImagePrefixConfig(30, 20)).apply({"params": params}, np.asarray(x))
+    ours = ImagePrefix(ImagePrefixConfig(30, 20)).apply({"params": params}, jnp.asarray(x.numpy()))
     close(ours, norm(linear(x)), TOLERANCE)

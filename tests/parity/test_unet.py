@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -15,7 +14,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from flax.traverse_util import flatten_dict
-from torch_trees import close, jitter, nchw, nhwc, tree_of
+from torch_trees import array, close, jitter, nchw, nhwc, tree_of
 
 from mvader_jax.condition import PADDING, Condition
 from mvader_jax.models.unet import UNet, UNetConfig
@@ -43,10 +42,10 @@ def test_timestep_embedding(width: int) -> None:
     timesteps = torch.tensor([0, 1, 17, 100, 345, 999])
     theirs = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)(timesteps)
     # One rounding of a frequency is 3e-5 at an angle of 999, in theirs as in ours.
-    close(timestep_embedding(timesteps.numpy(), width), theirs, 1e-4)
+    close(timestep_embedding(array(timesteps), width), theirs, 1e-4)
 
     embedding = jitter(TimestepEmbedding(width, 4 * width))
-    ours = TimeEmbedding(4 * width).apply({"params": tree_of(embedding.state_dict())}, theirs.numpy())
+    ours = TimeEmbedding(4 * width).apply({"params": tree_of(embedding.state_dict())}, array(theirs))
     close(ours, embedding(theirs), BLOCK)
 
 
@@ -58,7 +57,7 @@ def test_resnet_block(channels: int, features: int) -> None:
     x, time = 3 + torch.randn(2, channels, 6, 10), torch.randn(2, 56)
     params = tree_of(theirs.state_dict())
     assert ("conv_shortcut" in params) == (channels != features)
-    ours = ResnetBlock(features, 8, 1e-5).apply({"params": params}, nhwc(x), time.numpy())
+    ours = ResnetBlock(features, 8, 1e-5).apply({"params": params}, nhwc(x), array(time))
     close(nchw(ours), theirs(x, time), BLOCK)
 
 
@@ -84,7 +83,7 @@ def test_transformer_block(heads: int, head_width: int, context_width: int) -> N
     x, context = torch.randn(2, 21, width), torch.randn(2, 9, context_width)
     log_weights = torch.randn(2, 9)
     ours = TransformerBlock(heads).apply(
-        {"params": tree_of(theirs.state_dict())}, x.numpy(), context.numpy(), log_weights.numpy(), None
+        {"params": tree_of(theirs.state_dict())}, array(x), array(context), array(log_weights), None
     )
     # A mask in diffusers is what is added to the scores: eq. 2 itself.
     close(ours, theirs(x, encoder_hidden_states=context, encoder_attention_mask=log_weights[:, None]), BLOCK)
@@ -94,7 +93,7 @@ def test_transformer_2d() -> None:
     theirs = jitter(Transformer2DModel(4, 10, in_channels=40, norm_num_groups=8, cross_attention_dim=28))
     x, context = torch.randn(2, 40, 6, 4), torch.randn(2, 9, 28)
     ours = Transformer2D(4, 8).apply(
-        {"params": tree_of(theirs.state_dict())}, nhwc(x), context.numpy(), np.zeros((2, 9), np.float32), None
+        {"params": tree_of(theirs.state_dict())}, nhwc(x), array(context), jnp.zeros((2, 9)), None
     )
     close(nchw(ours), theirs(x, encoder_hidden_states=context).sample, BLOCK)
 
@@ -142,7 +141,7 @@ def whole(config: UNetConfig, height: int, width: int) -> None:
     log_weights[1, 7:] = PADDING
     condition = Condition(jnp.asarray(context.numpy()), jnp.asarray(log_weights.numpy()))
     params = tree_of(theirs.state_dict())
-    inputs = (nhwc(x), timesteps.numpy(), condition)
+    inputs = (nhwc(x), array(timesteps), condition)
     expected, _ = abstract_init(UNet(config), *inputs)
     assert {k: v.shape for k, v in flatten_dict(params).items()} == {
         k: v.shape for k, v in flatten_dict(expected).items()

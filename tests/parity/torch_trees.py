@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from flax.traverse_util import unflatten_dict
@@ -24,7 +26,7 @@ def tree_of(state: Mapping[str, torch.Tensor], rename: Callable[[str], str] = la
                 path[-1], value = "kernel", value.T
             else:
                 path[-1] = "scale"
-        flat[tuple(path)] = value
+        flat[tuple(path)] = jnp.asarray(value)
     return unflatten_dict(flat)
 
 
@@ -46,11 +48,16 @@ def jitter(module: torch.nn.Module) -> torch.nn.Module:
     return module.eval()
 
 
-def nhwc(x: torch.Tensor) -> np.ndarray:
-    """PyTorch's [B, C, h, w] as NumPy [B, h, w, C]."""
-    return x.detach().permute(0, 2, 3, 1).numpy()
+def array(x: torch.Tensor) -> jax.Array:
+    """A tensor as JAX's array."""
+    return jnp.asarray(x.detach().numpy())
+
+
+def nhwc(x: torch.Tensor) -> jax.Array:
+    """PyTorch's [B, C, h, w] as JAX's [B, h, w, C]."""
+    return array(x.detach().permute(0, 2, 3, 1))
 
 
 def nchw(x: Any) -> np.ndarray:
-    """The inverse of `nhwc`."""
+    """The inverse of `nhwc`, as NumPy."""
     return np.asarray(x).transpose(0, 3, 1, 2)
