@@ -38,7 +38,8 @@ class _BucketReader(Reader):
     def _named(self, damage: Damage) -> Damage:
         subset = self.sources[damage.source]
         assert isinstance(subset, Subset)
-        return dataclasses.replace(damage, source=subset.which, index=int(subset.numbers[damage.index]))
+        index = int(subset.numbers[damage.index])
+        return dataclasses.replace(damage, source=subset.which, index=index, of=len(subset.source))
 
 
 class Buckets:

@@ -24,7 +24,8 @@ class DataConfig(Checked):
     precomputed: folders of latents and features written by `mvader data encode`, read in place of the
         source's pictures (and mixed by its `weights`).
     threads: that read and decode; workers: processes of so many threads, for hosts of many cores.
-    bad_limit: distinct damaged records that a run skips before it stops.
+    bad_limit: distinct damaged records that a run skips before it stops; bad_share: the same as a share of the
+        records of one data set, so that a small one of which most is damaged stops it too.
     """
 
     source: Source = dataclasses.field(default_factory=Scenes)
@@ -38,6 +39,7 @@ class DataConfig(Checked):
     threads: Annotated[int, between(1, 1024)] = 2
     workers: Workers = 0
     bad_limit: NonNegativeInt = 1000
+    bad_share: Share = 0.5
 
     moved: ClassVar[Mapping[str, str]] = {
         **{

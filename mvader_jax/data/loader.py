@@ -72,6 +72,7 @@ class Loader(Iterator[Batch]):
         self._records = records
         self.step = 0
         self.damaged: dict[tuple[int, int], str] = {}
+        self._notices: list[str] = []
         self._batches: Iterator[tuple[Batch, list[Damage]]] | None = None
 
     def __next__(self) -> Batch:
@@ -80,13 +81,30 @@ class Loader(Iterator[Batch]):
         batch, passed = next(self._batches)
         self.step += 1
         for damage in passed:
+            if not self.damaged:
+                self._notices.append(f"a damaged record is passed over: {damage.reason}")
             self.damaged[damage.source, damage.index] = damage.reason
-            if len(self.damaged) > self._config.bad_limit:
-                raise UserError(
-                    f"{len(self.damaged)} records of the data are damaged, more than bad_limit "
-                    f"{self._config.bad_limit}; the last: {damage.reason}"
-                )
+            self._check(damage)
         return batch
+
+    def notices(self) -> list[str]:
+        """What a person should know, said since the last call: the first record that was passed over."""
+        told, self._notices = self._notices, []
+        return told
+
+    def _check(self, last: Damage) -> None:
+        limit, share = self._config.bad_limit, self._config.bad_share
+        if len(self.damaged) > limit:
+            raise UserError(
+                f"{len(self.damaged)} records of the data are damaged, more than bad_limit {limit}; the last: "
+                f"{last.reason}"
+            )
+        count = sum(source == last.source for source, _ in self.damaged)
+        if count > share * last.of:
+            raise UserError(
+                f"{count} of the {last.of} records of a data set are damaged, more than bad_share {share}; the "
+                f"last: {last.reason}"
+            )
 
     def make(self, step: int) -> Batch:
         """This process's rows of a step, made here and now, without reading ahead."""

@@ -77,6 +77,8 @@ def mixed_batch(
             if which == INTERLEAVED:
                 assert interleaved is not None
                 record, passed = read_one(interleaved, mixed, config, fits)
+                # Numbered below those of the other kind.
+                passed = [dataclasses.replace(p, source=-1 - p.source) for p in passed]
                 mixed += 1
             else:
                 seen = row % layout.samples < layout.image_rows

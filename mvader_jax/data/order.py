@@ -48,11 +48,12 @@ class Dataset(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Damage:
-    """A record that was passed over: which source, which number, why."""
+    """A record that was passed over: which source, which number of its `of` records, why."""
 
     source: int
     index: int
     reason: str
+    of: int
 
 
 class _Lazy:
@@ -148,5 +149,6 @@ class Reader:
             try:
                 return decode(source.record(index, rng)), passed
             except (DamagedRecord, UserError) as error:
-                passed.append(Damage(which, index, printable(f"{source.where(index)}: {error}")))
+                reason = printable(f"{source.where(index)}: {error}")
+                passed.append(Damage(which, index, reason, len(source)))
         raise UserError(f"{len(passed)} damaged records in a row; the last: {passed[-1].reason}")

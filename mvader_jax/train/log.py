@@ -146,15 +146,18 @@ class Logger:
         """Model FLOPs of a step over all devices; from now on the logs hold what is made of them."""
         self._flops = per_step
 
-    def after_step(self, number: int, metrics: Any) -> None:
-        """Notes step `number`'s metrics, and at a log point writes the means since the last one."""
+    def after_step(self, number: int, metrics: Any, **counts: int) -> None:
+        """Notes step `number`'s metrics, and at a log point writes the means since the last one.
+
+        counts: of the whole run so far, written as they are.
+        """
         self._collect()
         self._pending = (number, metrics)
         self._steps += 1
         if number % self.stage.log_every == 0 or number == self.stage.steps:
             self._collect()
             rates = {f"learning_rate/{group}": float(rate(number - 1)) for group, rate in self.rates.items()}
-            self.write(number, {**self._means(), **rates})
+            self.write(number, {**self._means(), **rates, **counts})
         elif number == self._first + 1:
             # The first log point may be hours away: that it runs is shown at once.
             self._collect()

@@ -88,13 +88,15 @@ def train(
         ):
             for number in range(first + 1, stage.steps + 1):
                 batch = make_global(next(job.loader), mesh)
+                for notice in job.loader.notices():
+                    logger.say(notice)
                 if number == first + 1:
                     with logger.aside():
                         logger.flops(job.run.flops(job.state, batch))
                 profiling.before(number)
                 job.state, metrics = job.run.step(job.state, batch)
                 job.step = number
-                logger.after_step(number, metrics)
+                logger.after_step(number, metrics, damaged_records=len(job.loader.damaged))
                 if on_step is not None:
                     on_step(number)
                 if profiling.after(number, job.state.step):

@@ -147,6 +147,8 @@ def test_damaged_records_are_replaced_counted_and_remembered(tokenizer):
     seen = collections.Counter(n for b in take(first, 5) for n in numbers(b))
     assert seen == collections.Counter([*set(range(60)) - {7, 8, 30}, 9, 9, 31])
     assert sorted(index for _, index in first.damaged) == [7, 8, 30]
+    (told,) = first.notices()
+    assert told.startswith("a damaged record is passed over: shard-") and not first.notices()
     again = diffusion_loader(tokenizer, source, config())
     again.set_state(first.get_state())
     assert again.damaged == first.damaged
@@ -158,6 +160,16 @@ def test_too_many_damaged_records_stop_the_run_with_the_file(tokenizer):
         take(run, 10)
     with pytest.raises(UserError, match="60 damaged records in a row"):
         take(diffusion_loader(tokenizer, Numbered(60, damaged=range(60)), config()), 1)
+
+
+def test_most_of_a_set_damaged_stops_the_run_long_before_bad_limit(tokenizer):
+    source = Numbered(60, damaged=range(6, 60))
+    with pytest.raises(
+        UserError, match=r"31 of the 60 records .* bad_share 0\.5; the last: shard-\d+: it is cut"
+    ):
+        take(diffusion_loader(tokenizer, source, config()), 40)
+    run = diffusion_loader(tokenizer, source, config(bad_share=1.0))
+    assert {n for b in take(run, 40) for n in numbers(b)} == set(range(6))
 
 
 def test_a_state_of_other_data_or_no_whole_batch_is_refused(tokenizer):

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.sources import Pairs
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata
 from mvader_jax.parallel.mesh import MeshConfig, make_global, make_mesh
@@ -278,3 +280,28 @@ def test_configs_load_and_overrides_are_checked() -> None:
         load_config("configs/none.py")
     with pytest.raises(UserError, match="unknown stage 'difusion'"):
         config.stage("difusion")
+
+
+def test_most_pairs_damaged_stops_the_run_and_the_first_is_told(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """18 of 20 pairs cannot be used: a line at the first, and an end before many steps."""
+    good = {"query": "a red cup", "positive": "a cup in red", "negatives": ["a blue cup"]}
+    lines = [json.dumps(good if i in (0, 7) else {**good, "negatives": []}) for i in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    data = DataConfig(Pairs((str(tmp_path / "pairs.jsonl"),)), threads=1)
+    (tmp_path / "captioning").mkdir()
+    os.symlink(workdir / "captioning" / "bundle", tmp_path / "captioning" / "bundle")
+    config = config_for("contrastive", data=data, steps=50)
+    with pytest.raises(
+        UserError, match=r"\d+ of the 19 records of a data set are damaged, more than bad_share"
+    ):
+        train(config, "contrastive", tmp_path, one_device())
+    # Where they are few, the run says the first and counts them.
+    allowed = dataclasses.replace(data, bad_share=1.0)
+    config = config_for("contrastive", data=allowed, steps=2, log_every=1)
+    assert train(config, "contrastive", tmp_path, one_device()) == 0
+    said = capsys.readouterr().err
+    assert said.count("a damaged record is passed over: record") >= 1 and "it has no negatives" in said
+    records = [json.loads(s) for s in (tmp_path / "contrastive" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["damaged_records"] for r in records if "damaged_records" in r][-1] > 8

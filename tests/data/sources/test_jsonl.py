@@ -141,7 +141,7 @@ def test_interleaved_prompts_keep_order_and_weights(interleaved):
 
 
 def test_interleaved_rows_in_the_diffusion_batch(interleaved):
-    config = DataConfig(Scenes(num_records=50), image_size=16)
+    config = DataConfig(Scenes(num_records=50), image_size=16, bad_share=1.0)
     objective = Diffusion(
         caption_length=40, p_image=0.25, p_interleaved=0.5,
         interleaved=(interleaved,), interleaved_length=20, interleaved_images=1,
