@@ -27,6 +27,12 @@ def bundle(
     tokenizer: Annotated[
         Path | None, typer.Option(help="a folder or bundle, in place of the decoder's own")
     ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="RUN/STAGE[@STEP] of a training run, in place of components")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="with --checkpoint: the parameters themselves, not their average")
+    ] = False,
     embedder: Annotated[
         str | None, typer.Option(help="s_magma or clip_text [default: s_magma with a decoder]")
     ] = None,
@@ -42,6 +48,7 @@ def bundle(
     from mvader_jax.cli._progress import bar
     from mvader_jax.convert.compose import compose
     from mvader_jax.storage.describe import describe as describe_bundle
+    from mvader_jax.train.snapshot import Snapshot, write_snapshot
 
     given = {
         "decoder": decoder,
@@ -56,9 +63,16 @@ def bundle(
     parts = {name: path for name, path in given.items() if path is not None}
     if describe and parts:
         raise UserError("--describe takes no components; it prints what the bundle at OUT holds")
+    if checkpoint is not None and (parts or describe or tokenizer or embedder or seed):
+        raise UserError("--checkpoint brings all components of a bundle; leave out the other options")
+    if raw and checkpoint is None:
+        raise UserError("--raw belongs to --checkpoint")
     if as_json and not describe:
         raise UserError("--json belongs to --describe")
-    if not describe:
+    if checkpoint is not None:
+        write_snapshot(Snapshot.of(checkpoint, raw=raw), out, overwrite=overwrite)
+        print(f"wrote {out}")
+    elif not describe:
         with bar("copying", "B", quiet=quiet) as progress:
             notes = compose(
                 out,

@@ -69,7 +69,15 @@ def sample(
         int | None, POSITIVE, typer.Option(help="with --prompts: pictures drawn together [default: 8]")
     ] = None,
     mesh: Annotated[str, typer.Option(help="devices to draw on, as in data=4,fsdp=2 [default: one]")] = "",
-    bundle: Annotated[str, typer.Option(help="name of an embedded bundle, or a directory")] = "tiny",
+    bundle: Annotated[
+        str,
+        typer.Option(
+            help="an embedded bundle, a directory, hf:ORG/NAME, or RUN/STAGE[@STEP] of a training run"
+        ),
+    ] = "tiny",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="of a training run: the parameters themselves, not their average")
+    ] = False,
     out: Annotated[Path, typer.Option(help="directory for the pictures")] = Path("outputs"),
     dtype: Annotated[str, typer.Option(help="compute dtype: float32 or bfloat16")] = "float32",
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress shown")] = False,
@@ -90,7 +98,7 @@ def sample(
         eta=eta,
     )
     count = None if num_images is None else image_count(num_images)
-    place = _Place(bundle, dtype, mesh, out, quiet)
+    place = _Place(bundle, dtype, mesh, out, quiet, raw)
     given = {"strength": strength, "fraction": fraction}
     task_options = {name: value for name, value in given.items() if value is not None}
     if prompts is not None:
@@ -120,9 +128,10 @@ class _Place:
     mesh: str
     out: Path
     quiet: bool
+    raw: bool
 
     def load(self) -> Pipeline:
-        return load_pipeline(self.bundle, dtype=self.dtype, mesh=self.mesh)
+        return load_pipeline(self.bundle, dtype=self.dtype, mesh=self.mesh, raw=self.raw)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,14 +209,26 @@ def _sample_file(
     return 1 if report.problems else 0
 
 
-def load_pipeline(bundle: str, *, dtype: str = "float32", mesh: str = "") -> Pipeline:
-    """A bundle ready to draw on the mesh of a command's `--mesh`, its compiled programs kept on disk."""
+def load_pipeline(bundle: str, *, dtype: str = "float32", mesh: str = "", raw: bool = False) -> Pipeline:
+    """A bundle, or a step of a training run, ready to draw on the mesh of a command's `--mesh`.
+
+    Compiled programs are kept on disk. raw: of a run, the parameters themselves.
+    """
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.parallel.processes import first_process
     from mvader_jax.sampling.pipeline import Pipeline
     from mvader_jax.storage.describe import FRESH, is_fresh
+    from mvader_jax.storage.programs import compilation_cache
+    from mvader_jax.train.snapshot import Snapshot, is_snapshot, load_snapshot
 
-    pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh), cache=True)
+    if is_snapshot(bundle):
+        compilation_cache()
+        place, step = open_mesh(mesh), Snapshot.of(bundle, raw=raw)
+        pipe = Pipeline(load_snapshot(step, mesh=place, dtype=dtype), dtype=dtype, mesh=place)
+    elif raw:
+        raise UserError("--raw belongs to RUN/STAGE[@STEP]; a bundle has one set of parameters")
+    else:
+        pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh), cache=True)
     if is_fresh(pipe.bundle.records) and first_process():
         tell(f"{bundle}: {FRESH}")
     return pipe

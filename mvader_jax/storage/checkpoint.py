@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.processes import barrier, everywhere, first_process, gather_json
 
 Tree = Any
 _log = logging.getLogger(__name__)
-
 
 #: Size of the pieces an array is written in: a process that restores its shard reads little more than that.
 _CHUNK_BYTES = 32 << 20
@@ -119,6 +119,29 @@ class Restored:
     state: Tree
     data: dict[str, Any]
     metadata: dict[str, Any]
+
+
+def read_step(directory: str | Path, part: str) -> tuple[Tree, dict[str, Any]]:
+    """(tree `part` of a step's state as NumPy arrays, the step's metadata), read beside a run that may be going on.
+
+    Raises UserError where the step in `directory` cannot be read.
+    """
+    directory = Path(directory).absolute()
+    try:
+        metadata = ocp.JsonCheckpointHandler().restore(epath.Path(directory / "metadata"))
+        wanted = {
+            part: _shapes(_tree(ocp.StandardCheckpointHandler().metadata(epath.Path(directory / "state"))))[
+                part
+            ]
+        }
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        state = _reading_handler(_whole(wanted)).restore(
+            epath.Path(directory / "state"),
+            args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
+        )
+    except Exception as error:
+        raise UserError(f"{directory} cannot be read: {_first_line(error)}") from None
+    return state[part], dict(metadata)
 
 
 class _Damaged(Exception):
@@ -245,8 +268,7 @@ class Checkpoints:
 
 #: Arrays up to this size are summed on the host for the fingerprint.
 _SMALL_BYTES = 4 << 20
-_FINGERPRINT = "fingerprint"
-_UNKNOWN = "unknown"
+_FINGERPRINT, _UNKNOWN = "fingerprint", "unknown"
 
 
 def fingerprint(tree: Tree) -> int:

@@ -100,11 +100,7 @@ def assemble(
     model: with every part that `components` are of. whitening: [in, in], where the stage whitens groups.
     Raises UserError for a mistake in the stage, and for a mesh that the parameters or the rows do not divide over.
     """
-    trainable, frozen, groups = partition(components, _patterns(stage))
-    trainable = jax.tree.map(lambda x: _cast(x, jnp.float32), trainable)
-    # Integers and keys stay what they are.
-    kept = jnp.dtype(stage.frozen_dtype)
-    frozen = jax.tree.map(lambda x: _cast(x, kept) if jnp.issubdtype(x.dtype, jnp.floating) else x, frozen)
+    trainable, frozen, groups = split(components, stage)
     optimizer = make_optimizer(
         stage.optimizer,
         {name: group.learning_rate for name, group in stage.groups.items()},
@@ -123,6 +119,16 @@ def assemble(
         shardings=_shardings(model, trainable, frozen, optimizer, stage, mesh),
     )
     return assembly, trainable, frozen
+
+
+def split(components: Mapping[str, Tree], stage: Stage) -> tuple[Tree, Tree, dict[str, str]]:
+    """`partition` by the stage's groups, each part in the dtype that the stage keeps it in."""
+    trainable, frozen, groups = partition(components, _patterns(stage))
+    trainable = jax.tree.map(lambda x: _cast(x, jnp.float32), trainable)
+    # Integers and keys stay what they are.
+    kept = jnp.dtype(stage.frozen_dtype)
+    frozen = jax.tree.map(lambda x: _cast(x, kept) if jnp.issubdtype(x.dtype, jnp.floating) else x, frozen)
+    return trainable, frozen, groups
 
 
 def stage_loss(model: ModelConfig, stage: Stage, remat: Remat | None = None) -> LossFn:

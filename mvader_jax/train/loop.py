@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import Loader
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
@@ -30,7 +29,7 @@ from mvader_jax.storage.lock import only_user
 from mvader_jax.train.assemble import saved
 from mvader_jax.train.config import TrainConfig
 from mvader_jax.train.log import BadUpdate, Logger
-from mvader_jax.train.origin import changes, code_version, description
+from mvader_jax.train.origin import changes, code_version, description, trained_by, trained_records
 from mvader_jax.train.preemption import Preemption
 from mvader_jax.train.profiling import Profile
 from mvader_jax.train.run import Run, build_run, data_loader
@@ -120,7 +119,7 @@ def train(
             logger.say(f"{why}: step {job.step} is saved, the same command goes on from there")
             return INTERRUPTED if preemption.signal == signal.SIGINT else PREEMPTED
         with jax.set_mesh(mesh):
-            write_result(job.run, job.state, directory / "bundle", config.name, stage_name)
+            write_result(job.run, job.state, directory / "bundle", config, stage_name)
         logger.say(f"finished: {directory / 'bundle'}")
     return 0
 
@@ -245,39 +244,13 @@ def result(run: Run, state: TrainState) -> Bundle:
     return dataclasses.replace(run.start.bundle, components=merge(state.ema, state.frozen))
 
 
-def write_result(run: Run, state: TrainState, path: Path, config_name: str, stage_name: str) -> None:
+def write_result(run: Run, state: TrainState, path: Path, config: TrainConfig, stage_name: str) -> None:
     """Writes the finished stage's bundle: its own components, and those of earlier bundles it did not use."""
     bundle = result(run, state)
     model = run.stage.objective.finished(bundle.model, bundle.components, held_out_batches(run))
     bundle = dataclasses.replace(bundle, model=model)
-    trained = {
-        "stage": stage_name,
-        "config": config_name,
-        "steps": run.stage.steps,
-        "data": data_in_words(run.stage.data),
-        "code": code_version(),
-    }
+    trained = trained_by(config, stage_name, run.stage.steps, code_version())
     bundle = dataclasses.replace(bundle, records=trained_records(bundle, run.groups, trained))
     with whole_directory(path, overwrite=True) as work:
         write_bundle(work, bundle)
         carry_over(work, run.start.unused)
-
-
-def trained_records(
-    bundle: Bundle, groups: Iterable[str], trained: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """What config.json says of a bundle's components, with what trained those of `groups` (paths of parameters)."""
-    names = {path.split("/")[0] for path in groups}
-    records = {name: dict(bundle.records.get(name, {})) for name in bundle.components}
-    for name in names & records.keys():
-        records[name]["trained"] = dict(trained)
-    if any("/attn2/to_k" in path for path in groups):
-        records["unet"].pop("fresh", None)
-    return records
-
-
-def data_in_words(data: DataConfig) -> str:
-    """Where a stage's records came from, shortly."""
-    paths = data.precomputed or getattr(data.source, "paths", ())
-    encoded = "precomputed " if data.precomputed else ""
-    return f"{encoded}{data.source.kind}{' of ' if paths else ''}{', '.join(paths)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from mvader_jax import __version__
+from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
 from mvader_jax.settings import from_dict, modern, to_dict
+from mvader_jax.storage.bundle import Bundle
 from mvader_jax.train.config import TrainConfig
 from mvader_jax.train.run import Run
 
@@ -73,3 +75,29 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return __version__
     return f"{__version__}+{done.stdout.strip()}"
+
+
+def trained_by(config: TrainConfig, stage_name: str, steps: int, code: str) -> dict[str, Any]:
+    """What a bundle's config.json says of the stage that trained a component."""
+    data = data_in_words(config.stage(stage_name).data)
+    return {"stage": stage_name, "config": config.name, "steps": steps, "data": data, "code": code}
+
+
+def trained_records(
+    bundle: Bundle, groups: Iterable[str], trained: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What config.json says of a bundle's components, with what trained those of `groups` (paths of parameters)."""
+    names = {path.split("/")[0] for path in groups}
+    records = {name: dict(bundle.records.get(name, {})) for name in bundle.components}
+    for name in names & records.keys():
+        records[name]["trained"] = dict(trained)
+    if any("/attn2/to_k" in path for path in groups):
+        records["unet"].pop("fresh", None)
+    return records
+
+
+def data_in_words(data: DataConfig) -> str:
+    """Where a stage's records came from, shortly."""
+    paths = data.precomputed or getattr(data.source, "paths", ())
+    encoded = "precomputed " if data.precomputed else ""
+    return f"{encoded}{data.source.kind}{' of ' if paths else ''}{', '.join(paths)}"

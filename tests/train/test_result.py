@@ -9,7 +9,7 @@ from micro import DATA, MODEL
 from mvader_jax.data.sources import Records
 from mvader_jax.storage.bundle import Bundle
 from mvader_jax.storage.describe import is_fresh, training
-from mvader_jax.train.loop import data_in_words, trained_records
+from mvader_jax.train.origin import data_in_words, trained_records
 
 
 def test_what_trained_a_component_is_recorded() -> None:

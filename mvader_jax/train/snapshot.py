@@ -1,0 +1,105 @@
+"""A bundle out of any checkpoint of a run, also of one that is going on: nothing of the run is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from mvader_jax.errors import UserError
+from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.settings import from_dict, modern
+from mvader_jax.storage.atomic import whole_directory
+from mvader_jax.storage.bundle import Bundle, carry_over, load_bundle, not_ours, write_bundle
+from mvader_jax.storage.checkpoint import read_step
+from mvader_jax.train.assemble import split
+from mvader_jax.train.config import TrainConfig
+from mvader_jax.train.origin import trained_by, trained_records
+from mvader_jax.train.start import Start, gather_start
+from mvader_jax.train.state import merge
+
+_NAME = re.compile(r"(?P<directory>.+?)(?:@(?P<step>\d+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A step of a stage's run. raw: the parameters themselves in place of their average."""
+
+    directory: Path
+    step: int
+    raw: bool = False
+
+    @classmethod
+    def of(cls, name: str | Path, *, raw: bool = False) -> Snapshot:
+        """The step that "RUN/STAGE@STEP" names, or without @STEP the newest. Raises UserError where there is none."""
+        match = _NAME.fullmatch(str(name))
+        assert match is not None
+        directory = Path(match["directory"])
+        found = steps(directory)
+        if not found:
+            raise UserError(f"{directory} is no stage of a run with a checkpoint: it has no checkpoints/STEP")
+        step = found[-1] if match["step"] is None else int(match["step"])
+        if step not in found:
+            raise UserError(
+                f"{directory} has no checkpoint of step {step}; it has {', '.join(map(str, found))}"
+            )
+        return cls(directory, step, raw)
+
+
+def is_snapshot(name: str | Path) -> bool:
+    """Whether a name means a stage's run rather than a bundle."""
+    match = _NAME.fullmatch(str(name))
+    return match is not None and (Path(match["directory"]) / "checkpoints").is_dir()
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps of a stage's run that are whole on disk, in order."""
+    places = (directory / "checkpoints").glob("*") if directory.is_dir() else ()
+    return sorted(int(place.name) for place in places if place.name.isdigit() and place.is_dir())
+
+
+def load_snapshot(snapshot: Snapshot, *, mesh: Mesh | None = None, dtype: str | None = None) -> Bundle:
+    """The model as the step has it, with all components that the stage's result would hold.
+
+    Raises UserError as `_gather`.
+    """
+    bundle, start = _gather(snapshot, mesh)
+    for name, path in start.unused.items():
+        other = load_bundle(path.parent, components=[name], mesh=mesh)
+        bundle.components[name], bundle.records[name] = other.components[name], other.records[name]
+    if dtype is not None:
+        bundle.components = jax.tree.map(lambda leaf: leaf.astype(dtype), bundle.components)
+    return bundle
+
+
+def write_snapshot(snapshot: Snapshot, out: Path, *, overwrite: bool = False) -> None:
+    """Writes the same as a bundle. Raises UserError as `load_snapshot`, and where `out` cannot be written."""
+    bundle, start = _gather(snapshot, None)
+    with whole_directory(out, overwrite=overwrite, not_ours=not_ours, sources=[snapshot.directory]) as work:
+        write_bundle(work, bundle)
+        carry_over(work, start.unused)
+
+
+def _gather(snapshot: Snapshot, mesh: Mesh | None) -> tuple[Bundle, Start]:
+    """Raises UserError where the step cannot be read, or the bundles that the stage started from are gone or others."""
+    directory = snapshot.directory
+    saved, metadata = read_step(
+        directory / "checkpoints" / str(snapshot.step), "trainable" if snapshot.raw else "ema"
+    )
+    config = from_dict(TrainConfig, modern(TrainConfig, metadata["config"]), f"the config of {directory}")
+    stage = config.stage(metadata["stage"])
+    place = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(place):
+        start = gather_start(config, stage, directory.parent, place)
+    for name, digest in metadata.get("start", {}).items():
+        mine = start.bundle.records.get(name, {}).get("sha256")
+        if digest and mine and digest != mine:
+            raise UserError(f"the {name} that {directory} started from was replaced by another since")
+    trainable, frozen, groups = split(start.bundle.components, stage)
+    trainable = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), trainable, saved)
+    bundle = dataclasses.replace(start.bundle, components=merge(trainable, frozen))
+    trained = trained_by(config, metadata["stage"], snapshot.step, metadata.get("version", "unknown"))
+    return dataclasses.replace(bundle, records=trained_records(bundle, groups, trained)), start
