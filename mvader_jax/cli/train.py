@@ -27,6 +27,7 @@ def train(
 ) -> int:
     """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved; 130: by Ctrl-C."""
     from mvader_jax.parallel.mesh import open_mesh
+    from mvader_jax.storage import quiet as asides
     from mvader_jax.storage.programs import compilation_cache
     from mvader_jax.train.config import load_config
     from mvader_jax.train.loop import train as run
@@ -36,12 +37,13 @@ def train(
     assert chosen_mesh is not None
     compilation_cache()
     loaded = load_config(config, overrides or ())
-    return run(
-        loaded,
-        chosen_stage(stage, objective),
-        workdir or Path("runs") / loaded.name,
-        chosen_mesh,
-        quiet=quiet,
-        profile=profile,
-        on_sample=SampleGrid(),
-    )
+    with asides.quiet():
+        return run(
+            loaded,
+            chosen_stage(stage, objective),
+            workdir or Path("runs") / loaded.name,
+            chosen_mesh,
+            quiet=quiet,
+            profile=profile,
+            on_sample=SampleGrid(),
+        )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,19 +179,22 @@ class Checkpoints:
     def save(self, step: int, state: Tree, *, data: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Saves a step in the background. state may hold typed random keys; data and metadata are JSON.
 
-        A step that is there already is left as it is: it holds the same.
+        A step that is there already is left as it is: it holds the same. Raises UserError where this one, or the
+        one before, cannot be written.
         """
         if step in self._manager.all_steps():
             return
         state = _without_keys(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state, save_args=_in_chunks(state)),
-                data=ocp.args.JsonSave(data),
-                metadata=ocp.args.JsonSave({**metadata, _FINGERPRINT: fingerprint(state)}),
-            ),
-        )
+        metadata = {**metadata, _FINGERPRINT: fingerprint(state)}
+        with self._saving():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state, save_args=_in_chunks(state)),
+                    data=ocp.args.JsonSave(data),
+                    metadata=ocp.args.JsonSave(metadata),
+                ),
+            )
 
     def restore(self, example: Tree, shardings: Tree) -> Restored:
         """The newest step that can be read, onto `shardings` (another mesh or number of processes than it
@@ -226,9 +232,20 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being written. Raises UserError where it cannot be."""
+        with self._saving():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        # Of the file system, of tensorstore, of orbax' threads.
+        except (OSError, ValueError, RuntimeError) as error:
+            whole = [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
+            last = f"; step {max(whole)} is whole" if whole else ""
+            raise UserError(f"cannot save a checkpoint in {self.directory}: {_reason(error)}{last}") from None
 
     def _read(self, step: int, target: Tree) -> Restored:
         """One step. Handlers are called directly: a manager's restore would wait for processes that failed."""
@@ -394,6 +411,13 @@ def _named(tree: Tree) -> dict[str, Any]:
     """{path: leaf}, with the same path for a field and for the dictionary's key it is stored under."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words, which tensorstore gives by number at the end of a long message."""
+    number = getattr(error, "errno", None)
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(number or int(found[1])) if number or found else _first_line(error)  # type: ignore[index]
 
 
 def _first_line(error: BaseException) -> str:

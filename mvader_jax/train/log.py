@@ -19,7 +19,7 @@ import rich.console
 import rich.progress
 
 from mvader_jax.parallel.processes import first_process
-from mvader_jax.storage.atomic import write_file
+from mvader_jax.storage.atomic import explained, write_file
 from mvader_jax.train.config import Stage
 from mvader_jax.train.flops import peak_flops
 from mvader_jax.train.tensorboard import TensorBoard
@@ -115,10 +115,14 @@ class Logger:
     def __init__(
         self, directory: Path, stage: Stage, rates: Rates, *, first: int = 0, quiet: bool = False
     ) -> None:
-        """first: the step that the run goes on from; what the logs hold of later ones is done again, and goes."""
+        """first: the step that the run goes on from; what the logs hold of later ones is done again, and goes.
+
+        Raises UserError, as every method that writes, where the directory's disk is full.
+        """
         self.stage, self.rates = stage, rates
         self.chief = first_process()
         self.shown = Shown(stage.steps, first, quiet=quiet)
+        self._directory = directory
         self.say = self.shown.say
         self._first = first
         self._sums: dict[str, np.ndarray] = {}
@@ -130,10 +134,11 @@ class Logger:
         self._since = time.monotonic()
         self._steps = 0
         if self.chief:
-            directory.mkdir(parents=True, exist_ok=True)
-            drop_later_rows(directory / "metrics.jsonl", first)
-            self._jsonl = (directory / "metrics.jsonl").open("a", encoding="utf-8")
-            self._board = TensorBoard(directory / "tensorboard", first)
+            with explained(directory):
+                directory.mkdir(parents=True, exist_ok=True)
+                drop_later_rows(directory / "metrics.jsonl", first)
+                self._jsonl = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+                self._board = TensorBoard(directory / "tensorboard", first)
 
     @contextmanager
     def progress(self) -> Iterator[None]:
@@ -184,19 +189,22 @@ class Logger:
             return
         # JSON has no NaN; null keeps a bad value visible and the file readable.
         record = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._jsonl.write(json.dumps({"step": number, **record}) + "\n")
-        self._jsonl.flush()
-        self._board.write(number, values)
+        with explained(self._directory):
+            self._jsonl.write(json.dumps({"step": number, **record}) + "\n")
+            self._jsonl.flush()
+            self._board.write(number, values)
 
     def picture(self, number: int, name: str, pixels: np.ndarray) -> None:
         """Adds a picture, uint8 [H, W, 3], to TensorBoard."""
         if self.chief:
-            self._board.picture(number, name, pixels)
+            with explained(self._directory):
+                self._board.picture(number, name, pixels)
 
     def close(self) -> None:
         if self.chief:
-            self._jsonl.close()
-            self._board.close()
+            with explained(self._directory):
+                self._jsonl.close()
+                self._board.close()
 
     def _collect(self) -> None:
         if self._pending is None:

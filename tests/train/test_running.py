@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import signal
 import subprocess
@@ -15,7 +17,9 @@ import pytest
 from jobs import ROOT, environment
 from kill import STAGE, command
 
+from mvader_jax.errors import UserError
 from mvader_jax.storage.bundle import save_bundle
+from mvader_jax.train.log import Logger
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +29,14 @@ def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(workdir: Path, init: Path, steps: int, *overrides: str, **streams: object) -> subprocess.Popen[str]:
+def start(
+    workdir: Path, init: Path, steps: int, *overrides: str, limit: str = "true", **streams: object
+) -> subprocess.Popen[str]:
     arguments = [word for word in command(workdir, steps) if word != "--quiet"]
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
     env = environment(NANO_BUNDLE=str(init), PYTHONUNBUFFERED="")
-    return subprocess.Popen([*arguments, *overrides], env=env, cwd=ROOT, text=True, **settings)  # type: ignore[call-overload,no-any-return]
+    words = ["bash", "-c", f'{limit}; exec "$@"', "-", *arguments, *overrides]
+    return subprocess.Popen(words, env=env, cwd=ROOT, text=True, **settings)  # type: ignore[call-overload,no-any-return]
 
 
 def steps_of(workdir: Path) -> list[int]:
@@ -138,3 +145,37 @@ def test_closed_standard_streams_do_not_end_in_a_file(tmp_path: Path) -> None:
     script = "exec 2>&-; exec 1>&-; exec " + " ".join(command(tmp_path, 1)[:3]) + " samplers"
     done = subprocess.run(["bash", "-c", script], env=environment(), cwd=ROOT)
     assert done.returncode == 0
+
+
+def test_a_disk_that_takes_no_more_is_one_sentence_and_the_last_checkpoint_is_whole(
+    init: Path, tmp_path: Path
+) -> None:
+    """RLIMIT_FSIZE in place of a full disk, which needs root: no file may grow beyond so many bytes."""
+    run = tmp_path / "run"
+    process = start(run, init, 10)
+    assert process.wait(timeout=120) == 0
+    process = start(run, init, 40, limit="ulimit -f 60")
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2 and "Traceback" not in error, error
+    (said,) = [line for line in error.splitlines() if line.startswith("mvader: ")]
+    assert f"cannot save a checkpoint in {run / STAGE / 'checkpoints'}: " in said
+    assert "File too large" in said and said.endswith("; step 10 is whole")
+    # With room again the same command goes on from there.
+    process = start(run, init, 12)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0 and error.startswith("going on from step 10 of 12\n")
+
+
+class Full(io.StringIO):
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = Logger(tmp_path, micro.train_config().stages["diffusion"], {}, quiet=True)
+    monkeypatch.setattr(logger, "_jsonl", Full())
+    with logger.progress(), pytest.raises(UserError) as caught:
+        logger.write(2, {"loss": 1.0})
+    assert str(caught.value) == f"cannot write '{tmp_path}': no space is left on its disk"
