@@ -10,7 +10,8 @@ from mvader_jax.paper.evaluate import Evaluation, attribute_scores, draw, held_o
 from mvader_jax.prompt.elements import Image, Prompt
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
-from mvader_jax.storage.bundle import ASSETS, load_bundle, read_config
+from mvader_jax.storage.bundle import load_bundle
+from mvader_jax.storage.bundle_config import ASSETS, read_config
 from mvader_jax.train.config import load_config
 
 TINY = ASSETS / "tiny"

@@ -40,6 +40,9 @@ def bundle(
     describe: Annotated[
         bool, typer.Option("--describe", help="print what the bundle at OUT is: it may be hf:ORG/NAME")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="read the bundle at OUT whole and compare it with its hashes")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with --describe: as JSON")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the bundle at OUT")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
@@ -47,6 +50,8 @@ def bundle(
     """Put components of bundles together into one, or describe one."""
     from mvader_jax.cli._progress import bar
     from mvader_jax.convert.compose import compose
+    from mvader_jax.storage.bundle import verify as check
+    from mvader_jax.storage.bundle_config import find_bundle
     from mvader_jax.storage.describe import describe as describe_bundle
     from mvader_jax.train.snapshot import Snapshot, write_snapshot
 
@@ -61,18 +66,20 @@ def bundle(
         "vae": vae,
     }
     parts = {name: path for name, path in given.items() if path is not None}
-    if describe and parts:
-        raise UserError("--describe takes no components; it prints what the bundle at OUT holds")
-    if checkpoint is not None and (parts or describe or tokenizer or embedder or seed):
+    if (describe or verify) and parts:
+        what = "--describe" if describe else "--verify"
+        raise UserError(f"{what} takes no components; it looks at the bundle at OUT")
+    if checkpoint is not None and (parts or describe or verify or tokenizer or embedder or seed):
         raise UserError("--checkpoint brings all components of a bundle; leave out the other options")
     if raw and checkpoint is None:
         raise UserError("--raw belongs to --checkpoint")
     if as_json and not describe:
         raise UserError("--json belongs to --describe")
+    compared = check(find_bundle(out)) if verify else {}
     if checkpoint is not None:
         write_snapshot(Snapshot.of(checkpoint, raw=raw), out, overwrite=overwrite)
         print(f"wrote {out}")
-    elif not describe:
+    elif not (describe or verify):
         with bar("copying", "B", quiet=quiet) as progress:
             notes = compose(
                 out,
@@ -90,4 +97,4 @@ def bundle(
     if as_json:
         print(json.dumps(description.to_json(), indent=1))
     else:
-        print("\n".join(description.lines()))
+        print("\n".join(description.lines(compared)))

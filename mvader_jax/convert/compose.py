@@ -17,17 +17,9 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.components import COMPONENTS, abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.prompt.tokenizer import Tokenizer
-from mvader_jax.settings import from_dict
 from mvader_jax.storage.atomic import whole_directory
-from mvader_jax.storage.bundle import (
-    component_files,
-    find_bundle,
-    link_component,
-    not_ours,
-    read_config,
-    same_disk,
-    write_config,
-)
+from mvader_jax.storage.bundle import check_whole, component_files, link_component, same_disk
+from mvader_jax.storage.bundle_config import find_bundle, not_ours, read_model, write_config
 from mvader_jax.storage.stream import ComponentReader, Leaf, write_component
 
 EMBEDDERS = ("s_magma", "clip_text")
@@ -75,6 +67,8 @@ def compose(
         )
         model = dataclasses.replace(model, unet=dataclasses.replace(model.unet, cross_attention_dim=width))
     _check(model, found, stale)
+    for name, item in found.items():
+        check_whole(item.directory.parent, name)
     sizes = {
         name: sum(file.stat().st_size for file in component_files(item.directory))
         for name, item in found.items()
@@ -87,7 +81,7 @@ def compose(
     )
     needed = sum(size for name, size in sizes.items() if name not in linked)
     records = {}
-    sources = _others(out, found)
+    sources = [*_others(out, found), *([] if tokenizer is None else [tokenizer])]
     with whole_directory(out, overwrite=overwrite, not_ours=not_ours, sources=sources, needed=needed) as work:
         for name, item in found.items():
             records[name] = item.record
@@ -105,11 +99,9 @@ def compose(
 
 def _find(path: Path, name: str) -> _Found:
     bundle = find_bundle(path)
-    data = read_config(bundle)
-    records = data.get("components", {})
+    model, records = read_model(bundle)
     if name not in records:
         raise UserError(f"{path} has no {name}; it holds {', '.join(sorted(records)) or 'nothing'}")
-    model = from_dict(ModelConfig, data.get("model", {}), f"{bundle}/config.json: model")
     return _Found(bundle / name, model, records[name])
 
 
@@ -117,7 +109,7 @@ def _others(out: Path, found: Mapping[str, _Found]) -> list[Path]:
     """The bundles read beside `out` itself. Raises UserError where `out` has components that would be lost."""
     bundles = {item.directory.parent for item in found.values()}
     own = {bundle for bundle in bundles if out.exists() and bundle.samefile(out)}
-    lost = sorted({name for bundle in own for name in read_config(bundle)["components"]} - set(found))
+    lost = sorted({name for bundle in own for name in read_model(bundle)[1]} - set(found))
     if lost:
         raise UserError(f"{out} is a source itself and would lose its {', '.join(lost)}; name another place")
     return sorted(bundles - own)

@@ -17,7 +17,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.storage.atomic import whole_directory
-from mvader_jax.storage.bundle import not_ours, write_config
+from mvader_jax.storage.bundle_config import not_ours, write_config
 from mvader_jax.storage.stream import Leaf, write_component
 
 DTYPES = ("keep", "float32", "bfloat16")
@@ -88,7 +88,10 @@ def convert(
     notes += said
     not_finite: list[str] = []
     records: dict[str, dict[str, Any]] = {}
-    with whole_directory(out, overwrite=overwrite, not_ours=not_ours, sources=[path], needed=written) as work:
+    sources = [place for place in (path, base, tokenizer) if place is not None and place.exists()]
+    with whole_directory(
+        out, overwrite=overwrite, not_ours=not_ours, sources=sources, needed=written
+    ) as work:
         for part, m in zip(source.parts, matched, strict=True):
             for component, leaves in m.leaves.items():
                 made = write_component(

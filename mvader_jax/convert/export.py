@@ -16,13 +16,14 @@ from mvader_jax.convert.kinds import KINDS
 from mvader_jax.convert.kinds.base import Export
 from mvader_jax.convert.tensors import DTYPES, cast
 from mvader_jax.errors import UserError
-from mvader_jax.models.config import ModelConfig
-from mvader_jax.settings import from_dict
-from mvader_jax.storage.atomic import whole_directory
-from mvader_jax.storage.bundle import find_bundle, read_config
+from mvader_jax.storage.atomic import whole_directory, write_file
+from mvader_jax.storage.bundle import verify
+from mvader_jax.storage.bundle_config import find_bundle, read_model
 from mvader_jax.storage.stream import ComponentReader
 
 EXPORT_DTYPES = {"keep": None, "float32": DTYPES["F32"], "float16": DTYPES["F16"], "bfloat16": DTYPES["BF16"]}
+#: Lies beside what was exported and names it: what `--overwrite` may replace.
+MARK = "mvader_export.json"
 Described = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
@@ -48,7 +49,7 @@ def export(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Writes a bundle's components into the directory `out`.
+    """Writes a bundle's components into the directory `out`, as their hashes say they are.
 
     to: one of `formats`: "diffusers" (a pipeline's folder), "compvis" (model.safetensors) or "magma"
     (mp_rank_00_model_states.pt, with the semantic biases laid over the language model's); the last two get
@@ -67,6 +68,7 @@ def export(
         raise UserError(
             f"{bundle} has nothing that {to} holds ({', '.join(form.holds)}); it has {', '.join(job.held)}"
         )
+    verify(job.path, names)
     left = [name for name in job.held if name not in names]
     if not form.tokenizer and (job.path / "tokenizer").is_dir():
         left.append("tokenizer")
@@ -75,32 +77,40 @@ def export(
     with whole_directory(
         out,
         overwrite=overwrite,
-        not_ours=lambda path: _not_ours(path, to),
+        not_ours=_not_ours,
         sources=[job.path],
         needed=total * form.copies,
     ) as work:
         notes = [f"left out, {to} has no place for it: {name}" for name in left]
         notes += form.write(job, work)
+        write_file(
+            work / MARK, json.dumps({"written_by": "mvader_jax", "files": _files(work)}, indent=1) + "\n"
+        )
     return Exported(tuple(names), tuple(notes))
 
 
-def _not_ours(path: Path, to: str) -> str:
+def _files(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir())
+
+
+def _not_ours(path: Path) -> str:
     """What, in words, of a directory that is to be replaced is no export; "" where it is one, or empty."""
-    marks = {"diffusers": "model_index.json", "compvis": "model.safetensors"}
-    mark = path / marks.get(to, "mp_rank_00_model_states.pt")
-    if path.is_dir() and (mark.is_file() or not any(path.iterdir())):
-        return ""
-    return "it holds no export that mvader wrote"
+    files = _files(path) if path.is_dir() else [path.name]
+    try:
+        mark = json.loads((path / MARK).read_text(encoding="utf-8")) if files else {"files": []}
+        foreign = sorted({*files} - {MARK, *mark["files"]})
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it holds no export that mvader wrote"
+    return f"beside an export it holds {', '.join(foreign[:4])}" if foreign else ""
 
 
 class Job:
     """A bundle being exported."""
 
     def __init__(self, path: Path, dtype: np.dtype | None) -> None:
-        data = read_config(path)
         self.path, self.dtype = path, dtype
-        self.model = from_dict(ModelConfig, data.get("model", {}), f"{path}/config.json: model")
-        self.held = sorted(data.get("components", {}))
+        self.model, records = read_model(path)
+        self.held = sorted(records)
         self.readers: dict[str, ComponentReader] = {}
         self.advance: Callable[[int], None] = lambda _: None
 

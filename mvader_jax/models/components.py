@@ -42,7 +42,7 @@ COMPONENTS = {
 def abstract_components(model: ModelConfig, names: Iterable[str]) -> tuple[dict[str, Tree], dict[str, Tree]]:
     """({component: shapes}, {component: logical axes}), computed without any weights.
 
-    Raises UserError for an unknown component, or one that the model has no config for.
+    Raises UserError for an unknown component, one that the model has no config for, or settings that make none.
     """
     shapes, axes = {}, {}
     for name in names:
@@ -69,8 +69,15 @@ def _abstract_component(model: ModelConfig, name: str) -> tuple[Tree, Tree]:
         shapes = {path: jax.ShapeDtypeStruct(shape, dtype) for path, (shape, dtype, _) in flat.items()}
         axes = {path: tuple(names) for path, (_, _, names) in flat.items()}
         return unflatten_dict(shapes, sep="/"), unflatten_dict(axes, sep="/")
-    module, arguments, method, part = _recipe(model, name)
-    shape, axis = abstract_init(module, *arguments, method=method)
+    try:
+        module, arguments, method, part = _recipe(model, name)
+        shape, axis = abstract_init(module, *arguments, method=method)
+    except UserError:
+        raise
+    # JAX, flax and the layers raise many kinds for numbers that do not fit each other.
+    except Exception as error:
+        what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"the settings of the {name} do not fit each other: {what}") from None
     shape, axis = part(shape), part(axis)
     if file is not None:
         axes = flatten_dict(axis, sep="/")

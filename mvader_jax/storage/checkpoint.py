@@ -20,6 +20,7 @@ from etils import epath
 
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.processes import barrier, everywhere, first_process, gather_json
+from mvader_jax.storage.quiet import quiet
 
 Tree = Any
 _log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _IN_FLIGHT_BYTES = 256 << 20
 
 def save_tree(path: str | Path, tree: Tree) -> None:
     """Writes a tree of arrays into a new directory `path`; orbax commits it with one rename."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with quiet(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(path).absolute(), tree, save_args=_in_chunks(tree))
 
 
@@ -46,10 +47,11 @@ def tree_metadata(path: str | Path) -> Tree:
 
 def _metadata(path: str | Path) -> Tree:
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with quiet(), ocp.StandardCheckpointer() as checkpointer:
             tree = _tree(checkpointer.metadata(Path(path).absolute()))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a whole checkpoint: {_first_line(error)}") from None
+    # Orbax and tensorstore raise many kinds for a file that is cut, altered or gone.
+    except Exception as error:
+        raise UserError(f"{path} is not a whole checkpoint: {first_line(error)}") from None
     if not tree:
         raise UserError(f"{path} is not a whole checkpoint")
     return tree
@@ -72,11 +74,13 @@ def restore_tree(
 
     abstract: ShapeDtypeStructs that the tree must match leaf by leaf in name and shape. shardings: where
     the leaves go, each process reading only its shards; None gives NumPy arrays. dtype: what floating
-    leaves are cast to, None keeps them as stored. Raises UserError naming what does not match.
+    leaves are cast to, None keeps them as stored. Raises UserError naming what does not match, or is missing.
     """
+    if not Path(path).is_dir():
+        raise UserError(f"{path} is missing")
     if abstract is not None and shardings is None:
         # Metadata opens every array, half of what reading a small model takes: only a misfit needs it.
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(Exception):
             tree = _read(path, abstract, None, dtype, _whole(abstract))
             if _shapes_of(tree) == _shapes_of(abstract):
                 return tree
@@ -86,8 +90,8 @@ def restore_tree(
         _check(path, stored, abstract)
     try:
         return _read(path, stored, shardings, dtype, _in_flight(metadata, shardings))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {_first_line(error)}") from None
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
 
 
 def _read(path: str | Path, stored: Tree, shardings: Tree | None, dtype: Any, in_flight: int) -> Tree:
@@ -104,7 +108,7 @@ def _read(path: str | Path, stored: Tree, shardings: Tree | None, dtype: Any, in
             stored,
             shardings,
         )
-    with ocp.Checkpointer(_reading_handler(in_flight)) as checkpointer:
+    with quiet(), ocp.Checkpointer(_reading_handler(in_flight)) as checkpointer:
         return checkpointer.restore(
             Path(path).absolute(), args=ocp.args.PyTreeRestore(item=stored, restore_args=arguments)
         )
@@ -143,7 +147,7 @@ def read_step(directory: str | Path, part: str) -> tuple[Tree, dict[str, Any]]:
             args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
         )
     except Exception as error:
-        raise UserError(f"{directory} cannot be read: {_first_line(error)}") from None
+        raise UserError(f"{directory} cannot be read: {first_line(error)}") from None
     return state[part], dict(metadata)
 
 
@@ -211,7 +215,8 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             problem, found = "", None
             try:
-                found = self._read(step, target)
+                with quiet():
+                    found = self._read(step, target)
             except _Damaged as error:
                 problem = str(error)
             if not everywhere(found is not None):
@@ -264,9 +269,8 @@ class Checkpoints:
             )
         except UserError:
             raise
-        # Orbax and tensorstore raise many kinds for a file that is cut, altered or gone.
         except Exception as error:
-            raise _Damaged(_first_line(error)) from None
+            raise _Damaged(first_line(error)) from None
         if metadata.get(_FINGERPRINT, _UNKNOWN) not in (_UNKNOWN, fingerprint(state)):
             raise _Damaged("its numbers are not those that were saved")
         return Restored(step, state, dict(data), dict(metadata))
@@ -417,8 +421,8 @@ def _reason(error: BaseException) -> str:
     """The system's own words, which tensorstore gives by number at the end of a long message."""
     number = getattr(error, "errno", None)
     found = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(number or int(found[1])) if number or found else _first_line(error)  # type: ignore[index]
+    return os.strerror(number or int(found[1])) if number or found else first_line(error)  # type: ignore[index]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

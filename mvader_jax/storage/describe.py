@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.settings import from_dict
-from mvader_jax.storage.bundle import find_bundle, read_config
+from mvader_jax.storage.bundle_config import find_bundle, read_model
 
 Record = Mapping[str, Any]
 #: The component that reads the tokens of each embedder's prompts.
@@ -38,8 +37,8 @@ class Description:
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "components": {k: dict(v) for k, v in self.components.items()}}
 
-    def lines(self) -> list[str]:
-        """The same for a terminal."""
+    def lines(self, compared: Mapping[str, bool] | None = None) -> list[str]:
+        """The same for a terminal. compared: {component: whether its hash was compared}, of those looked at."""
         size = (
             ""
             if self.picture_size is None
@@ -56,16 +55,20 @@ class Description:
             dtypes = ", ".join(record.get("dtypes", ()))
             found.append(f"{name}: {record.get('parameters', 0):,} parameters, {dtypes}")
             found.append(f"  from {origin(record)}")
-            found.append(f"  sha256 {record.get('sha256', 'unknown')}")
+            if "not_finite" in record:
+                found.append(f"  not finite: {', '.join(record['not_finite'])}")
+            verified = {None: "", True: ", verified", False: ", nothing to compare with"}[
+                (compared or {}).get(name)
+            ]
+            found.append(f"  sha256 {record.get('sha256', 'unknown')}{verified}")
         return found
 
 
 def describe(name: str | Path) -> Description:
     """Reads what a bundle says of itself. Raises UserError for an unknown bundle."""
     path = find_bundle(name)
-    data = read_config(path)
-    model = from_dict(ModelConfig, data.get("model", {}), f"{path}/config.json: model")
-    records = dict(sorted(data.get("components", {}).items()))
+    model, held = read_model(path)
+    records = dict(sorted(held.items()))
     reader = _READER[model.embedder]
     pictures = reader == "decoder" and {"image_encoder", "image_prefix"} <= records.keys()
     return Description(
@@ -110,10 +113,8 @@ def training(record: Record) -> str:
     trained = record["trained"]
     if not isinstance(trained, Mapping):
         return f"stage {trained}"
-    stage = (
-        f"stage {trained['stage']} of {trained['config']}, {trained['steps']:,} steps on {trained['data']}"
-    )
-    return f"{stage}, code {trained['code']}"
+    said = {key: trained.get(key, "unknown") for key in ("stage", "config", "steps", "data", "code")}
+    return "stage {stage} of {config}, {steps} steps on {data}, code {code}".format(**said)
 
 
 def size_in_words(nbytes: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mvader_jax.errors import UserError
 from mvader_jax.storage import hub
-from mvader_jax.storage.bundle import bundle_files, find_bundle, read_config
+from mvader_jax.storage.bundle_config import bundle_files, find_bundle, read_config
 from mvader_jax.storage.describe import Description, describe, origin, size_in_words
 from mvader_jax.storage.stream import ComponentReader
 

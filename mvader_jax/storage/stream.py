@@ -8,11 +8,9 @@ read its own part.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +24,7 @@ from flax.traverse_util import unflatten_dict
 
 from mvader_jax.convert.tensors import bytes_of
 from mvader_jax.errors import UserError
+from mvader_jax.storage.quiet import quiet
 
 #: A chunk's size: small enough that hosts of a pod read little more than their shards.
 _CHUNK_BYTES = 32 << 20
@@ -65,7 +64,7 @@ def write_component(
     registry = ocp.type_handlers.create_type_handler_registry((Leaf, handler))
     tree = unflatten_dict({tuple(leaf.path.split("/")): leaf for leaf in leaves})
     with (
-        _quiet(),
+        quiet(),
         ocp.Checkpointer(
             ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
         ) as checkpointer,
@@ -206,18 +205,6 @@ class _Room:
             self.changed.notify()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps orbax from warning about files that this way of writing does not have."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
 class ComponentReader:
     """A component of a bundle on disk, whoever wrote it, read a slice at a time."""
 
@@ -230,8 +217,9 @@ class ComponentReader:
                 [str(key["key"]) for key in entry["key_metadata"]]
                 for entry in metadata["tree_metadata"].values()
             ]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{directory} is not a whole checkpoint") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            what = "is not a whole checkpoint" if directory.is_dir() else "is missing"
+            raise UserError(f"{directory} {what}") from None
         self._ocdbt = bool(metadata.get("use_ocdbt"))
         self._driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         self._held: tuple[str, np.ndarray] | None = None
@@ -243,9 +231,42 @@ class ComponentReader:
         if self._ocdbt:
             store = {"driver": "ocdbt", "base": f"file://{base}", "path": name}
         try:
-            return ts.open({"driver": self._driver, "kvstore": store}, open=True, read=True).result()
+            # A chunk that is missing is damage, and not zeros: whoever writes bundles stores zeros too.
+            spec = {"driver": self._driver, "kvstore": store, "fill_missing_data_reads": False}
+            return ts.open(spec, open=True, read=True).result()
         except (ValueError, OSError) as error:
             raise UserError(f"{self.directory} lacks {name}: {str(error).splitlines()[0][:200]}") from None
+
+    @property
+    def plain(self) -> bool:
+        """Whether every chunk is a file of its own, uncompressed, as `write_component` writes them."""
+        return not self._ocdbt and all(self._chunk_files(path) is not None for path in self.paths)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.size * array.dtype.numpy_dtype.itemsize for array in self._arrays.values())
+
+    def check_files(self) -> None:
+        """Raises UserError where a chunk's file is missing or not of its size; only of `plain` components."""
+        for path in self.paths:
+            for file, nbytes in self._chunk_files(path) or ():
+                if not file.is_file() or file.stat().st_size != nbytes:
+                    what = "cut" if file.is_file() else "missing"
+                    raise UserError(
+                        f"{self.directory}: {path} cannot be read: its file {file.name} is {what}"
+                    )
+
+    def _chunk_files(self, path: str) -> list[tuple[Path, int]] | None:
+        """(file, its size) of every chunk of a leaf; None where they are stored otherwise."""
+        array, folder = self._arrays[path], self.directory / ".".join(path.split("/"))
+        metadata = array.spec().to_json().get("metadata", {})
+        if self._ocdbt or self._driver != "zarr" or metadata.get("compressor") is not None:
+            return None
+        chunk = array.chunk_layout.read_chunk.shape
+        nbytes = int(np.prod(chunk, dtype=np.int64)) * self.dtype(path).itemsize
+        counts = [-(-length // step) for length, step in zip(self.shape(path), chunk, strict=True)]
+        names = [".".join(map(str, index)) for index in np.ndindex(*counts)] if counts else ["0"]
+        return [(folder / name, nbytes) for name in names]
 
     @property
     def paths(self) -> list[str]:
@@ -275,6 +296,17 @@ class ComponentReader:
             raise UserError(
                 f"{self.directory}: {path} cannot be read: {str(error).splitlines()[0][:200]}"
             ) from None
+
+    def sha256(self) -> str:
+        """The hash that a record has of what is stored, read a slice at a time. Raises UserError as `read`."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            shape, dtype = self.shape(path), self.dtype(path)
+            digest.update(f"{path}:{dtype}:{shape}".encode())
+            sliced = len(shape) > 2 and self._arrays[path].chunk_layout.read_chunk.shape[0] == 1
+            for layer in range(shape[0]) if sliced else (None,):
+                digest.update(bytes_of(self.read(path, layer)))
+        return digest.hexdigest()
 
     def tree(self) -> Any:
         """The shapes, as a tree."""

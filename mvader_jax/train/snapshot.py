@@ -13,7 +13,8 @@ from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.settings import from_dict, modern
 from mvader_jax.storage.atomic import whole_directory
-from mvader_jax.storage.bundle import Bundle, carry_over, load_bundle, not_ours, write_bundle
+from mvader_jax.storage.bundle import Bundle, carry_over, load_bundle, write_bundle
+from mvader_jax.storage.bundle_config import not_ours
 from mvader_jax.storage.checkpoint import read_step
 from mvader_jax.train.assemble import split
 from mvader_jax.train.config import TrainConfig

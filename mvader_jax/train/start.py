@@ -19,8 +19,8 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components, init_component
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.prompt.tokenizer import Tokenizer, train_tokenizer
-from mvader_jax.settings import from_dict
-from mvader_jax.storage.bundle import Bundle, find_bundle, load_bundle, read_config
+from mvader_jax.storage.bundle import Bundle, load_bundle
+from mvader_jax.storage.bundle_config import find_bundle, read_model
 from mvader_jax.train.config import Stage, TrainConfig
 
 #: Captions the tokenizer learns from where a stage has none to start with.
@@ -99,9 +99,8 @@ def earlier_components(
     model = config.model
     for name in stage.init:
         path = _locate(config, name, workdir)
-        data = read_config(path)
-        theirs = from_dict(ModelConfig, data["model"], f"{path}/config.json: model")
-        for component in data["components"]:
+        theirs, records = read_model(path)
+        for component in records:
             if component == "adapters" and config.model.decoder and config.model.adapters is None:
                 continue  # V1 of the paper: a decoder without adapters leaves those of its bundles behind
             sources[component] = path
@@ -114,7 +113,7 @@ def earlier_components(
 
 def component_hash(path: Path, component: str) -> str | None:
     """The SHA-256 of a component's parameters as its bundle records it; None where it does not."""
-    return read_config(path)["components"][component].get("sha256")
+    return read_model(path)[1][component].get("sha256")
 
 
 def check_precomputed(data: DataConfig, sources: Mapping[str, Path]) -> None:

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from test_read import Malicious
 
 from mvader_jax.cli.main import main
-from mvader_jax.storage.bundle import load_bundle, read_config
+from mvader_jax.storage.bundle import load_bundle
+from mvader_jax.storage.bundle_config import read_config
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +229,16 @@ def test_overwriting_is_all_or_nothing(
         capsys, "holds no bundle that mvader wrote", "convert", original, tmp_path / "thesis", "--overwrite"
     )
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "mine"
+    # Nor another's model, the source or what holds it; a link stays one.
+    kept = {file: file.read_bytes() for file in (*original.rglob("*"), *source.rglob("*")) if file.is_file()}
+    refused(capsys, "holds no bundle that mvader wrote", "convert", original, source, "--overwrite")
+    refused(capsys, "holds the source", "convert", original, original.parent, "--overwrite")
+    assert {file: file.read_bytes() for file in kept} == kept
+    (tmp_path / "link").symlink_to("out")
+    assert run("convert", original, tmp_path / "link", "--overwrite") == 0
+    assert (tmp_path / "link").is_symlink()
+    assert read_config(out)["components"]["text_encoder"]["dtypes"] == ["float32"]
+    (tmp_path / "link").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text", "thesis"]
 
 
@@ -239,7 +250,10 @@ def test_there_is_no_moment_without_a_bundle(
     convert(original, out)
     with monkeypatch.context() as patched:
         # One rename alone can only be to a free place.
-        patched.setattr(os, "replace", None)
+        replace = os.replace
+        patched.setattr(
+            os, "replace", lambda a, b: replace(a, b) if a.is_file() else pytest.fail("a directory")
+        )
         convert(original, out, overwrite=True, dtype="bfloat16")
     assert read_config(out)["components"]["text_encoder"]["dtypes"] == ["bfloat16"]
     monkeypatch.setattr("mvader_jax.storage.atomic._exchanged", lambda a, b: False)

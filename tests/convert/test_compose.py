@@ -21,7 +21,8 @@ from mvader_jax.convert.compose import compose
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import TokenizerConfig, train_tokenizer
 from mvader_jax.sampling.pipeline import Pipeline
-from mvader_jax.storage.bundle import Bundle, load_bundle, read_config, save_bundle
+from mvader_jax.storage.bundle import Bundle, load_bundle, save_bundle
+from mvader_jax.storage.bundle_config import read_config
 from mvader_jax.storage.describe import describe, origin
 
 S_MAGMA = ("decoder", "adapters", "image_prefix", "image_encoder")

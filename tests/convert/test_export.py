@@ -34,7 +34,8 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.unet import UNet
 from mvader_jax.prompt.tokenizer import TokenizerConfig
-from mvader_jax.storage.bundle import Bundle, load_bundle, read_config, save_bundle
+from mvader_jax.storage.bundle import Bundle, load_bundle, save_bundle
+from mvader_jax.storage.bundle_config import read_config
 
 
 def same_state(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -448,6 +449,28 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no export that mvader wrote"):
         export(tmp_path / "vae", tmp_path / "out", "diffusers", overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
+
+
+def test_overwriting_replaces_exports_alone(tmp_path: Path) -> None:
+    source = twins.save_diffusers(tmp_path / "sd", twins.vae())
+    convert(source, tmp_path / "vae")
+    files = {file: file.read_bytes() for file in source.rglob("*") if file.is_file()}
+    # Another's model of the same format stays, and so does what a user laid beside an export.
+    with pytest.raises(UserError, match="sd is not replaced: it holds no export that mvader wrote"):
+        export(tmp_path / "vae", source, "diffusers", overwrite=True)
+    assert {file: file.read_bytes() for file in source.rglob("*") if file.is_file()} == files
+    out = tmp_path / "out"
+    for _ in range(2):
+        export(tmp_path / "vae", out, "diffusers", overwrite=True)
+    (out / "vae" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"out is not replaced: beside an export it holds vae/notes\.txt"):
+        export(tmp_path / "vae", out, "diffusers", overwrite=True)
+    assert (out / "vae" / "notes.txt").read_text() == "mine"
+    # The bundle itself, and what holds it.
+    for place, reason in ((tmp_path / "vae", "is the source"), (tmp_path, "holds the source")):
+        with pytest.raises(UserError, match=reason):
+            export(tmp_path / "vae", place, "diffusers", overwrite=True)
+    assert (tmp_path / "vae" / "config.json").is_file()
 
 
 def test_parts_left_out_are_named(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from mvader_jax.cli.main import main
 from mvader_jax.convert.files import fetch, needed
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.pipeline import Pipeline
-from mvader_jax.storage.bundle import ASSETS, load_bundle, read_config
+from mvader_jax.storage.bundle import load_bundle
+from mvader_jax.storage.bundle_config import ASSETS, read_config
 from mvader_jax.storage.hub import Address, parse
 from mvader_jax.storage.push import whole_files
 

@@ -92,7 +92,7 @@ def test_no_process_holds_the_decoder_whole_while_loading(tmp_path: Path) -> Non
     (0.3 GB here) twice, as read and as decoded, and never a whole copy."""
     from mvader_jax.models.components import abstract_components
     from mvader_jax.models.config import ModelConfig
-    from mvader_jax.storage.bundle import write_config
+    from mvader_jax.storage.bundle_config import write_config
     from mvader_jax.storage.checkpoint import save_tree
 
     assert COMPONENTS["decoder"] == "decoder"

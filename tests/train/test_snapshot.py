@@ -16,7 +16,8 @@ from flax.traverse_util import flatten_dict
 from mvader_jax.cli.main import main
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
-from mvader_jax.storage.bundle import load_bundle, read_config, save_bundle
+from mvader_jax.storage.bundle import load_bundle, save_bundle
+from mvader_jax.storage.bundle_config import read_config
 from mvader_jax.train.loop import train
 from mvader_jax.train.snapshot import Snapshot, is_snapshot, load_snapshot, steps
 

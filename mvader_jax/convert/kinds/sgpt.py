@@ -25,8 +25,7 @@ from mvader_jax.convert.tensors import Weights
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.settings import from_dict
-from mvader_jax.storage.bundle import find_bundle, read_config
+from mvader_jax.storage.bundle_config import find_bundle, read_model
 from mvader_jax.storage.stream import ComponentReader
 
 Read = Callable[[str], np.ndarray | None]
@@ -107,7 +106,7 @@ def _reader(base: Path, options: Options) -> Read:
         tensors = spelled(opened.parts[0].weights.tensors, gptj.SPELLINGS)
         return lambda name: tensors[name].read() if name in tensors else None
     path = find_bundle(base)
-    model = from_dict(ModelConfig, read_config(path).get("model", {}), f"{path}/config.json: model")
+    model, _ = read_model(path)
     decoder = ComponentReader(path / "decoder")
     abstract, _ = abstract_components(model, ["decoder"])
     links = {link.name: link for link in gptj.gptj_map(abstract["decoder"]).links}
