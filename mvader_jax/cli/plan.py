@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mvader_jax.bounds import POSITIVE, NonNegativeInt, PositiveInt, between
+from mvader_jax.bounds import NON_NEGATIVE, POSITIVE, PositiveInt, between
 from mvader_jax.cli._progress import status
 from mvader_jax.cli._stage import Objective, chosen_stage
 from mvader_jax.errors import UserError
@@ -22,13 +22,17 @@ def plan(
     ] = None,
     topology: Annotated[str, typer.Option(help="of the pod, as v5e:16x16 or v5p:4x4x8")] = "v5e:16x16",
     slices: Annotated[PositiveInt, typer.Option(help="such pods, joined by the data-centre network")] = 1,
-    mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=16,fsdp=16")] = "fsdp=-1",
+    mesh: Annotated[
+        str | None, typer.Option(help="axes of the mesh, as in data=16,fsdp=16 [default: fsdp=-1]")
+    ] = None,
     search: Annotated[
         bool, typer.Option("--search", help="rank meshes and batch splits, compile the best")
     ] = False,
     compiled: Annotated[
-        NonNegativeInt, typer.Option(help="with --search: how many of the best to compile, 0 for none")
-    ] = 1,
+        int | None,
+        NON_NEGATIVE,
+        typer.Option(help="with --search: how many of the best to compile, 0 for none [default: 1]"),
+    ] = None,
     job: Annotated[str, typer.Option(help="train or sample")] = "train",
     stage: Annotated[
         str | None, typer.Option(help="train: which of the config's stages [default: diffusion]")
@@ -36,7 +40,9 @@ def plan(
     accumulate: Annotated[
         int | None, POSITIVE, typer.Option(help="microbatches per step [default: the stage's]")
     ] = None,
-    batch: Annotated[NonNegativeInt, typer.Option(help="sample: images per run [default: one per chip]")] = 0,
+    batch: Annotated[
+        int | None, POSITIVE, typer.Option(help="sample: images per run [default: one per chip]")
+    ] = None,
     precomputed: Annotated[
         str,
         typer.Option(help="parts of the batch that come computed: latents, features, or latents,features"),
@@ -66,6 +72,11 @@ def plan(
         raise UserError(f"no config file {str(config)!r}; the project's own are in configs/")
     if search and job != "train":
         raise UserError("--search ranks meshes for training; name a mesh for --job sample")
+    named = {"stage": stage or objective, "accumulate": accumulate, "precomputed": precomputed or None}
+    _refuse("--job sample", job == "sample", **named)
+    _refuse("--job train", job == "train", batch=batch)
+    _refuse("--search, which tries them all", search, mesh=mesh, accumulate=accumulate)
+    _refuse("a plan without --search", not search, compiled=compiled)
     if out is not None:
         make_directory(local(out).parent)
     request = Request(
@@ -75,14 +86,15 @@ def plan(
         overrides=tuple(overrides or ()),
         job=job,
         stage=chosen_stage(stage, objective),
-        mesh=mesh,
+        mesh=mesh or "fsdp=-1",
         accumulate=accumulate,
-        batch=batch,
+        batch=batch or 0,
         precomputed=tuple(part for part in precomputed.replace(" ", "").split(",") if part),
         effort=effort,
         cache=not no_cache,
         search=search,
     )
+    wanted = 1 if compiled is None else compiled
     with status("starting", quiet or as_json, at_once=True) as say:
         found: dict[str, Any]
         if search:
@@ -91,7 +103,7 @@ def plan(
                 raise UserError(ranked["error"])
             found = {**ranked, "plans": []}
             for best in ranked["candidates"]:
-                if len(found["plans"]) >= compiled:
+                if len(found["plans"]) >= wanted:
                     break
                 chosen = dataclasses.replace(
                     request, search=False, mesh=best["mesh"], accumulate=best["microbatches"]
@@ -113,8 +125,15 @@ def plan(
         print()
     for one in found["plans"]:
         print(report.text(report.from_dict(one)))
-    if not found["plans"] and compiled:
+    if not found["plans"] and wanted:
         raise UserError("none of the meshes compiles")
+
+
+def _refuse(what: str, chosen: bool, **flags: object) -> None:
+    """Raises UserError for a flag that was given and does nothing for `what`."""
+    for name, value in flags.items():
+        if chosen and value is not None:
+            raise UserError(f"--{name} does nothing for {what}; leave it out")
 
 
 def _prefixed(say: Callable[[str], None], mesh: str) -> Callable[[str], None]:

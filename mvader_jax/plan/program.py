@@ -21,6 +21,7 @@ from mvader_jax.parallel.sharding import batch_sharding, param_shardings, replic
 from mvader_jax.sampling.generate import Draws, Prompted, generate
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.train.assemble import assemble, batch_groups, batch_shape, batch_shards
+from mvader_jax.train.check import check_stage
 from mvader_jax.train.config import Stage, TrainConfig
 
 Tree = Any
@@ -63,6 +64,7 @@ def train_program(
     precomputed: which of PRECOMPUTED the batch holds in place of pictures. Raises UserError for a batch
     that does not divide, or where a large parameter does not.
     """
+    check_stage(stage)
     known = _known(precomputed)
     model, objective = config.model, stage.objective
     shapes, _ = abstract_components(model, objective.components(model, known, drawn=stage.sample_every > 0))

@@ -41,9 +41,9 @@ from mvader_jax.parallel.sharding import batch_sharding
 from mvader_jax.settings import to_dict
 from mvader_jax.storage.atomic import local, make_directory, write_file
 from mvader_jax.storage.bundle import load_bundle
-from mvader_jax.train.assemble import sized
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.objectives.base import unit_pixels
+from mvader_jax.train.sizes import sized
 from mvader_jax.train.start import component_hash, earlier_components
 
 SPLITS: tuple[Split, ...] = ("train", "validation")

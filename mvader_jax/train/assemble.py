@@ -26,6 +26,7 @@ from mvader_jax.parallel.sharding import mesh_axes, param_shardings, replicated
 from mvader_jax.train.config import Stage
 from mvader_jax.train.objectives import LossFn
 from mvader_jax.train.optim.optimizer import make_optimizer
+from mvader_jax.train.sizes import sized
 from mvader_jax.train.state import TrainState, Tree, labels, partition
 from mvader_jax.train.step import Step, make_train_step
 
@@ -132,11 +133,7 @@ def split(components: Mapping[str, Tree], stage: Stage) -> tuple[Tree, Tree, dic
 
 
 def stage_loss(model: ModelConfig, stage: Stage, remat: Remat | None = None) -> LossFn:
-    """The loss that a stage minimises. Raises UserError for a stage that its objective does not allow."""
-    if stage.accumulate > 1 and not stage.objective.accumulates:
-        raise UserError(
-            f"the {stage.objective.kind} objective compares all rows of a batch; it cannot accumulate microbatches"
-        )
+    """The loss that a stage minimises. remat: in place of its own."""
     return stage.objective.loss(model, dtype=stage.dtype, remat=remat or stage.remat)
 
 
@@ -228,18 +225,6 @@ def batch_shape(
         encoder_size=encoder.image_size if encoder else 0,
     )
     return data, shape
-
-
-def sized(data: DataConfig, model: ModelConfig) -> DataConfig:
-    """`data` with the size of the pictures that the model draws. Raises UserError where it names another one."""
-    if model.unet is None or model.vae is None:
-        return data
-    side = model.unet.sample_size * model.vae.multiple
-    if data.image_size not in (side, DataConfig().image_size):
-        raise UserError(
-            f"data.image_size is {data.image_size}, but the model draws {side} pixels; leave it out"
-        )
-    return dataclasses.replace(data, image_size=side)
 
 
 def _patterns(stage: Stage) -> dict[str, str]:

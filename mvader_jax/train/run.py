@@ -22,6 +22,7 @@ from mvader_jax.parallel.mesh import process_share
 from mvader_jax.parallel.sharding import replicated
 from mvader_jax.storage.bundle import Bundle
 from mvader_jax.train.assemble import assemble, batch_groups, batch_shape, stage_loss
+from mvader_jax.train.check import check_stage
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.flops import count_flops
 from mvader_jax.train.objectives import LossFn, Metrics
@@ -53,6 +54,7 @@ class Run:
 
 def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh) -> Run:
     """Raises UserError for a mistake in the config or a missing earlier stage."""
+    check_stage(stage)
     start = gather_start(config, stage, workdir, mesh)
     bundle, whitening = start.bundle, None
     with jax.set_mesh(mesh):

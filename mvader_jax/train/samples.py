@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from mvader_jax.data.decode import decode
 from mvader_jax.data.order import Reader, Record
 from mvader_jax.images.sheet import grid
+from mvader_jax.models.config import ModelConfig
 from mvader_jax.parallel.sharding import replicated
 from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.prompt.parse import parse_part
@@ -21,6 +22,7 @@ from mvader_jax.sampling.generate import Draws, Prompted
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.storage.bundle import Bundle
+from mvader_jax.train.sizes import sized
 
 if TYPE_CHECKING:
     # They hold the objectives, which say what is drawn.
@@ -36,6 +38,9 @@ Grid = tuple[np.ndarray, list[str]]
 
 class Drawing(Protocol):
     """Draws the grid of a stage with a pipeline of its model; one object draws all grids of a run."""
+
+    #: Whether it draws `Stage.sample_prompts` where there are some.
+    reads_prompts: ClassVar[bool]
 
     def __call__(self, pipeline: Pipeline, stage: Stage) -> Grid:
         """(uint8 [H, W, 3], what each picture shows). Raises UserError for prompts it cannot read."""
@@ -64,6 +69,8 @@ class SampleGrid:
 class Pictures:
     """One picture a prompt of `Stage.sample_prompts`, or of held-out records."""
 
+    reads_prompts: ClassVar[bool] = True
+
     def __init__(self) -> None:
         self._prompts: list[tuple[Prompt, str]] = []
 
@@ -91,12 +98,14 @@ class Pictures:
 class Reconstructions:
     """Held-out pictures and, below, what the autoencoder makes of them."""
 
+    reads_prompts: ClassVar[bool] = False
+
     def __init__(self) -> None:
         self._pixels: np.ndarray | None = None
 
     def __call__(self, pipeline: Pipeline, stage: Stage) -> Grid:
         if self._pixels is None:
-            records = itertools.islice(held_out(stage), _RECONSTRUCTED)
+            records = itertools.islice(held_out(stage, pipeline.bundle.model), _RECONSTRUCTED)
             self._pixels = np.stack([record["image"] for record in records])
         latents = pipeline.encode(self._pixels)
         made = on_host(pipeline, pipeline.decode(latents))
@@ -115,7 +124,7 @@ def held_out_prompts(bundle: Bundle, stage: Stage) -> list[tuple[Prompt, str]]:
     """Prompts of the validation split: captions, and where the model takes images, images and both."""
     images = bundle.model.embedder == "s_magma" and bundle.model.image_encoder is not None
     wanted = _CAPTIONS + (_IMAGES + _BOTH) * images
-    records = list(itertools.islice(held_out(stage), wanted + 1))
+    records = list(itertools.islice(held_out(stage, bundle.model), wanted + 1))
     found = [(Prompt((Text(record["caption"]),)), record["caption"]) for record in records[:_CAPTIONS]]
     for number, record in enumerate(records[_CAPTIONS:wanted], _CAPTIONS):
         picture = Image(record["image"])
@@ -127,9 +136,9 @@ def held_out_prompts(bundle: Bundle, stage: Stage) -> list[tuple[Prompt, str]]:
     return found
 
 
-def held_out(stage: Stage) -> Iterator[Record]:
-    """The stage's validation records in order, decoded, those without a caption left out."""
-    config = dataclasses.replace(stage.data, shuffle=False, precomputed=())
+def held_out(stage: Stage, model: ModelConfig) -> Iterator[Record]:
+    """The stage's validation records in order, decoded as its model draws them, those without a caption left out."""
+    config = dataclasses.replace(sized(stage.data, model), shuffle=False, precomputed=())
     reader = Reader(stage.objective.sources(config, "validation"), (), config.seed, shuffle=False)
     for position in range(len(reader)):
         finish = functools.partial(

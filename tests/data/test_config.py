@@ -10,7 +10,7 @@ from mvader_jax.data.sources import Pairs, Records, Scenes
 from mvader_jax.data.sources.open import open_pairs, open_pictures
 from mvader_jax.errors import UserError
 from mvader_jax.settings import from_dict, modern, override, to_dict
-from mvader_jax.train.assemble import sized
+from mvader_jax.train.sizes import sized
 
 #: What a checkpoint of before says of its data (the settings of the source; the others are the defaults).
 BEFORE = {

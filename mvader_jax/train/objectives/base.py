@@ -49,6 +49,8 @@ class Objective(Choice, abc.ABC):
     reads_text: ClassVar[bool] = True
     #: Whether the pictures of its batches may all be cropped to another shape than the square.
     takes_buckets: ClassVar[bool] = True
+    #: Whether its networks can compute activations again in place of keeping them.
+    rematerialises: ClassVar[bool] = True
     #: Whether latents or features that were computed before may stand for its pictures.
     takes_precomputed: ClassVar[bool] = True
 

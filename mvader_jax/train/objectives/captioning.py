@@ -27,6 +27,7 @@ from mvader_jax.data.order import Damage
 from mvader_jax.data.prompts import abstract_rows, captioning_rows
 from mvader_jax.data.scenes.world import Split
 from mvader_jax.data.sources.encoded import encoded_shapes
+from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
 from mvader_jax.models.s_magma import logits, s_magma
@@ -49,6 +50,14 @@ class Captioning(Objective):
 
     images: bool = True
     caption_length: PositiveInt = 77
+
+    def check(self, data: DataConfig) -> None:
+        super().check(data)
+        if not self.images and (data.flip or data.crop == "random" or data.aspect_buckets):
+            raise UserError(
+                "flip, crop='random' and aspect_buckets are of pictures, and images=False reads captions alone; "
+                "leave them out"
+            )
 
     def components(
         self, model: ModelConfig, known: Collection[str] = (), drawn: bool = False

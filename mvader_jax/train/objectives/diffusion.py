@@ -83,8 +83,12 @@ class Diffusion(Objective):
 
     def check(self, data: DataConfig) -> None:
         super().check(data)
-        if self.interleaved and not self.p_interleaved:
-            raise UserError("interleaved names files, but p_interleaved is 0: none of them would be read")
+        if not self.p_interleaved:
+            for name in ("interleaved", "interleaved_images", "interleaved_length"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise UserError(
+                        f"objective.{name} is set, but p_interleaved is 0: no such prompt is read"
+                    )
         if data.aspect_buckets and self.p_interleaved:
             raise UserError("aspect_buckets do not go with interleaved prompts")
 
@@ -101,6 +105,13 @@ class Diffusion(Objective):
 
     def rows(self, shape: Shape) -> MixedRows:
         """How the rows of its batches are laid out."""
+        if not shape.image_tokens:
+            for name in ("p_image", "p_interleaved"):
+                if getattr(self, name):
+                    raise UserError(
+                        f"objective.{name} is {getattr(self, name)}, but the model reads no pictures in prompts; "
+                        f"set objective.{name}=0"
+                    )
         length = self.interleaved_length
         if not length:
             length = self.interleaved_images * shape.image_tokens + self.caption_length

@@ -44,6 +44,7 @@ class Autoencoding(Objective):
 
     reads_text: ClassVar[bool] = False
     takes_precomputed: ClassVar[bool] = False
+    rematerialises: ClassVar[bool] = False
 
     def components(
         self, model: ModelConfig, known: Collection[str] = (), drawn: bool = False

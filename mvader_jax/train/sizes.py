@@ -1,0 +1,21 @@
+"""Sizes of the data that a model decides."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mvader_jax.data.config import DataConfig
+from mvader_jax.errors import UserError
+from mvader_jax.models.config import ModelConfig
+
+
+def sized(data: DataConfig, model: ModelConfig) -> DataConfig:
+    """`data` with the size of the pictures that the model draws. Raises UserError where it names another one."""
+    if model.unet is None or model.vae is None:
+        return data
+    side = model.unet.sample_size * model.vae.multiple
+    if data.image_size not in (side, DataConfig().image_size):
+        raise UserError(
+            f"data.image_size is {data.image_size}, but the model draws {side} pixels; leave it out"
+        )
+    return dataclasses.replace(data, image_size=side)
