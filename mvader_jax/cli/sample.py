@@ -150,14 +150,14 @@ class _Asked:
 
 def _sample_parts(asked: _Asked, settings: SamplingSettings, count: int, place: _Place) -> None:
     from mvader_jax.parallel.processes import first_process
-    from mvader_jax.sampling.output import check_writable, write_pictures
+    from mvader_jax.sampling.output import check_results, write_pictures
     from mvader_jax.sampling.pipeline import NotFiniteError
     from mvader_jax.sampling.tasks import check_task, run_task
 
     if asked.task is not None:
         check_task(asked.task, asked.options)
     elements, negative = read_parts(asked.parts), read_parts(asked.negative)
-    check_writable(place.out)
+    check_results(place.out)
     failure: UserError | None = None
     with status(f"loading {place.bundle}", place.quiet) as say:
         pipe = place.load()
@@ -189,10 +189,10 @@ def _sample_file(
     from mvader_jax.parallel.processes import first_process
     from mvader_jax.sampling.batch.requests import read_requests
     from mvader_jax.sampling.batch.run import sample_all
-    from mvader_jax.sampling.output import check_writable
+    from mvader_jax.sampling.output import check_results
 
     requests, problems = read_requests(prompts, settings, num_images=num_images)
-    check_writable(place.out)
+    check_results(place.out)
     with status(f"loading {place.bundle}", place.quiet):
         pipe = place.load()
     with _bar(place.quiet or not first_process()) as progress:

@@ -268,7 +268,7 @@ def _from_json(item: Any, root: pathlib.Path) -> Element:
     regions = item.get("regions") or []
     try:
         pairs = [(_region_from_json(region, root), region["weight"]) for region in regions]
-    except (TypeError, KeyError, ValueError) as error:
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata, save_png
 from mvader_jax.images.sheet import grid
-from mvader_jax.sampling.manifest import add_rows, read_rows
+from mvader_jax.sampling.manifest import MANIFEST, add_rows, read_rows
 from mvader_jax.storage.atomic import TakenError, local, make_directory, sweep
 from mvader_jax.storage.lock import moment
 
@@ -39,6 +39,14 @@ def check_writable(directory: Path) -> None:
         raise UserError(f"cannot write into {str(directory)!r}: {error}") from None
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"cannot write into {str(directory)!r}: permission denied")
+
+
+def check_results(directory: Path) -> None:
+    """Raises UserError where pictures and their rows could not be written into a directory."""
+    check_writable(directory)
+    manifest = directory / MANIFEST
+    if os.path.lexists(manifest) and not (manifest.is_file() and os.access(manifest, os.R_OK | os.W_OK)):
+        raise UserError(f"cannot write {str(manifest)!r}: it is no file that can be read and written")
 
 
 def check_replaceable(path: Path, mark: str, inputs: Collection[Any] = ()) -> None:

@@ -18,7 +18,7 @@ CHILD = """
 import json, sys, time
 start = time.time()
 import mvader_jax as mv
-pipe = mv.Pipeline.load(sys.argv[1])
+pipe = mv.Pipeline.load(sys.argv[1], cache=True)
 loaded = time.time()
 def draw(seed):
     return pipe("a large solid red circle on the left", num_images=4, seed=seed, steps=int(sys.argv[2]))

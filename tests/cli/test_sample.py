@@ -163,6 +163,8 @@ def test_tasks_and_figures(run: Run, tmp_path: Path) -> None:
         (["red", "--bundle", "nope"], "no bundle 'nope'"),
         (["red", "--out", "a.png"], "is not a directory"),
         (["red", "--out", "locked/out"], "permission denied"),
+        (["red", "--out", "no_manifest"], "manifest.jsonl': it is no file"),
+        (["--prompts", "p.jsonl", "--out", "no_manifest"], "manifest.jsonl': it is no file"),
         (["red", "--task", "style"], "exactly 1 image"),
         (["red", "--strength", "0.5"], "--task img2img"),
         (["--prompts", "none.jsonl"], "cannot read the prompts"),
@@ -190,6 +192,7 @@ def test_mistakes(
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "p.jsonl").write_text('{"prompt": "x", "id": "holiday"}\n')
     (tmp_path / "notes").write_text("words")
+    (tmp_path / "no_manifest/manifest.jsonl").mkdir(parents=True)
     (tmp_path / "taken").mkdir()
     picture(tmp_path / "taken/holiday-000.png")
     (tmp_path / "locked").mkdir(mode=0o500)

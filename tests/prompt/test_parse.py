@@ -104,6 +104,10 @@ BIG = 10**400
         ({"image": "circle.png", "regions": [{"mask": "n\ud83d.png", "weight": 1}]}, "it is no image"),
         ({"image": "circle.png", "regions": [{"mask": "notes", "weight": 1}]}, "it is no image"),
         ({"image": "circle.png", "regions": [{"mask": 3, "weight": 1}]}, "regions must be"),
+        ({"image": "circle.png", "regions": [None]}, "regions must be"),
+        ({"image": "circle.png", "regions": "box"}, "regions must be"),
+        ({"image": "circle.png", "regions": {"box": 1}}, "regions must be"),
+        ({"image": "circle.png", "regions": 3}, "regions must be"),
     ],
 )
 def test_json_that_cannot_be_read_is_one_sentence(folder: Path, value: Any, message: str) -> None:

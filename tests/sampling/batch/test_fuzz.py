@@ -134,7 +134,26 @@ OBJECT: Any = st.fixed_dictionaries(
     },
 )
 #: Mostly whole lines with one prompt and a few settings, so that a good part of them is drawn.
-LIKELY: Any = st.fixed_dictionaries({"prompt": PROMPT}, optional={**GOOD, "negative": PROMPT})
+SAID: Any = st.one_of(
+    st.sampled_from(["a red circle", "rød ● 赤", "in blue"]),
+    st.fixed_dictionaries(
+        {"text": st.just("a red hat")},
+        optional={"weight": st.floats(0, 9), "spans": st.just({"red": 2})},
+    ),
+    st.fixed_dictionaries(
+        {"image": st.sampled_from(["a.png", "b.png"])}, optional={"weight": st.floats(0, 9)}
+    ),
+)
+LIKELY: Any = st.builds(
+    lambda prompt, settings, more: {"prompt": prompt, **settings, **more},
+    st.lists(SAID, min_size=1, max_size=3),
+    st.dictionaries(st.sampled_from(sorted(GOOD)), st.none(), max_size=2).flatmap(
+        lambda names: st.fixed_dictionaries({name: GOOD[name] for name in names})
+    ),
+    st.sampled_from(
+        [{}, {}, {"negative": "a blue cross"}, {"num_images": 3}, {"negative": [{"image": "b.png"}]}]
+    ),
+)
 
 
 def as_line(value: Any, ascii_only: bool) -> bytes:
@@ -143,6 +162,7 @@ def as_line(value: Any, ascii_only: bool) -> bytes:
 
 
 LINE = st.one_of(
+    st.builds(as_line, LIKELY, st.booleans()),
     st.builds(as_line, LIKELY, st.booleans()),
     st.builds(as_line, OBJECT, st.booleans()),
     st.builds(lambda line, at: line[:at], st.builds(as_line, OBJECT, st.booleans()), st.integers(0, 60)),
