@@ -13,6 +13,6 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 #: The modules whose signatures are checked at every call: types, and the shapes that jaxtyping names.
 install_import_hook(
-    ["mvader_jax.condition", "mvader_jax.diffusion", "mvader_jax.models"],
+    ["mvader_jax.condition", "mvader_jax.diffusion", "mvader_jax.models", "mvader_jax.sampling.generate"],
     "checked.checked",
 )

@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt32
 
 from mvader_jax.condition import Array, Condition, PromptBatch
 from mvader_jax.diffusion.guidance import guided
@@ -34,7 +35,7 @@ class Prompted:
     """
 
     prompts: PromptBatch | Condition
-    rows: Array | None = None
+    rows: Int[Array, " B"] | None = None
 
     @property
     def count(self) -> int:
@@ -51,8 +52,8 @@ class InitImages:
     pictures has in the latents it starts from. One picture of share 1 is img2img.
     """
 
-    pixels: Array
-    shares: Array
+    pixels: Float32[Array, "B J H W 3"]
+    shares: Float32[Array, "B J"]
 
 
 @flax.struct.dataclass
@@ -68,11 +69,11 @@ class Draws:
 
     prompt: Prompted
     base: Prompted
-    seeds: Array
-    indices: Array
-    guidance_scale: Array
+    seeds: UInt32[Array, " B"]
+    indices: Int[Array, " B"]
+    guidance_scale: Float32[Array, " B"]
     negative: Prompted | None = None
-    negative_strength: Array | None = None
+    negative_strength: Float32[Array, " B"] | None = None
     init: InitImages | None = None
 
     @classmethod
@@ -81,7 +82,7 @@ class Draws:
         settings: SamplingSettings,
         prompt: Prompted,
         base: Prompted,
-        indices: np.ndarray,
+        indices: Int[np.ndarray, " B"],
         *,
         negative: Prompted | None = None,
         init: InitImages | None = None,
@@ -104,7 +105,7 @@ class Draws:
 @shapes_alone()
 def generate(
     components: Components, draws: Draws, *, model: ModelConfig, static: StaticSettings, dtype: str
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[UInt8[jax.Array, "B H W 3"], Bool[jax.Array, " B"]]:
     """The whole walk from prompts to pictures; pure, jitted once per shape and `static`.
 
     Every prompt is embedded once, however many pictures are made from it. The latents live inside the program
@@ -151,8 +152,10 @@ def _take(condition: Condition, rows: Array | None) -> Condition:
     return jax.tree.map(lambda x: jnp.asarray(x)[rows], condition)
 
 
-def mixed_latents(components: Components, init: InitImages, *, model: ModelConfig, dtype: str) -> jax.Array:
-    """The convex combination of each row's pictures, in latents: float32 [B, h, w, C]."""
+def mixed_latents(
+    components: Components, init: InitImages, *, model: ModelConfig, dtype: str
+) -> Float32[jax.Array, "B h w C"]:
+    """The convex combination of each row's pictures, in latents."""
     batch, count = init.pixels.shape[:2]
     flat = jnp.asarray(init.pixels).reshape(batch * count, *init.pixels.shape[2:])
     latents = encode_images(components, flat, model=model, dtype=dtype)
@@ -160,32 +163,36 @@ def mixed_latents(components: Components, init: InitImages, *, model: ModelConfi
     return jnp.einsum("bj,bjhwc->bhwc", init.shares, latents)
 
 
-def to_uint8(images: jax.Array) -> jax.Array:
-    """Images in [-1, 1], clipped -> uint8 of the same shape; what is not finite has no meaning."""
+def to_uint8(images: Float[jax.Array, "B H W 3"]) -> UInt8[jax.Array, "B H W 3"]:
+    """Images in [-1, 1], clipped; what is not finite has no meaning."""
     return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def decode_latents(
-    components: Components, latents: jax.Array, *, model: ModelConfig, dtype: str
-) -> jax.Array:
-    """Latents [B, h, w, C] -> images float32 [B, H, W, 3] in [-1, 1] (not clipped)."""
+    components: Components, latents: Float[jax.Array, "B h w C"], *, model: ModelConfig, dtype: str
+) -> Float32[jax.Array, "B H W 3"]:
+    """Latents -> images in [-1, 1] (not clipped)."""
     assert model.vae is not None
     vae = VAE(model.vae, dtype=jnp.dtype(dtype))
     images = vae.apply({"params": components["vae"]}, latents / model.vae.scaling_factor, method="decode")
     return images.astype(jnp.float32)
 
 
-def encode_images(components: Components, images: jax.Array, *, model: ModelConfig, dtype: str) -> jax.Array:
-    """Images float32 [B, H, W, 3] in [-1, 1] -> latents float32 [B, h, w, C], the posterior's mean, scaled."""
+def encode_images(
+    components: Components, images: Float[jax.Array, "B H W 3"], *, model: ModelConfig, dtype: str
+) -> Float32[jax.Array, "B h w C"]:
+    """Images in [-1, 1] -> latents, the posterior's mean, scaled."""
     assert model.vae is not None
     vae = VAE(model.vae, dtype=jnp.dtype(dtype))
     mean, _ = vae.apply({"params": components["vae"]}, images, method="encode")
     return mean.astype(jnp.float32) * model.vae.scaling_factor
 
 
-def image_features(components: Components, images: jax.Array, *, model: ModelConfig, dtype: str) -> jax.Array:
-    """Preprocessed images float32 [B, H, W, 3] -> the encoder's features [B, T, C], as `PromptBatch.pixels`
-    may hold them in place of the images."""
+def image_features(
+    components: Components, images: Float32[Array, "B H W 3"], *, model: ModelConfig, dtype: str
+) -> Float[jax.Array, "B T C"]:
+    """Preprocessed images -> the encoder's features, as `PromptBatch.pixels` may hold them in place of the
+    images."""
     assert model.image_encoder is not None
     encoder = ImageEncoder(model.image_encoder, jnp.dtype(dtype))
     return encoder.apply({"params": components["image_encoder"]}, images)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Float32, Num, UInt8
 
-from mvader_jax.condition import Condition, PromptBatch
+from mvader_jax.condition import Array, Condition, PromptBatch
 from mvader_jax.diffusion.samplers import OWN, SAMPLERS
 from mvader_jax.errors import UserError
 from mvader_jax.images.preprocess import to_vae_pixels
@@ -167,9 +168,11 @@ class Pipeline:
             raise NotFiniteError(count, good)
         return pictures
 
-    def generate(self, draws: Draws, static: StaticSettings) -> tuple[jax.Array, jax.Array]:
-        """Many prompts at once: uint8 [B, H, W, 3] and whether each is finite, bool [B]; on the device,
-        computed when they are read.
+    def generate(
+        self, draws: Draws, static: StaticSettings
+    ) -> tuple[UInt8[jax.Array, "B H W 3"], Bool[jax.Array, " B"]]:
+        """Many prompts at once: pictures, and whether each is finite; on the device, computed when they are
+        read.
 
         draws: host arrays; where an entry names no rows, all pictures are made from its one prompt, or each
         from its own. On a mesh every process passes the same arrays, and the result is divided over the batch
@@ -195,23 +198,28 @@ class Pipeline:
         with self.placement.active():
             return self._embed(self.bundle.components, self.placement.placed(batch))
 
-    def features(self, pixels: np.ndarray) -> jax.Array:
-        """The image encoder's features [B, T, C] of preprocessed images [B, H, W, 3]."""
+    def features(self, pixels: Float32[Array, "B H W 3"]) -> Float[jax.Array, "B T C"]:
+        """The image encoder's features of preprocessed images."""
         self.bundle.need("image_encoder")
         with self.placement.active():
             return self._features(self.bundle.components, self.placement.placed(pixels))
 
-    def denoise(self, latents: Any, t: Any, condition: Condition) -> jax.Array:
-        """The UNet's noise prediction: latents [B, h, w, C], t [] or [B] in 0..999 -> eps [B, h, w, C]."""
+    def denoise(
+        self,
+        latents: Float[Array, "B h w C"],
+        t: Num[Array, ""] | Num[Array, " B"] | float,
+        condition: Condition,
+    ) -> Float[jax.Array, "B h w C"]:
+        """The UNet's noise prediction eps; t: timesteps, 0 to 999."""
         self.bundle.need("unet")
         latents = jnp.asarray(latents)
         timesteps = jnp.broadcast_to(jnp.asarray(t), (latents.shape[0],))
         return self._denoise(self.bundle.components["unet"], latents, timesteps, condition)
 
-    def encode(self, images: Any) -> jax.Array:
-        """Images -> scaled latents [B, h, w, C].
+    def encode(self, images: Num[Array, "B H W 3"] | Sequence[ImageSource]) -> Float32[jax.Array, "B h w C"]:
+        """Images -> scaled latents.
 
-        images: [B, H, W, 3], float in [-1, 1] or uint8; or a sequence of pictures, which are resized
+        images: an array, float in [-1, 1] or uint8; or a sequence of pictures, which are resized
         (short side) and cropped to the model's size.
         """
         self.bundle.need("vae")
@@ -223,8 +231,8 @@ class Pipeline:
             images = images.astype(jnp.float32) / 127.5 - 1.0
         return self._encode(self.bundle.components, images)
 
-    def decode(self, latents: Any) -> jax.Array:
-        """Scaled latents [B, h, w, C] -> images float32 [B, H, W, 3], clipped to [-1, 1]."""
+    def decode(self, latents: Float[Array, "B h w C"]) -> Float32[jax.Array, "B H W 3"]:
+        """Scaled latents -> images, clipped to [-1, 1]."""
         self.bundle.need("vae")
         return jnp.clip(self._decode(self.bundle.components, jnp.asarray(latents)), -1.0, 1.0)
 
