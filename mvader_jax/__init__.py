@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from mvader_jax.prompt.elements import Image, Prompt, Text
     from mvader_jax.sampling.pipeline import Pipeline
     from mvader_jax.sampling.settings import SamplingSettings
+    from mvader_jax.storage.programs import compilation_cache
 
 __version__ = "0.1.0"
-__all__ = ["Condition", "Image", "Pipeline", "Prompt", "SamplingSettings", "Text"]
+__all__ = ["Condition", "Image", "Pipeline", "Prompt", "SamplingSettings", "Text", "compilation_cache"]
 
 _HOMES = {
     "Condition": "condition",
@@ -26,6 +27,7 @@ _HOMES = {
     "Prompt": "prompt.elements",
     "SamplingSettings": "sampling.settings",
     "Text": "prompt.elements",
+    "compilation_cache": "storage.programs",
 }
 
 

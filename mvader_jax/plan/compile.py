@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import time
 from collections import defaultdict
@@ -21,6 +20,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.plan.hlo import cost
 from mvader_jax.plan.program import Program
 from mvader_jax.plan.topology import Topology, places
+from mvader_jax.storage import programs
 from mvader_jax.storage.atomic import make_directory, sweep, write_file
 
 #: Raised when what is kept of a program changes. Its text is kept too: reading more of it compiles nothing.
@@ -83,8 +83,7 @@ def compile_program(
 
 def cache_directory() -> Path:
     """Where results are kept: below the directory of compiled programs."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("MVADER_CACHE") or home / "mvader_jax") / "plans"
+    return programs.cache_directory() / "plans"
 
 
 def memory_of(stats: Any) -> dict[str, int]:

@@ -91,7 +91,7 @@ class Pipeline:
     ) -> Pipeline:
         """Loads a bundle by the name of an embedded one, or by its directory.
 
-        cache: keep compiled programs on disk between runs, which changes JAX's settings (`compilation_cache`).
+        cache: call `compilation_cache` first, which changes JAX's settings for the whole process.
         Raises UserError for an unknown or damaged bundle.
         """
         if cache:

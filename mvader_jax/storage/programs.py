@@ -21,7 +21,7 @@ import jax
 import jax.export
 
 from mvader_jax.errors import UserError
-from mvader_jax.storage.atomic import make_directory, sweep, write_file
+from mvader_jax.storage.atomic import local, make_directory, sweep, write_file
 
 _SOURCE = Path(__file__).parents[1]
 _LIBRARIES = ("jax", "jaxlib", "flax")
@@ -120,17 +120,22 @@ def _source() -> str:
     return digest.hexdigest()
 
 
-def compilation_cache() -> Path:
-    """Keeps compiled programs on disk from now on, unless JAX was told where already. Returns the directory:
-    $MVADER_CACHE, or $XDG_CACHE_HOME/mvader_jax, or ~/.cache/mvader_jax.
+def cache_directory() -> Path:
+    """$MVADER_CACHE, or $XDG_CACHE_HOME/mvader_jax, or ~/.cache/mvader_jax. Raises UserError for a URL."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return local(os.environ.get("MVADER_CACHE") or home / "mvader_jax")
 
-    The command line calls it; nothing else in this package changes JAX's configuration.
+
+def compilation_cache() -> Path:
+    """Keeps compiled programs on disk from now on, unless JAX was told where already. Returns the directory.
+
+    The command line calls it, and whoever wants that in Python. Beside it only a command's `--mesh` changes JAX's
+    configuration (`mesh.open_mesh`).
     """
     chosen = getattr(jax.config, "jax_compilation_cache_dir", None)
     if chosen:
         return Path(chosen)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = Path(os.environ.get("MVADER_CACHE") or home / "mvader_jax")
+    directory = cache_directory()
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return directory

@@ -1,5 +1,8 @@
 """Traces and shapes that a second process finds: kept, found, and made anew where they do not hold."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import micro
 import numpy as np
 import pytest
 
+from mvader_jax.errors import UserError
 from mvader_jax.models import components
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
@@ -123,6 +127,29 @@ def test_shapes_are_those_that_tracing_finds(cache: Path, monkeypatch: pytest.Mo
     file.write_text("{")
     assert abstract_components(model, ["vae"]) == traced
     components._abstract_component.cache_clear()
+
+
+PROGRAM = """
+import jax
+before = dict(jax.config.values)
+import mvader_jax as mv
+mv.Pipeline.load("tiny")
+assert dict(jax.config.values) == before
+print(mv.compilation_cache())
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def test_the_cache_is_set_up_by_who_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MVADER_CACHE", str(tmp_path / "kept"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert done.stdout.splitlines() == [str(tmp_path / "kept")] * 2, done.stderr
+    monkeypatch.setenv("MVADER_CACHE", "gs://bucket/kept")
+    with pytest.raises(UserError, match="'gs://bucket/kept' is not on this machine's file system"):
+        programs.cache_directory()
 
 
 def test_pictures_are_the_same_with_and_without(cache: Path) -> None:
