@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mvader_jax.data.loader import Loader
-from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
 from mvader_jax.parallel.mesh import make_global
-from mvader_jax.parallel.processes import gather_json
 from mvader_jax.storage.atomic import local, whole_directory
 from mvader_jax.storage.bundle import Bundle, carry_over, write_bundle
-from mvader_jax.storage.checkpoint import Checkpoints, Restored
 from mvader_jax.storage.lock import only_user
-from mvader_jax.train.assemble import saved
 from mvader_jax.train.config import TrainConfig
-from mvader_jax.train.log import BadUpdate, Logger
-from mvader_jax.train.origin import changes, code_version, description, trained_by, trained_records
+from mvader_jax.train.job import begin
+from mvader_jax.train.log import Logger
+from mvader_jax.train.origin import code_version, trained_by, trained_records
 from mvader_jax.train.preemption import Preemption
 from mvader_jax.train.profiling import Profile
-from mvader_jax.train.run import Run, build_run, data_loader
+from mvader_jax.train.run import Run, data_loader
 from mvader_jax.train.state import TrainState, merge
 
 #: Draws the model as it is: (run, averaged model) -> (grid uint8 [H, W, 3], what each picture shows), or None
@@ -43,10 +39,6 @@ PREEMPTED = 75
 #: The same after Ctrl-C.
 INTERRUPTED = 130
 VALIDATION_BATCHES = 4
-
-
-class Diverged(UserError):
-    """More bad updates than the stage allows; a checkpoint of the last good state was written."""
 
 
 def train(
@@ -114,6 +106,8 @@ def train(
                     if on_sample is not None and stage.sample_every and number % stage.sample_every == 0:
                         draw(job.run, job.state, number, on_sample, directory, logger)
         preemption.working = False
+        for sentence in job.damage():
+            logger.say(sentence)
         if stop:
             why = "interrupted" if preemption.signal == signal.SIGINT else "told to stop"
             logger.say(f"{why}: step {job.step} is saved, the same command goes on from there")
@@ -122,91 +116,6 @@ def train(
             write_result(job.run, job.state, directory / "bundle", config, stage_name)
         logger.say(f"finished: {directory / 'bundle'}")
     return 0
-
-
-@dataclasses.dataclass
-class Job:
-    """A run and where it stands. Its state is held here alone: the step donates it.
-
-    step: updates done; bad: those of them that changed nothing; origin: what checkpoints say of where they come
-    from; notes: what a person should know before it goes on.
-    """
-
-    run: Run
-    state: TrainState
-    loader: Loader
-    checkpoints: Checkpoints
-    origin: dict[str, Any]
-    step: int = 0
-    bad: int = 0
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-    def save(self) -> None:
-        """Saves the step in the background."""
-        mean = self.state.loss_mean
-        metadata = {
-            **self.origin,
-            "bad_updates": self.bad,
-            "loss_mean": None if mean is None else repr(float(mean)),
-        }
-        self.checkpoints.save(self.step, saved(self.state), data=loader_state(self.loader), metadata=metadata)
-
-    def count_bad_updates(self, events: Sequence[BadUpdate], logger: Logger) -> None:
-        """Says which updates were skipped. Raises Diverged, the step saved, when there were too many."""
-        self.bad += len(events)
-        most = self.run.stage.max_bad_updates
-        if events and self.bad > most:
-            self.save()
-            raise Diverged(
-                f"{events[-1]}; {skipped(self.bad)}, max_bad_updates is {most}. Bad updates change nothing; the "
-                f"state of step {self.step} is saved in {self.checkpoints.directory}"
-            )
-        for event in events:
-            logger.say(f"{event}: the update is skipped ({self.bad} of at most {most})")
-
-
-def begin(config: TrainConfig, stage_name: str, workdir: str | Path, mesh: Mesh) -> Job:
-    """Builds the stage; where its directory holds a whole checkpoint, the job goes on from the newest."""
-    stage = config.stage(stage_name)
-    run = build_run(config, stage, workdir, mesh)
-    checkpoints = Checkpoints(
-        Path(workdir) / stage_name / "checkpoints", keep=stage.keep, keep_every=stage.keep_every
-    )
-    origin = description(config, stage_name, run)
-    job = Job(run, run.state, data_loader(run, "train"), checkpoints, origin)
-    job.run = run = dataclasses.replace(run, state=jax.eval_shape(lambda: job.state))
-    if checkpoints.latest() is None:
-        return job
-    # Not beside the state that is read: there is room for one.
-    job.state = dataclasses.replace(job.state, trainable=None, opt_state=None, ema=None)
-    restored = checkpoints.restore(saved(run.state), saved(run.shardings))
-    job.state = with_loss_mean(dataclasses.replace(job.state, **restored.state), run, restored)
-    job.loader.set_state(restored.data)
-    job.step, job.bad = restored.step, restored.metadata.get("bad_updates", 0)
-    job.notes.append(f"going on from step {job.step} of {stage.steps}")
-    for change in changes(restored.metadata, origin):
-        job.notes.append(f"since that step was saved {change}")
-    return job
-
-
-def skipped(bad: int) -> str:
-    return "this is the first bad update" if bad == 1 else f"this is bad update number {bad}"
-
-
-def loader_state(loader: Loader) -> dict[str, Any]:
-    """The loader's state for all processes: each has passed over damaged records of its own."""
-    states = gather_json(loader.get_state())
-    damaged = {(record[0], record[1]): record for state in states for record in state["damaged"]}
-    return {**states[0], "damaged": list(damaged.values())}
-
-
-def with_loss_mean(state: TrainState, run: Run, restored: Restored) -> TrainState:
-    """The state with the running mean of its losses as the checkpoint has it, where the stage asks for one."""
-    text = restored.metadata.get("loss_mean")
-    if state.loss_mean is None or text is None:
-        return state
-    mean = jax.device_put(np.float32(text), run.shardings.loss_mean)
-    return dataclasses.replace(state, loss_mean=mean)
 
 
 def draw(

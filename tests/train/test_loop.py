@@ -25,7 +25,8 @@ from mvader_jax.prompt.elements import Text
 from mvader_jax.storage.bundle import load_bundle, save_bundle
 from mvader_jax.storage.checkpoint import Checkpoints
 from mvader_jax.train.config import Group, TrainConfig, load_config
-from mvader_jax.train.loop import PREEMPTED, Diverged, train
+from mvader_jax.train.job import Diverged
+from mvader_jax.train.loop import PREEMPTED, train
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 from mvader_jax.train.origin import changes
 from mvader_jax.train.run import build_run, data_loader
@@ -303,5 +304,6 @@ def test_most_pairs_damaged_stops_the_run_and_the_first_is_told(
     assert train(config, "contrastive", tmp_path, one_device()) == 0
     said = capsys.readouterr().err
     assert said.count("a damaged record is passed over: record") >= 1 and "it has no negatives" in said
+    assert " damaged records were passed over: " in said
     records = [json.loads(s) for s in (tmp_path / "contrastive" / "metrics.jsonl").read_text().splitlines()]
     assert [r["damaged_records"] for r in records if "damaged_records" in r][-1] > 8
