@@ -22,7 +22,7 @@ from mvader_jax.errors import UserError
 
 Batch = dict[str, Any]
 BatchFn = Callable[[int], tuple[Batch, list[Damage]]]
-#: What has the records of a run's steps.
+#: Where the records of each step are read: all in one order, or a bucket of pictures of one shape at a time.
 Feed = Reader | Buckets
 
 
@@ -156,7 +156,7 @@ def encoder_input(records: Sequence[Record], shape: Shape, features: tuple[int, 
         return encoder_pixels([record["image"] for record in records], shape.encoder_size)
     if features[0] != shape.image_tokens:
         raise UserError(
-            f"the precomputed features are {features[0]} tokens a picture; the model has {shape.image_tokens}"
+            f"the precomputed features are {features[0]} tokens per picture; the model has {shape.image_tokens}"
         )
     out = np.zeros((len(records), *features), BF16)
     for row, record in zip(out, records, strict=True):

@@ -54,7 +54,7 @@ def row_layout(samples: int, p_image: float, p_interleaved: float = 0.0) -> RowL
         raise UserError(f"a group of the batch holds {samples} samples; at least 1 is needed")
     if interleaved and samples * interleaved < 1 and image + interleaved < 1:
         raise UserError(
-            f"p_interleaved {p_interleaved} of {samples} samples a group is less than one prompt; "
+            f"p_interleaved {p_interleaved} of {samples} samples per group is less than one prompt; "
             "take a larger batch or a larger share"
         )
     first, second = samples * image, samples * (image + interleaved)

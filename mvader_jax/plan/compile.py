@@ -1,4 +1,4 @@
-"""Compiles a program ahead of time and reads what it costs a chip; results are kept by the program's hash."""
+"""Compiles a program ahead of time and reads what it costs per chip; results are kept by the program's hash."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Result = dict[str, Any]
 def compile_program(
     program: Program, topology: Topology, effort: float, say: Say, cache: bool = True
 ) -> Result:
-    """What one run of the program costs a chip, compiled. Raises UserError where XLA refuses the program.
+    """What one run of the program costs per chip, compiled. Raises UserError where XLA refuses the program.
 
     Returns: seconds and cpu_seconds (of tracing and compiling), memory {arguments, outputs, aliased,
     temporaries, code, peak} in bytes or {needed, limit} where it does not fit, flops, kernel_flops, once_flops,
@@ -87,7 +87,7 @@ def cache_directory() -> Path:
 
 
 def memory_of(stats: Any) -> dict[str, int]:
-    """Bytes a chip of a compiled program, from XLA's statistics."""
+    """Bytes per chip of a compiled program, from XLA's statistics."""
     memory = {
         "arguments": int(stats.argument_size_in_bytes),
         "outputs": int(stats.output_size_in_bytes),

@@ -34,8 +34,8 @@ PRECOMPUTED = ("latents", "features")
 class Program:
     """A function and the shapes, dtypes and shardings of its arguments.
 
-    images: pictures it makes or learns from, on the whole mesh. parts: {what of the memory it is: its
-    arguments}. jit_options: of `jax.jit`, as where it runs.
+    images: how many pictures one run of it makes or learns from, over all devices. parts: {name of a part of the
+    memory, as "optimizer": the arguments that lie in it}. jit_options: of `jax.jit`, the same as in training.
     """
 
     function: Any
@@ -157,7 +157,7 @@ def encoded_parts(model: ModelConfig, stage: Stage, known: Collection[str]) -> E
     return EncodedShapes(latents, features)
 
 
-def bytes_a_chip(tree: Tree) -> int:
+def bytes_per_device(tree: Tree) -> int:
     """Bytes of a tree of abstract arrays on one device, by their shardings."""
     total = 0
     for leaf in jax.tree.leaves(tree):

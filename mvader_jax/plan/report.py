@@ -1,4 +1,4 @@
-"""What a plan says: figures a chip, each with how it was found, the three times, and what they come to."""
+"""What a plan says: figures per chip, each with how it was found, the three times, and what they come to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One program on one mesh of one pod. figures: by name, a chip each; notes: what to doubt."""
+    """One program on one mesh of one pod. figures: by name, each per chip; notes: what to doubt."""
 
     title: str
     topology: Topology
@@ -78,9 +78,9 @@ def make_plan(
 ) -> Plan:
     """Puts a plan together.
 
-    parts: {what of the arguments: bytes a device}; compiled: as `compile_program`; images: a step, over
+    parts: {what of the arguments: bytes per device}; compiled: as `compile_program`; images: per step, over
     the whole pod; model_flops: what the mathematics of a step needs, over the whole pod; counted_flops:
-    what the step does by its jaxpr; iterations: of the config; cores: devices a chip.
+    what the step does by its jaxpr; iterations: of the config; cores: devices per chip.
     """
     chip, chips = topology.chip, topology.chips
     f: dict[str, Figure] = {
@@ -200,7 +200,7 @@ LINES = {
     "interconnect_seconds": "interconnect",
     "step_seconds": "a step, all three overlapping",
     "step_seconds_without_overlap": "a step, nothing overlapping",
-    "images_per_second": "images a second, whole pod",
+    "images_per_second": "images per second, whole pod",
     "utilisation": "model FLOPs utilisation",
     "utilisation_without_overlap": "the same without overlap",
     "days": "days for the config's iterations",
@@ -233,7 +233,7 @@ def text(plan: Plan) -> str:
         f"{plan.title} on {slices}{t.name} ({t.chips} x {t.chip.name}), mesh {mesh}",
         ", ".join(f"{key} {value}" for key, value in plan.settings.items()),
         "",
-        "a chip:",
+        "per chip:",
     ]
     for name, label in LINES.items():
         if name in plan.figures:

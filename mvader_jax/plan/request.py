@@ -57,7 +57,7 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
     prepare_environment()
     from mvader_jax.parallel.mesh import make_mesh, parse_mesh
     from mvader_jax.plan.compile import compile_program
-    from mvader_jax.plan.program import bytes_a_chip, sample_program, train_program
+    from mvader_jax.plan.program import bytes_per_device, sample_program, train_program
     from mvader_jax.plan.topology import devices
     from mvader_jax.train.config import load_config
 
@@ -91,7 +91,7 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
             **settings,
         }
         title = f"{config.name}: training step of {request.stage}"
-    parts = {name: bytes_a_chip(tree) for name, tree in program.parts.items()}
+    parts = {name: bytes_per_device(tree) for name, tree in program.parts.items()}
     compiled = compile_program(program, topology, request.effort, say, request.cache)
     return make_plan(
         title,
@@ -203,7 +203,7 @@ def _versions(compiled: Mapping[str, Any]) -> str:
 def table(plans: Sequence[Mapping[str, Any]]) -> str:
     """Plans, as `Plan.to_dict` gives them, as a Markdown table."""
     head = (
-        "| program | pod | mesh | micro-batches | peak of HBM, GiB | fits | FLOPs a chip, T | bound | arithmetic / "
+        "| program | pod | mesh | micro-batches | peak of HBM, GiB | fits | FLOPs per chip, T | bound | arithmetic / "
         "memory / interconnect, ms | step, ms | images/s | utilisation | without overlap | days | chip-hours |"
     )
     lines = [head, "|" + "---|" * (head.count("|") - 1)]

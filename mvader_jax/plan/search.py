@@ -186,7 +186,7 @@ def _reduced_activations(work: Work) -> float:
 
 
 def _links(topology: Topology, ways: int) -> int:
-    """Links a chip has for a collective among `ways` chips that lie as squarely as they can."""
+    """How many links a chip has for a collective among `ways` chips that lie as squarely as they can."""
     dims = 0
     left = ways
     for dim, side in sorted(enumerate(topology.shape), key=lambda item: -item[1]):

@@ -49,7 +49,7 @@ class Chip:
 
     @property
     def peak(self) -> float:
-        """FLOPs a second."""
+        """FLOPs per second."""
         return self.peak_tflops * 1e12
 
     @property
@@ -80,7 +80,7 @@ class Topology:
         return side >= whole and (side % whole == 0 if self.chip.torus == 3 else side == whole)
 
     def bandwidth(self, places: Iterable[Sequence[int]]) -> float:
-        """Bytes a second that a chip sends in a collective among chips at these coordinates (estimated).
+        """Bytes per second that a chip sends in a collective among chips at these coordinates (estimated).
 
         Along every side on which they differ a chip has one link, two where the side closes to a ring.
         """
@@ -129,7 +129,7 @@ def prepare_environment() -> None:
 
 
 def devices(topology: Topology) -> list[Any]:
-    """The devices a program is compiled for: one a chip, or one for each of its `cores`.
+    """The devices a program is compiled for: one per chip, or one for each of its `cores`.
 
     Raises UserError where libtpu is not installed or does not know the shape.
     """

@@ -53,10 +53,11 @@ class Stage(Checked):
     data: DataConfig
     init: tuple[str, ...] = ()
     optimizer: OptimizerConfig = OptimizerConfig()
-    #: microbatches a step.
+    #: microbatches per step: a batch is computed in so many parts, one after the other.
     accumulate: PositiveInt = 1
-    #: groups that a batch's rows are laid out in (data/rows.py); 0: one for every part of a microbatch that a
-    #: device holds. A number of one's own, a multiple of these, makes batches and noise the same on any mesh.
+    #: groups into which the rows of a batch are laid out (data/rows.py). 0: as many as the devices that share a
+    #: microbatch, times the microbatches, so that batches and noise depend on the mesh. A fixed multiple of that
+    #: number makes them the same on every mesh that it fits.
     row_groups: NonNegativeInt = 0
     #: which activations of the UNet and the decoder are kept for the backward pass.
     remat: Remat = "none"

@@ -15,7 +15,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, compiler_options, make_mesh
 from mvader_jax.parallel.sharding import constrain
 from mvader_jax.plan.counted import step_flops
-from mvader_jax.plan.program import bytes_a_chip, encoded_parts, sample_program, train_program
+from mvader_jax.plan.program import bytes_per_device, encoded_parts, sample_program, train_program
 from mvader_jax.plan.topology import devices, parse_topology
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.train.assemble import batch_shape
@@ -43,7 +43,7 @@ def test_the_state_is_sharded_and_nothing_is_computed() -> None:
     config = load_config(CONFIGS / "luminous_v2.py")
     mesh = make_mesh(MeshConfig(fsdp=8))
     program = train_program(config, config.stages["diffusion"], mesh, ("latents", "features"))
-    sizes = {name: bytes_a_chip(tree) for name, tree in program.parts.items()}
+    sizes = {name: bytes_per_device(tree) for name, tree in program.parts.items()}
     trained = 840_351_684 + 127_795_200
     frozen = 13_896_304_640 + 2_257_920 + 524_748_800 + 15_744_000
     # What is below a megabyte (biases, norms) is whole on every device.

@@ -1,4 +1,4 @@
-"""AdamW or Muon with a learning rate a group, warm-up and decay, clipping, and an exponential moving average."""
+"""AdamW or Muon with a learning rate per group, warm-up and decay, clipping, and an exponential moving average."""
 
 from __future__ import annotations
 
