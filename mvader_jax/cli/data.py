@@ -159,6 +159,7 @@ def encode(
     from mvader_jax.data.sources import Records
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.precompute.encode import encode as run
+    from mvader_jax.precompute.job import Options
     from mvader_jax.storage.atomic import local
     from mvader_jax.storage.programs import compilation_cache
     from mvader_jax.train.config import load_config
@@ -180,9 +181,7 @@ def encode(
             out,
             chosen_mesh,
             workdir=workdir or Path("runs") / loaded.name,
-            parts=part or (),
-            batch_size=batch_size,
-            shard_size=shard_size,
+            options=Options(tuple(part or ()), batch_size, shard_size),
             on_progress=progress.update,
         )
     bad = sum(info.damaged.values())

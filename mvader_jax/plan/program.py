@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from mvader_jax.data.batches import EncodedShapes
 from mvader_jax.data.prompts import abstract_rows
+from mvader_jax.data.sources.encoded import PARTS
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
@@ -23,11 +23,9 @@ from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.train.assemble import assemble, batch_groups, batch_shape, batch_shards
 from mvader_jax.train.check import check_stage
 from mvader_jax.train.config import Stage, TrainConfig
+from mvader_jax.train.sizes import encoded_parts
 
 Tree = Any
-
-#: Parts of a batch that may come computed before.
-PRECOMPUTED = ("latents", "features")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +59,7 @@ def train_program(
 ) -> Program:
     """The train step of a stage on a mesh, its state born sharded and abstract.
 
-    precomputed: which of PRECOMPUTED the batch holds in place of pictures. Raises UserError for a batch
+    precomputed: which of `encoded.PARTS` the batch holds in place of pictures. Raises UserError for a batch
     that does not divide, or where a large parameter does not.
     """
     check_stage(stage)
@@ -73,7 +71,7 @@ def train_program(
     assembly, trainable, frozen = assemble(model, shapes, stage, mesh, whitening)
     state = assembly.abstract_state(trainable, frozen)
     data, shape = batch_shape(model, stage, batch_groups(stage, mesh))
-    abstract = objective.abstract_batch(data, shape, model.tokenizer, encoded_parts(model, stage, known))
+    abstract = objective.abstract_batch(data, shape, model.tokenizer, encoded_parts(model, data, known))
     batch = jax.tree.map(lambda x: _placed(x, batch_sharding(mesh, x.ndim)), abstract)
     return Program(
         function=assembly.step(),
@@ -145,18 +143,6 @@ def sample_program(
     )
 
 
-def encoded_parts(model: ModelConfig, stage: Stage, known: Collection[str]) -> EncodedShapes:
-    """Shapes of the parts of a batch that come computed before, as the model makes them."""
-    data, _ = batch_shape(model, stage)
-    latents = features = None
-    if "latents" in known and model.vae is not None:
-        side = data.image_size // model.vae.multiple
-        latents = (2, side, side, model.vae.latent_channels)
-    if "features" in known and model.image_encoder is not None:
-        features = (model.image_encoder.num_tokens, model.image_encoder.token_width)
-    return EncodedShapes(latents, features)
-
-
 def bytes_per_device(tree: Tree) -> int:
     """Bytes of a tree of abstract arrays on one device, by their shardings."""
     total = 0
@@ -169,8 +155,8 @@ def bytes_per_device(tree: Tree) -> int:
 
 def _known(precomputed: Collection[str]) -> frozenset[str]:
     for name in precomputed:
-        if name not in PRECOMPUTED:
-            raise UserError(f"unknown precomputed part {name!r}; accepted: {', '.join(PRECOMPUTED)}")
+        if name not in PARTS:
+            raise UserError(f"unknown precomputed part {name!r}; accepted: {', '.join(PARTS)}")
     return frozenset(precomputed)
 
 

@@ -15,11 +15,12 @@ from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, compiler_options, make_mesh
 from mvader_jax.parallel.sharding import constrain
 from mvader_jax.plan.counted import step_flops
-from mvader_jax.plan.program import bytes_per_device, encoded_parts, sample_program, train_program
+from mvader_jax.plan.program import bytes_per_device, sample_program, train_program
 from mvader_jax.plan.topology import devices, parse_topology
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.train.assemble import batch_shape
 from mvader_jax.train.config import load_config
+from mvader_jax.train.sizes import encoded_parts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -28,7 +29,7 @@ def test_precomputed_parts_stand_for_pictures() -> None:
     config = load_config(CONFIGS / "open_v2.py")
     stage = config.stages["diffusion"]
     data, shape = batch_shape(config.model, stage, 256)
-    encoded = encoded_parts(config.model, stage, ("latents", "features"))
+    encoded = encoded_parts(config.model, data, ("latents", "features"))
     batch = stage.objective.abstract_batch(data, shape, config.model.tokenizer, encoded)
     assert "pixels" not in batch
     assert batch["latent_mean"].shape == batch["latent_logvar"].shape == (2048, 64, 64, 4)

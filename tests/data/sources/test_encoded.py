@@ -25,6 +25,7 @@ from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.vae import VAE
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.precompute.encode import encode
+from mvader_jax.precompute.job import Options
 from mvader_jax.storage.bundle import load_bundle, save_bundle
 from mvader_jax.train.objectives import Autoencoding
 from mvader_jax.train.objectives.base import unit_pixels
@@ -48,9 +49,18 @@ def with_settings(stage, **settings):
     return dataclasses.replace(stage, objective=dataclasses.replace(stage.objective, **settings))
 
 
-def run(out, workdir, data=DATA, count=1, **options):
-    settings = {"batch_size": 8, "shard_size": 16, "sample": 16, **options}
-    return encode(config(), "diffusion", data, out, mesh(count), workdir=workdir, **settings)
+def run(out, workdir, data=DATA, count=1, on_progress=lambda done, total: None, **options):
+    settings = Options(**{"batch_size": 8, "shard_size": 16, "sample": 16, **options})
+    return encode(
+        config(),
+        "diffusion",
+        data,
+        out,
+        mesh(count),
+        workdir=workdir,
+        options=settings,
+        on_progress=on_progress,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from mvader_jax.data.prompts import null_row
 from mvader_jax.data.sources.encoded import encoded_shapes
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.precompute.encode import encode
+from mvader_jax.precompute.job import Options
 from mvader_jax.prompt.layout import lay_out
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.storage.bundle import Bundle, save_bundle
@@ -53,7 +54,8 @@ def encoded(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> str:
         save_bundle(root / stage / "bundle", bundle)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config = micro.train_config()
-    encode(config, "diffusion", micro.DATA, root / "out", mesh, workdir=root, batch_size=32, sample=1)
+    options = Options(batch_size=32, sample=1)
+    encode(config, "diffusion", micro.DATA, root / "out", mesh, workdir=root, options=options)
     return str(root / "out")
 
 
