@@ -186,9 +186,8 @@ def sweep(directory: Path, name: str = "") -> None:
 def is_space(error: BaseException) -> bool:
     """Whether an error, of the system or of a library that wraps it, says that the disk is full."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    return full or any(
-        text in str(error) for text in ("No space left", "RESOURCE_EXHAUSTED", "quota exceeded")
-    )
+    # Not RESOURCE_EXHAUSTED, which a device without memory and too many open files are too.
+    return full or any(text in str(error) for text in ("No space left", "quota exceeded"))
 
 
 @contextlib.contextmanager

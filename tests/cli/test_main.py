@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import re
 import sys
 import tomllib
@@ -10,7 +12,9 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from mvader_jax.cli import main as cli
 from mvader_jax.cli.main import _EXTRAS, main
+from mvader_jax.cli.streams import Lasting
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,3 +44,55 @@ def test_the_extras_bring_the_packages_they_are_said_to() -> None:
         for name, words in extras.items()
     }
     assert all(package in brings[extra] for package, extra in _EXTRAS.items())
+
+
+def ended(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> object:
+    """The exit code of a command that ends in an error."""
+
+    class Command:
+        registered_commands = (None,)
+
+        def __call__(self, **_: object) -> None:
+            raise error
+
+    monkeypatch.setattr(cli, "app", Command())
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    return stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "'/a/b': Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EMFILE, "Too many open files", "c.txt"), "'c.txt': Too many open files"),
+        (FileExistsError(errno.EEXIST, "File exists", "a", None, "b"), "'a' -> 'b': File exists"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(
+    error: BaseException, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(error, monkeypatch) == (130 if said == "interrupted" else 2)
+    assert capsys.readouterr().err == f"mvader: {said}\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), ZeroDivisionError("x"), OSError("a library's own")])
+def test_a_fault_of_ours_is_shown_whole(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(type(error)):
+        ended(error, monkeypatch)
+
+
+def test_stderr_that_goes_away_ends_nothing() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    stream = Lasting(Gone())
+    assert stream.write("abc") == 3
+    stream.flush()
+    print("to nobody", file=stream)
