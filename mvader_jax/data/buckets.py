@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from mvader_jax.data.decode import Size
 from mvader_jax.data.order import Damage, Dataset, Reader, Record
@@ -15,7 +16,7 @@ from mvader_jax.errors import UserError
 class Subset:
     """Some records of the source number `which`, numbered anew."""
 
-    def __init__(self, which: int, source: Dataset, numbers: np.ndarray) -> None:
+    def __init__(self, which: int, source: Dataset, numbers: Int[np.ndarray, " N"]) -> None:
         self.which, self.source, self.numbers = which, source, numbers
 
     def __len__(self) -> int:
@@ -52,7 +53,7 @@ class Buckets:
     def __init__(
         self,
         sources: Sequence[Dataset],
-        shapes: Sequence[np.ndarray],
+        shapes: Sequence[Int[np.ndarray, "N 2"]],
         sides: Sequence[Size],
         weights: Sequence[float],
         seed: int,
@@ -95,7 +96,7 @@ class Buckets:
         return self.readers[bucket], number, self.sides[bucket]
 
 
-def nearest_bucket(shapes: np.ndarray, sides: Sequence[Size]) -> np.ndarray:
+def nearest_bucket(shapes: Int[np.ndarray, "N 2"], sides: Sequence[Size]) -> Int[np.ndarray, " N"]:
     """int [N]: for shapes [N, 2] (height, width) the bucket whose ratio of sides is nearest, in logarithms."""
     ratios = np.log(np.maximum(shapes[:, 1], 1) / np.maximum(shapes[:, 0], 1))
     buckets = np.log(np.array([width / height for height, width in sides]))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.order import Record
@@ -35,7 +36,9 @@ def decode(record: Record, config: DataConfig, rng: np.random.Generator | None, 
     return {**record, "image": pixels}
 
 
-def crop(source: Any, size: Size, rng: np.random.Generator | None = None) -> np.ndarray:
+def crop(
+    source: Any, size: Size, rng: np.random.Generator | None = None
+) -> UInt8[np.ndarray, "{size[0]} {size[1]} 3"]:
     """uint8 [height, width, 3]: the largest part of the picture of `size`'s shape, resized to it (bicubic).
 
     source: anything `load_image` takes. rng: places the part; None takes the middle.
@@ -104,7 +107,9 @@ def _jpeg_decoder() -> Any:
     return simplejpeg
 
 
-def encoder_pixels(pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
+def encoder_pixels(
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], size: int
+) -> Float32[np.ndarray, "N {size} {size} 3"]:
     """float32 [N, size, size, 3] with CLIP's preprocessing."""
     out = np.zeros((len(pictures), size, size, 3), np.float32)
     for row, picture in zip(out, pictures, strict=True):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mvader_jax.data.building.tables import Table, Unreadable, first_line
 from mvader_jax.errors import UserError
 from mvader_jax.storage import hub
 from mvader_jax.storage.atomic import local, whole_file
@@ -50,6 +51,9 @@ def write_pairs(source: str, out: Path, *, overwrite: bool = False) -> PairsRepo
     for file in _files(source):
         for row in _rows(file):
             rows += 1
+            if row is None:
+                left_out["line is no JSON object"] += 1
+                continue
             texts = [_text(row, *_QUERIES), _text(row, "positive")]
             negatives = [text for name in row if name.startswith("negative") and (text := _text(row, name))]
             if not all(texts) or not negatives:
@@ -79,22 +83,19 @@ def _files(source: str) -> Sequence[Path]:
     return files
 
 
-def _rows(file: Path) -> Iterator[Row]:
-    """The rows of a file. Raises UserError where it is damaged, or has other columns."""
+def _rows(file: Path) -> Iterator[Row | None]:
+    """The rows of a file, None for one that is no row. Raises UserError where it is damaged, or has other columns."""
     try:
         yield from _READERS[file.suffix](file)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among these
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{file} cannot be read: {reason}") from None
+    except (OSError, Unreadable) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)[:200]}") from None
 
 
 def _parquet(file: Path) -> Iterator[Row]:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.ParquetFile(file)
-    names = table.schema_arrow.names
+    table = Table(str(file))
+    names = table.names
     if (
         not set(names) & set(_QUERIES)
         or "positive" not in names
@@ -103,22 +104,33 @@ def _parquet(file: Path) -> Iterator[Row]:
         raise UserError(
             f"{file} has the columns {', '.join(names[:8])}; needed are anchor (or query), positive and negative"
         )
-    for batch in table.iter_batches():
-        yield from batch.to_pylist()
+    wanted = {name for name in names if name.startswith("negative") or name in ("positive", *_QUERIES)}
+    yield from table.read({name: name for name in wanted})
 
 
-def _jsonl(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as stream:
+def _jsonl(file: Path) -> Iterator[Row | None]:
+    with file.open("rb") as stream:
         for line in stream:
-            row = json.loads(line) if line.strip() else None
-            if isinstance(row, dict):
-                yield row
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                yield row if isinstance(row, dict) else None
 
 
 def _text(row: Row, *names: str) -> str:
     """The first of these columns that holds a text; "" where none does."""
-    values = (row.get(name) for name in names)
-    return next((value.strip() for value in values if isinstance(value, str) and value.strip()), "")
+    return next((text for name in names if (text := _unicode(row.get(name)))), "")
+
+
+def _unicode(value: Any) -> str:
+    """A text without the blanks around it; "" for what is none, or is no Unicode."""
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+        return text.strip() if isinstance(text, str) and text.encode() else ""
+    except UnicodeError:
+        return ""
 
 
 _READERS = {".parquet": _parquet, ".jsonl": _jsonl}

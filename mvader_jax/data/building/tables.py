@@ -37,13 +37,13 @@ class Table:
         except Exception as error:  # pyarrow raises anything on a hostile footer
             raise Unreadable(first_line(error)) from None
         # Of two columns of one name nobody knows which is meant; neither can be asked for.
-        self._names = [name for name in names if names.count(name) == 1]
-        self.columns = columns(self._names)
+        self.names = [name for name in names if names.count(name) == 1]
+        self.columns = columns(self.names)
         self.rows: int = self._file.metadata.num_rows
 
     def named_as(self, suffixes: Sequence[str]) -> str | None:
         """The first column that is named by one of these, in any case."""
-        return next((name for name in self._names if name.lower() in suffixes), None)
+        return next((name for name in self.names if name.lower() in suffixes), None)
 
     def read(self, more: Mapping[str, str] | None = None) -> Iterator[Row]:
         """The rows under the names of `schema.SPELLINGS`, and of `more` as in `columns`.

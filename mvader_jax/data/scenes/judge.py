@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from jaxtyping import UInt8
 
 from mvader_jax.data.scenes.world import (
     BACKGROUNDS,
@@ -39,7 +40,7 @@ def _templates() -> dict[str, tuple[list[tuple[str, str, str]], np.ndarray]]:
     }
 
 
-def read_scene(image: np.ndarray) -> Scene:
+def read_scene(image: UInt8[np.ndarray, "H W 3"]) -> Scene:
     """The scene that a picture shows, or the nearest to it; it may have no object. Never raises.
 
     image: uint8 [64, 64, 3] (other sizes are sampled down or up to it).

@@ -12,6 +12,7 @@ import hashlib
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = {
@@ -91,7 +92,7 @@ def scene_at(seed: int, index: int, split: Split = "train", two_objects: float =
             return scene
 
 
-def render(scene: Scene, size: int = CANVAS) -> np.ndarray:
+def render(scene: Scene, size: int = CANVAS) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """The picture, anti-aliased: uint8 [size, size, 3]."""
     picture = np.empty((size, size, 3), np.float32)
     picture[:] = BACKGROUNDS[scene.background]
@@ -102,7 +103,9 @@ def render(scene: Scene, size: int = CANVAS) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=512)
-def coverage(shape: str, size: str, fill: str, position: str, pixels: int = CANVAS) -> np.ndarray:
+def coverage(
+    shape: str, size: str, fill: str, position: str, pixels: int = CANVAS
+) -> Float[np.ndarray, "{pixels} {pixels}"]:
     """How much of each pixel an object covers: float32 [pixels, pixels] in 0..1."""
     scale = CANVAS / pixels
     grid = (np.arange(pixels, dtype=np.float32) + 0.5) * scale

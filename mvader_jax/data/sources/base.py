@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from jaxtyping import Int
 
 from mvader_jax.bounds import LARGEST_INT, Bound, PositiveFloat
 from mvader_jax.data.order import Dataset
@@ -41,7 +42,7 @@ class Source(Choice):
         """
         raise UserError(f"the contrastive objective needs pairs; data of source {self.kind!r} has none")
 
-    def shapes(self, pictures: Sequence[Any]) -> Sequence[np.ndarray]:
+    def shapes(self, pictures: Sequence[Any]) -> Sequence[Int[np.ndarray, "N 2"]]:
         """int [N, 2] of each of its data sets of pictures: their heights and widths as stored.
 
         Raises UserError where these are not known.

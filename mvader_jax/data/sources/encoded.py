@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from etils import epath
+from jaxtyping import BFloat16
 
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.order import DamagedRecord, Dataset, Record
@@ -113,7 +114,11 @@ def shard_path(path: str | os.PathLike[str], split: str, shard: int) -> epath.Pa
     return epath.Path(path) / f"{split}-{shard:05d}.array_record"
 
 
-def pack(latents: np.ndarray | None, features: np.ndarray | None, captions: Sequence[str]) -> bytes:
+def pack(
+    latents: BFloat16[np.ndarray, "2 h w C"] | None,
+    features: BFloat16[np.ndarray, "T C"] | None,
+    captions: Sequence[str],
+) -> bytes:
     """A record's bytes from bfloat16 arrays."""
     arrays = [np.ascontiguousarray(part).tobytes() for part in (latents, features) if part is not None]
     return b"".join([*arrays, "\n".join(captions).encode()])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Int64
 
 from mvader_jax.bounds import PositiveFloat
 from mvader_jax.data.order import DamagedRecord, Dataset, Record
@@ -53,7 +54,7 @@ class JsonLines:
         self.paths = tuple(paths)
         if not self.paths:
             raise UserError("no JSONL file is named in the data's paths")
-        self._starts: list[np.ndarray] = []
+        self._starts: list[Int64[np.ndarray, " lines"]] = []
         for path in self.paths:
             self._starts.append(_line_starts(path))
             if not len(self._starts[-1]):
@@ -130,7 +131,7 @@ class Interleaved(JsonLines):
         return {"prompt": prompt, "image": os.path.join(root, value["target"])}
 
 
-def _line_starts(path: str) -> np.ndarray:
+def _line_starts(path: str) -> Int64[np.ndarray, " lines"]:
     try:
         with epath.Path(path).open("rb") as file:
             starts, at = [], 0

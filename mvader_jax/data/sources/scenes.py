@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import UInt8
 
 from mvader_jax.bounds import PositiveInt, Share
 from mvader_jax.data.order import Dataset, Record
@@ -73,7 +74,7 @@ class SceneImages:
     def record(self, index: int, rng: np.random.Generator) -> Record:
         return {"image": self.picture(index), "caption": self.caption(index, rng)}
 
-    def picture(self, index: int) -> np.ndarray:
+    def picture(self, index: int) -> UInt8[np.ndarray, "size size 3"]:
         """uint8 [size, size, 3]."""
         return render(scene_at(self._seed, index, self._split), self._size)
 

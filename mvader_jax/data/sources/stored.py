@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Int
 
 from mvader_jax.bounds import PositiveFloat
 from mvader_jax.data.building.schema import COLUMN_TYPE, COLUMNS, REPORT
@@ -35,7 +36,7 @@ class Records(Source):
             raise UserError("data of source 'records' needs paths: folders that `mvader data build` wrote")
         return [Stored(path, split) for path in self.paths]
 
-    def shapes(self, pictures: Sequence[Stored]) -> Sequence[np.ndarray]:
+    def shapes(self, pictures: Sequence[Stored]) -> Sequence[Int[np.ndarray, "N 2"]]:
         return [data_set.shapes() for data_set in pictures]
 
     def captions(self, pictures: Stored, index: int) -> list[str]:
@@ -139,7 +140,7 @@ class Stored:
         except DamagedRecord:
             return []
 
-    def shapes(self) -> np.ndarray:
+    def shapes(self) -> Int[np.ndarray, "N 2"]:
         """int [N, 2]: height and width of every picture. Raises UserError as `columns`."""
         columns = self.columns()
         return np.stack([columns["height"], columns["width"]], axis=1)

@@ -332,9 +332,11 @@ def test_a_file_that_is_none_is_no_picture(tmp_path):
 def test_a_full_disk_is_one_sentence(tmp_path):
     os.symlink("/dev/full", tmp_path / "shard")
     record = admit(Sample("k", lambda: PICTURE, None, {"caption": "c"}), FilterConfig())
-    with (
-        pytest.raises(UserError, match=r"^cannot write '.*shard': no space is left on its disk$"),
-        ShardWriter(tmp_path / "shard") as writer,
-    ):
-        for _ in range(2000):
-            writer.write(record, writer.encode(record))
+
+    def write():
+        with ShardWriter(tmp_path / "shard") as writer:
+            for _ in range(2000):
+                writer.write(record, writer.encode(record))
+
+    with pytest.raises(UserError, match=r"^cannot write '.*shard': no space is left on its disk$"):
+        write()

@@ -51,16 +51,19 @@ def test_rows_of_one_pair_are_joined(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_several_negatives_of_a_row(tmp_path: Path) -> None:
     row = {"query": "a", "positive": "b", "negative_1": "c", "negative_2": "d", "negatives": 3}
-    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n\n[]\n")
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps(row) + "\n\n[]\n{\n" + "[" * 100_000 + "\n" + json.dumps({**row, "query": "lone \ud83d"})
+    )
     report = write_pairs(str(tmp_path / "a.jsonl"), tmp_path / "out")
-    assert (report.rows, report.pairs, report.negatives) == (1, 1, 2)
+    assert (report.rows, report.pairs, report.negatives) == (5, 1, 2)
+    assert report.left_out == {"line is no JSON object": 3, "no query": 1}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
         ("a.parquet", b"PAR1 not really", "cannot be read"),
-        ("a.jsonl", b"{", "cannot be read"),
+        ("a.jsonl", b"{", "has no pair: of 1 rows, {'line is no JSON object': 1}"),
         ("a.jsonl", b'{"premise": "x"}', "has no pair: of 1 rows, {'no query': 1}"),
         ("a.csv", b"x", "names no .parquet or .jsonl file"),
     ],
