@@ -21,6 +21,7 @@ import pytest
 from mvader_jax.cli.main import main
 from mvader_jax.data.scenes.world import render, scene_at
 from mvader_jax.images.png import read_png_metadata
+from mvader_jax.sampling.generate import Draws
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.storage.bundle import save_bundle
 
@@ -221,8 +222,9 @@ def test_what_is_not_finite_is_not_written(run: Run, loaded: Pipeline, tmp_path:
     assert code == 2 and out == "" and err.startswith("mvader: pictures 0, 1: NaN or infinity arose")
     assert err.count("\n") == 1 and not list((tmp_path).rglob("*.png"))
 
-    def half(*_: object) -> tuple[np.ndarray, np.ndarray]:
-        return jnp.zeros((2, 64, 64, 3), jnp.uint8), jnp.array([False, True])
+    def half(draws: Draws, static: object) -> tuple[jnp.ndarray, jnp.ndarray]:
+        count = len(draws.seeds)
+        return jnp.zeros((count, 64, 64, 3), jnp.uint8), jnp.arange(count) > 0
 
     monkeypatch.setattr(loaded, "generate", half)
     code, out, err = run("sample", "red", *FEW)
@@ -230,6 +232,14 @@ def test_what_is_not_finite_is_not_written(run: Run, loaded: Pipeline, tmp_path:
     assert [Path(line).name for line in out.splitlines()] == ["00000.png", "grid-00000.png"]
     (row,) = (json.loads(line) for line in (tmp_path / "outputs/manifest.jsonl").read_text().splitlines())
     assert row["file"] == "00000.png" and row["index"] == 1
+    before = sorted(tmp_path.rglob("*"))
+    for command in (
+        ["figure", "7", "--out", "f.png", "--quiet"],
+        ["evaluate", "--count", "2", "--parts", "text"],
+    ):
+        code, out, err = run(*command, "--bundle", "micro")
+        assert code == 2 and out == "" and "NaN or infinity arose" in err and err.count("\n") == 1, err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
