@@ -11,6 +11,7 @@ import dataclasses
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int32
 
@@ -47,6 +48,10 @@ class PromptBatch:
     factors: Float32[Array, "B L H"] | None = None
     condition_factors: Float32[Array, "B N Hc"] | None = None
 
+    def condition(self, hidden: Float[Array, "B S D"]) -> Condition:
+        """What the UNet attends to: an embedder's hidden states under the weights that the prompts have there."""
+        return Condition(hidden, jnp.asarray(self.condition_log_weights), self.condition_factors)
+
 
 @flax.struct.dataclass
 class Condition:
@@ -66,8 +71,6 @@ class Condition:
 
 def pad(condition: Condition, length: int) -> Condition:
     """`condition` with positions that do not exist added at its end, up to `length`."""
-    import jax.numpy as jnp
-
     extra = length - condition.hidden.shape[1]
     if extra == 0:
         return condition
@@ -80,8 +83,6 @@ def pad(condition: Condition, length: int) -> Condition:
 
 def concatenate(*conditions: Condition) -> Condition:
     """The rows of all, which have equal lengths."""
-    import jax.numpy as jnp
-
     dtype = conditions[0].hidden.dtype
     shape = _factors_shape(*conditions)
     return Condition(
@@ -96,8 +97,6 @@ def where(chosen: jax.Array, first: Condition, second: Condition) -> Condition:
 
     Either may have a single row, which then stands for all. The dtype is that of `second`.
     """
-    import jax.numpy as jnp
-
     length = max(first.hidden.shape[1], second.hidden.shape[1])
     first, second = pad(first, length), pad(second, length)
     shape = _factors_shape(first, second)
@@ -123,8 +122,6 @@ def spread(rows: Condition, groups: int, samples: int, start: int) -> Condition:
 
 def spread_rows(rows: Array, groups: int, samples: int, start: int) -> jax.Array:
     """[groups*k, ...] -> [groups*samples, ...]: as `spread`, of one array."""
-    import jax.numpy as jnp
-
     count = rows.shape[0] // groups
     grouped = rows.reshape(groups, count, *rows.shape[1:])
     gaps = [(0, 0), (start, samples - start - count)] + [(0, 0)] * (rows.ndim - 1)
@@ -138,7 +135,5 @@ def _factors_shape(*conditions: Condition) -> tuple[int, ...] | None:
 
 def _row_factors(condition: Condition, shape: tuple[int, ...]) -> jax.Array:
     """[B, N, H]; a Condition without factors has factors of 1."""
-    import jax.numpy as jnp
-
     factors = jnp.ones(()) if condition.factors is None else jnp.asarray(condition.factors)
     return jnp.broadcast_to(factors, (condition.hidden.shape[0], *shape))

@@ -16,13 +16,12 @@ from mvader_jax.convert.vocabulary import load_vocabulary
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import COMPONENTS, abstract_components
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embed import EMBEDDERS, embedder_kind, find_embedder
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.storage.atomic import whole_directory
 from mvader_jax.storage.bundle import check_whole, component_files, link_component, same_disk
 from mvader_jax.storage.bundle_config import find_bundle, not_ours, read_model, write_config
 from mvader_jax.storage.stream import ComponentReader, Leaf, write_component
-
-EMBEDDERS = ("s_magma", "clip_text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,20 +127,26 @@ def _model(found: Mapping[str, _Found], embedder: str | None) -> tuple[ModelConf
     if "unet" in found:
         fields["schedule"] = found["unet"].model.schedule
     if embedder is None:
-        embedder = "s_magma" if "decoder" in found or "text_encoder" not in found else "clip_text"
-    if embedder not in EMBEDDERS:
-        raise UserError(f"unknown embedder {embedder!r}; accepted: {', '.join(EMBEDDERS)}")
-    notes = []
-    if "text_encoder" in found and embedder == "s_magma":
-        notes.append("prompts go through the decoder (s_magma); the text encoder is carried along unused")
-    return ModelConfig(embedder=embedder, **fields), notes  # type: ignore[arg-type]
+        reading = (name for name, kind in EMBEDDERS.items() if kind.reader in found)
+        embedder = next(reading, ModelConfig.embedder)
+    used = embedder_kind(embedder).reader
+    idle = [kind.reader for kind in EMBEDDERS.values() if kind.reader in found and kind.reader != used]
+    notes = [
+        f"prompts go through the {_words(used)} ({embedder}); the {_words(name)} is carried along unused"
+        for name in idle
+    ]
+    return ModelConfig(embedder=embedder, **fields), notes
+
+
+def _words(component: str) -> str:
+    return component.replace("_", " ")
 
 
 def _with_tokenizer(
     model: ModelConfig, found: Mapping[str, _Found], given: Path | None, notes: list[str]
 ) -> tuple[ModelConfig, Tokenizer | None]:
     """(the model with its tokenizer's config, the tokenizer): the given one, or that of who reads the prompts."""
-    name = "decoder" if model.embedder == "s_magma" else "text_encoder"
+    name = embedder_kind(model.embedder).reader
     reader = found.get(name)
     if reader is None:
         if given is not None:
@@ -160,9 +165,8 @@ def _with_tokenizer(
 
 
 def _condition_width(model: ModelConfig) -> int | None:
-    if model.embedder == "clip_text":
-        return model.text_encoder.width if model.text_encoder is not None else None
-    return model.decoder.width if model.decoder is not None else None
+    embedder = find_embedder(model)
+    return None if embedder is None else embedder.width
 
 
 def _stale(model: ModelConfig, found: Mapping[str, _Found], width: int | None) -> frozenset[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -12,8 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from mvader_jax.bounds import PositiveFloat, PositiveInt
-from mvader_jax.condition import Condition, PromptBatch
-from mvader_jax.errors import UserError
 from mvader_jax.models.attention import attend
 from mvader_jax.parallel.sharding import constrain, partitioned
 from mvader_jax.settings import Checked
@@ -146,25 +143,3 @@ class ClipText(nn.Module):
         x, _ = layers(x, log_weights, factors)
         x = nn.LayerNorm(epsilon=c.norm_eps, dtype=jnp.float32, name="final_layer_norm")(x)
         return x.astype(self.dtype)
-
-
-def clip_text(
-    config: ClipTextConfig,
-    components: Mapping[str, Any],
-    batch: PromptBatch,
-    *,
-    dtype: Dtype = jnp.float32,
-) -> Condition:
-    """Embeds a batch of texts with the component `text_encoder`. Raises UserError where it is missing.
-
-    Stable Diffusion masks nothing: the tokenizer's padding counts as tokens, with log weight 0.
-    """
-    if "text_encoder" not in components:
-        raise UserError(
-            f"embedding this prompt needs the component 'text_encoder'; there are: {', '.join(sorted(components))}"
-        )
-    module = ClipText(config, dtype)
-    params = {"params": components["text_encoder"]}
-    inputs = jax.tree.map(jnp.asarray, (batch.token_ids, batch.log_weights, batch.factors))
-    hidden = module.apply(params, *inputs)
-    return Condition(hidden, jnp.asarray(batch.condition_log_weights), batch.condition_factors)

@@ -16,7 +16,7 @@ from mvader_jax.condition import Condition
 from mvader_jax.errors import UserError
 from mvader_jax.models.clip_text import ClipText
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.models.decoder import Decoder, adapter_leaves, bias_leaves, without_adapters
+from mvader_jax.models.decoder import Decoder, DecoderConfig, adapter_leaves, bias_leaves, without_adapters
 from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.image_prefix import ImagePrefix
 from mvader_jax.models.unet import UNet
@@ -117,8 +117,7 @@ def _recipe(model: ModelConfig, name: str) -> tuple[Any, tuple[Any, ...], Any, A
         part = without_adapters if name == "decoder" else bias_leaves
         return Decoder(config), (tokens,), "everything", part
     if name == "adapters":
-        assert model.decoder is not None
-        return Decoder(model.decoder, config), (tokens,), "everything", adapter_leaves
+        return Decoder(model.require(DecoderConfig), config), (tokens,), "everything", adapter_leaves
     if name == "image_encoder":
         return ImageEncoder(config), (jnp.zeros((1, 64, 64, 3)),), None, whole
     if name == "image_prefix":
@@ -126,9 +125,9 @@ def _recipe(model: ModelConfig, name: str) -> tuple[Any, tuple[Any, ...], Any, A
     if name == "text_encoder":
         return ClipText(config), (tokens,), None, whole
     if name == "vae":
-        side = 2 ** (len(config.block_out_channels) - 1)
+        side = config.multiple
         return VAE(config), (jnp.zeros((1, side, side, config.in_channels)), jax.random.key(0)), None, whole
-    side = 2 ** (len(config.block_out_channels) - 1)
+    side = config.multiple
     condition = Condition(jnp.zeros((1, 1, config.cross_attention_dim)), jnp.zeros((1, 1)))
     return (
         UNet(config),

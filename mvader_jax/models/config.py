@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TypeVar
 
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
@@ -17,15 +17,29 @@ from mvader_jax.models.vae import VAEConfig
 from mvader_jax.prompt.tokenizer import TokenizerConfig
 from mvader_jax.settings import Checked
 
-#: Which embedder turns a prompt into a Condition.
-Embedder = Literal["s_magma", "clip_text"]
+Part = TypeVar("Part")
+#: What the fields of a model are shaped by.
+_FIELDS: dict[type, str] = {
+    DecoderConfig: "decoder",
+    AdaptersConfig: "adapters",
+    ImageEncoderConfig: "image_encoder",
+    ImagePrefixConfig: "image_prefix",
+    ClipTextConfig: "text_encoder",
+    UNetConfig: "unet",
+    VAEConfig: "vae",
+    ScheduleConfig: "schedule",
+    TokenizerConfig: "tokenizer",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Checked):
-    """The architecture of every component a bundle may hold; None where it has no such component."""
+    """The architecture of every component a bundle may hold; None where it has no such component.
 
-    embedder: Embedder = "s_magma"
+    embedder: what turns prompts into a Condition, by its name in `embed.EMBEDDERS`.
+    """
+
+    embedder: str = "s_magma"
     decoder: DecoderConfig | None = None
     adapters: AdaptersConfig | None = None
     image_encoder: ImageEncoderConfig | None = None
@@ -68,19 +82,26 @@ class ModelConfig(Checked):
             tokenizer=TokenizerConfig(eos_id=0),
         )
 
+    def require(self, kind: type[Part]) -> Part:
+        """The part of the model that a class of configs shapes: `model.require(UNetConfig)`.
+
+        Raises UserError naming it where the model has none.
+        """
+        part = getattr(self, _FIELDS[kind])
+        if isinstance(part, kind):
+            return part
+        raise UserError(f"this model has no {_FIELDS[kind]}; it has {', '.join(self.parts) or 'no parts'}")
+
     @property
-    def vocabulary(self) -> int | None:
-        """Rows of the embedder's token embedding, which every id must be below; None without an embedder."""
-        reader = self.text_encoder if self.embedder == "clip_text" else self.decoder
-        return None if reader is None else reader.vocab_size
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts that it has."""
+        return tuple(name for name in _FIELDS.values() if getattr(self, name) is not None)
 
     @property
     def s_magma(self) -> SMagmaConfig:
         """The four parts of S-MAGMA as its embedder reads them. Raises UserError without a decoder."""
-        if self.decoder is None:
-            raise UserError("this bundle has no decoder, so it cannot embed a prompt with S-MAGMA")
         return SMagmaConfig(
-            decoder=self.decoder,
+            decoder=self.require(DecoderConfig),
             adapters=self.adapters,
             image_encoder=self.image_encoder,
             image_prefix=self.image_prefix,

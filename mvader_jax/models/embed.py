@@ -1,50 +1,66 @@
-"""The one choice between embedders: PromptBatch -> Condition, whichever the model names."""
+"""PromptBatch -> Condition, by the embedder that the model names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
 from mvader_jax.condition import Condition, PromptBatch
 from mvader_jax.errors import UserError
-from mvader_jax.models.clip_text import clip_text
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embedders.base import Components, Dtype, Embedder
+from mvader_jax.models.embedders.clip_text import ClipText
+from mvader_jax.models.embedders.s_magma import SMagma
 from mvader_jax.models.remat import Remat
-from mvader_jax.models.s_magma import s_magma_rows
+
+#: By the name that stands in `ModelConfig.embedder`.
+EMBEDDERS: dict[str, type[Embedder]] = {
+    "s_magma": SMagma,
+    "clip_text": ClipText,
+}
+
+
+def embedder_kind(name: str) -> type[Embedder]:
+    """Raises UserError for a name that is not registered."""
+    if name not in EMBEDDERS:
+        raise UserError(f"unknown embedder {name!r}; accepted: {', '.join(EMBEDDERS)}")
+    return EMBEDDERS[name]
+
+
+def embedder_of(model: ModelConfig) -> Embedder:
+    """The model's embedder. Raises UserError for an unknown one, and where the model lacks what it is made of."""
+    return embedder_kind(model.embedder).of(model)
+
+
+def find_embedder(model: ModelConfig) -> Embedder | None:
+    """`embedder_of`; None where the model lacks what it is made of, as a bundle of a VAE alone does."""
+    kind = embedder_kind(model.embedder)
+    return kind.of(model) if getattr(model, kind.reader) is not None else None
 
 
 def embed(
     model: ModelConfig,
-    components: Mapping[str, Any],
+    components: Components,
     batch: PromptBatch,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: Dtype = jnp.float32,
     remat: Remat = "none",
 ) -> Condition:
-    """Hidden states and log weights of a batch of prompts, by the model's own embedder.
-
-    remat: what of the decoder's layers is kept for a backward pass. Raises UserError where the
-    components lack what the embedder needs.
-    """
+    """`embed_rows` of one batch of prompts."""
     return embed_rows(model, components, (batch,), dtype=dtype, remat=remat)[0]
 
 
 def embed_rows(
     model: ModelConfig,
-    components: Mapping[str, Any],
+    components: Components,
     batches: Sequence[PromptBatch],
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: Dtype = jnp.float32,
     remat: Remat = "none",
 ) -> list[Condition]:
-    """`embed` of several batches, each padded to a length of its own.
+    """Hidden states and log weights of batches of prompts: see `Embedder.embed_rows`.
 
     The decoder walks its layers once with all of them, so that a mesh gathers its parameters once.
     """
-    if model.embedder == "clip_text":
-        if model.text_encoder is None:
-            raise UserError("this bundle names the clip_text embedder but has no text_encoder")
-        return [clip_text(model.text_encoder, components, batch, dtype=dtype) for batch in batches]
-    return s_magma_rows(model.s_magma, components, batches, dtype=dtype, remat=remat)
+    return embedder_of(model).embed_rows(components, batches, dtype=dtype, remat=remat)

@@ -84,10 +84,7 @@ def s_magma_rows(
         tuple(None if batch.factors is None else jnp.asarray(batch.factors) for batch in batches),
         method="together",
     )
-    return [
-        Condition(states, jnp.asarray(batch.condition_log_weights), batch.condition_factors)
-        for states, batch in zip(hidden, batches, strict=True)
-    ]
+    return [batch.condition(states) for states, batch in zip(hidden, batches, strict=True)]
 
 
 def image_embeddings(

@@ -17,6 +17,7 @@ from mvader_jax.data.sources.encoded import PARTS
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embed import embedder_of
 from mvader_jax.parallel.sharding import batch_sharding, param_shardings, replicated
 from mvader_jax.sampling.generate import Draws, Prompted, generate
 from mvader_jax.sampling.settings import SamplingSettings
@@ -106,14 +107,11 @@ def sample_program(
     ways = batch_shards(mesh)
     if images % ways:
         raise UserError(f"{images} images do not divide over {ways} chips")
-    images_too = ("image_encoder", "image_prefix", *(("adapters",) if model.adapters else ()))
-    names = ["decoder", "biases", *images_too, "unet", "vae"]
-    if model.embedder == "clip_text":
-        names = ["text_encoder", "unet", "vae"]
-    shapes, axes = abstract_components(model, names)
+    embedder = embedder_of(model)
+    shapes, axes = abstract_components(model, (*embedder.components, "unet", "vae"))
     shapes = _cast(shapes, jnp.dtype(dtype))
     components = jax.tree.map(_placed, shapes, param_shardings(shapes, axes, mesh))
-    encoder = model.image_encoder if model.embedder == "s_magma" else None
+    encoder = embedder.image_encoder
     tokens, side = (encoder.num_tokens, encoder.image_size) if encoder else (0, 0)
     length = -(-(tokens + 32) // 64) * 64
     if model.tokenizer is not None and model.tokenizer.length:

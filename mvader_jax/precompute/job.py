@@ -23,6 +23,7 @@ from mvader_jax.data.sources.encoded import PARTS, EncodedInfo
 from mvader_jax.data.sources.open import open_pictures
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embed import find_embedder
 from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.vae import VAE
 from mvader_jax.parallel.mesh import make_global
@@ -138,7 +139,8 @@ def _parts(
     parts = asked
     if not parts:
         parts = [part for part in PARTS if getattr(model, COMPONENT[part]) is not None]
-        if model.embedder == "clip_text":
+        embedder = find_embedder(model)
+        if embedder is not None and embedder.image_encoder is None:
             parts = [part for part in parts if part != "features"]
     for part in parts:
         if part not in PARTS:

@@ -16,11 +16,12 @@ from mvader_jax.condition import Array, Condition, PromptBatch
 from mvader_jax.diffusion.guidance import guided
 from mvader_jax.diffusion.noise import initial_noise, sampler_keys
 from mvader_jax.diffusion.samplers import SAMPLERS
+from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed_rows
-from mvader_jax.models.image_encoder import ImageEncoder
-from mvader_jax.models.unet import UNet
-from mvader_jax.models.vae import VAE
+from mvader_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
+from mvader_jax.models.unet import UNet, UNetConfig
+from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.parallel.sharding import shapes_alone
 from mvader_jax.sampling.settings import SamplingSettings, StaticSettings
 
@@ -112,12 +113,11 @@ def generate(
     alone, so that they are never held twice. Returns the pictures, uint8 [B, H, W, 3], and whether each came
     out finite, bool [B]: what a picture shows that did not is meaningless.
     """
-    assert model.unet is not None and model.schedule is not None
     denoise = _denoiser(components, draws, model=model, dtype=jnp.dtype(dtype))
     method = SAMPLERS[static.sampler]
-    levels = method.levels(model.schedule, static.steps)[static.start :]
+    levels = method.levels(model.require(ScheduleConfig), static.steps)[static.start :]
     seeds, indices = jnp.asarray(draws.seeds), jnp.asarray(draws.indices)
-    latents = initial_noise(seeds, indices, (*static.latent_size, model.unet.in_channels))
+    latents = initial_noise(seeds, indices, (*static.latent_size, model.require(UNetConfig).in_channels))
     if draws.init is not None:
         clean = mixed_latents(components, draws.init, model=model, dtype=dtype)
         latents = levels.noised(clean, latents)
@@ -139,7 +139,9 @@ def _denoiser(
         _take(next(embedded) if isinstance(kind.prompts, PromptBatch) else kind.prompts, kind.rows)
         for kind in kinds
     )
-    eps = functools.partial(UNet(model.unet, dtype=dtype).apply, {"params": components["unet"]})
+    eps = functools.partial(
+        UNet(model.require(UNetConfig), dtype=dtype).apply, {"params": components["unet"]}
+    )
     scale = jnp.asarray(draws.guidance_scale)
     if not negative:
         return guided(eps, condition, base, scale)
@@ -172,9 +174,11 @@ def decode_latents(
     components: Components, latents: Float[jax.Array, "B h w C"], *, model: ModelConfig, dtype: str
 ) -> Float32[jax.Array, "B H W 3"]:
     """Latents -> images in [-1, 1] (not clipped)."""
-    assert model.vae is not None
-    vae = VAE(model.vae, dtype=jnp.dtype(dtype))
-    images = vae.apply({"params": components["vae"]}, latents / model.vae.scaling_factor, method="decode")
+    config = model.require(VAEConfig)
+    latents = latents / config.scaling_factor
+    images = VAE(config, dtype=jnp.dtype(dtype)).apply(
+        {"params": components["vae"]}, latents, method="decode"
+    )
     return images.astype(jnp.float32)
 
 
@@ -182,10 +186,10 @@ def encode_images(
     components: Components, images: Float[jax.Array, "B H W 3"], *, model: ModelConfig, dtype: str
 ) -> Float32[jax.Array, "B h w C"]:
     """Images in [-1, 1] -> latents, the posterior's mean, scaled."""
-    assert model.vae is not None
-    vae = VAE(model.vae, dtype=jnp.dtype(dtype))
+    config = model.require(VAEConfig)
+    vae = VAE(config, dtype=jnp.dtype(dtype))
     mean, _ = vae.apply({"params": components["vae"]}, images, method="encode")
-    return mean.astype(jnp.float32) * model.vae.scaling_factor
+    return mean.astype(jnp.float32) * config.scaling_factor
 
 
 def image_features(
@@ -193,6 +197,5 @@ def image_features(
 ) -> Float[jax.Array, "B T C"]:
     """Preprocessed images -> the encoder's features, as `PromptBatch.pixels` may hold them in place of the
     images."""
-    assert model.image_encoder is not None
-    encoder = ImageEncoder(model.image_encoder, jnp.dtype(dtype))
+    encoder = ImageEncoder(model.require(ImageEncoderConfig), jnp.dtype(dtype))
     return encoder.apply({"params": components["image_encoder"]}, images)

@@ -94,12 +94,12 @@ class SamplingSettings(Checked):
         """
         from mvader_jax.diffusion.levels import check_steps
         from mvader_jax.diffusion.samplers import start_at
+        from mvader_jax.models.vae import VAEConfig
 
         if model.schedule is not None:
             check_steps(model.schedule, self.steps)
-        assert model.vae is not None
         height, width = image_size(model, self.height, self.width)
-        factor = model.vae.multiple
+        factor = model.require(VAEConfig).multiple
         start = start_at(self.steps, self.strength) if from_image else 0
         return StaticSettings(self.sampler, self.steps, (height // factor, width // factor), start, self.eta)
 
@@ -128,10 +128,11 @@ def image_count(value: Any) -> int:
 
 def image_size(model: ModelConfig, height: int | None = None, width: int | None = None) -> tuple[int, int]:
     """Height and width in pixels, the model's own where None. Raises UserError where they do not divide."""
-    if model.unet is None or model.vae is None:
-        raise UserError("a picture needs a unet and a vae in the model's config")
-    own = model.unet.sample_size * model.vae.multiple
-    multiple = model.vae.multiple * 2 ** (len(model.unet.block_out_channels) - 1)
+    from mvader_jax.models.unet import UNetConfig
+    from mvader_jax.models.vae import VAEConfig
+
+    unet, vae = model.require(UNetConfig), model.require(VAEConfig)
+    own, multiple = unet.sample_size * vae.multiple, vae.multiple * unet.multiple
     size = (own if height is None else height, own if width is None else width)
     for name, value in zip(("height", "width"), size, strict=True):
         if value < multiple or value % multiple:

@@ -24,6 +24,7 @@ from mvader_jax.condition import PromptBatch
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embed import embedder_of, find_embedder
 from mvader_jax.models.unet import factors_shape
 from mvader_jax.parallel.processes import first_process
 from mvader_jax.parallel.sharding import param_shardings
@@ -73,20 +74,18 @@ class Bundle:
         """Prompts laid out for this bundle's embedder; options and errors as `layout.lay_out`."""
         if self.tokenizer is None:
             raise UserError("this bundle has no tokenizer, so it cannot read a prompt")
-        encoder, decoder = self.model.image_encoder, self.model.decoder
-        if self.model.embedder == "s_magma" and encoder is not None:
-            options = {"image_size": encoder.image_size, "image_tokens": encoder.num_tokens, **options}
+        embedder = embedder_of(self.model)
+        known: dict[str, Any] = {
+            "decoder_heads": embedder.heads,
+            "max_positions": embedder.max_positions,
+            "vocabulary": embedder.vocab_size,
+        }
+        if embedder.image_encoder is not None:
+            encoder = embedder.image_encoder
+            known |= {"image_size": encoder.image_size, "image_tokens": encoder.num_tokens}
         if self.model.unet is not None:
-            options = {"cross_attention_heads": factors_shape(self.model.unet), **options}
-        if self.model.embedder == "clip_text" and self.model.text_encoder is not None:
-            text = self.model.text_encoder
-            options = {"decoder_heads": (text.num_layers, text.num_heads), **options}
-        elif decoder is not None:
-            options = {"decoder_heads": (decoder.num_layers, decoder.num_heads), **options}
-        if decoder is not None:
-            options = {"max_positions": decoder.max_positions, **options}
-        options = {"vocabulary": self.model.vocabulary, **options}
-        return lay_out(self.tokenizer, prompts, **options)
+            known["cross_attention_heads"] = factors_shape(self.model.unet)
+        return lay_out(self.tokenizer, prompts, **{**known, **options})
 
 
 def load_bundle(
@@ -137,11 +136,11 @@ def check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, what: str) -> None
     Tokens that were added beside the vocabulary (GPT-J's 143 extra ones) may lie beyond: a prompt that holds one
     is refused when it is laid out.
     """
-    rows, own = model.vocabulary, tokenizer.backend.get_vocab_size(with_added_tokens=False)
-    if rows is not None and max(own, tokenizer.config.eos_id + 1) > rows:
+    embedder, own = find_embedder(model), tokenizer.backend.get_vocab_size(with_added_tokens=False)
+    if embedder is not None and max(own, tokenizer.config.eos_id + 1) > embedder.vocab_size:
         raise UserError(
-            f"the tokenizer of {what} has {own} tokens, but the model's embedding has {rows} rows: it belongs to "
-            "another model"
+            f"the tokenizer of {what} has {own} tokens, but the model's embedding has {embedder.vocab_size} rows: "
+            "it belongs to another model"
         )
 
 

@@ -17,7 +17,7 @@ from mvader_jax.data.batches import Batch
 from mvader_jax.data.loader import Loader, make_loader
 from mvader_jax.data.scenes.world import Split
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.models.image_encoder import calibrate
+from mvader_jax.models.image_encoder import ImageEncoderConfig, calibrate
 from mvader_jax.parallel.mesh import process_share
 from mvader_jax.parallel.sharding import replicated
 from mvader_jax.storage.bundle import Bundle
@@ -119,10 +119,10 @@ def stage_loader(
 
 def calibrate_encoder(bundle: Bundle, stage: Stage) -> None:
     """Sets a fresh image encoder's batch norms from the first batch, the same one in every process."""
-    assert bundle.model.image_encoder is not None
+    config = bundle.model.require(ImageEncoderConfig)
     pixels = stage.objective.encoder_input(next(stage_loader(bundle, stage)))
     components = bundle.components
-    components["image_encoder"] = jax.jit(functools.partial(calibrate, bundle.model.image_encoder))(
+    components["image_encoder"] = jax.jit(functools.partial(calibrate, config))(
         components["image_encoder"], pixels
     )
 

@@ -15,6 +15,7 @@ from mvader_jax.data.decode import decode
 from mvader_jax.data.order import Reader, Record
 from mvader_jax.images.sheet import grid
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embed import embedder_of
 from mvader_jax.parallel.sharding import replicated
 from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.prompt.parse import parse_part
@@ -122,7 +123,7 @@ def chosen_prompts(stage: Stage) -> list[tuple[Prompt, str]]:
 
 def held_out_prompts(bundle: Bundle, stage: Stage) -> list[tuple[Prompt, str]]:
     """Prompts of the validation split: captions, and where the model takes images, images and both."""
-    images = bundle.model.embedder == "s_magma" and bundle.model.image_encoder is not None
+    images = embedder_of(bundle.model).image_encoder is not None
     wanted = _CAPTIONS + (_IMAGES + _BOTH) * images
     records = list(itertools.islice(held_out(stage, bundle.model), wanted + 1))
     found = [(Prompt((Text(record["caption"]),)), record["caption"]) for record in records[:_CAPTIONS]]

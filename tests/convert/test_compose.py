@@ -168,7 +168,8 @@ def test_which_embedder(public: Public, tmp_path: Path) -> None:
     parts = {"decoder": public.magma, "text_encoder": public.sd, "unet": public.sd}
     (note, fresh) = compose(tmp_path / "both", parts)
     assert "the text encoder is carried along unused" in note and "freshly initialised" in fresh
-    assert compose(tmp_path / "clip", parts, embedder="clip_text") == ()
+    (note,) = compose(tmp_path / "clip", parts, embedder="clip_text")
+    assert note == "prompts go through the text encoder (clip_text); the decoder is carried along unused"
     model = load_bundle(tmp_path / "clip", components=[]).model
     assert model.embedder == "clip_text" and model.unet is not None
     assert model.unet.cross_attention_dim == 36

@@ -10,6 +10,7 @@ import numpy as np
 
 from mvader_jax.condition import PromptBatch
 from mvader_jax.errors import UserError
+from mvader_jax.models.embed import embedder_of
 from mvader_jax.prompt.elements import Image, Prompt
 from mvader_jax.sampling.batch.requests import Problem, Request
 from mvader_jax.sampling.settings import StaticSettings
@@ -54,7 +55,7 @@ class Batch:
 def layout(bundle: Bundle, prompts: Sequence[Prompt | None], **options: Any) -> PromptBatch:
     """Prompts laid out without reading their images: `pixels` is [B, I, 0, 0, 3]."""
     count = sum(isinstance(e, Image) for p in prompts if p for e in p.elements)
-    if bundle.model.embedder != "s_magma" or bundle.model.image_encoder is None:
+    if embedder_of(bundle.model).image_encoder is None:
         return bundle.to_batch(prompts, **options)
     blank = np.zeros((count, 0, 0, 3), np.float32)
     return bundle.to_batch(prompts, image_size=0, pixels=blank, **options)

@@ -36,10 +36,10 @@ from mvader_jax.diffusion.loss import diffusion_loss
 from mvader_jax.diffusion.schedule import Schedule
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.models.embed import embed_rows
+from mvader_jax.models.embed import embed_rows, embedder_of
 from mvader_jax.models.remat import Remat
 from mvader_jax.models.unet import UNet
-from mvader_jax.models.vae import VAE
+from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
 from mvader_jax.train.objectives.base import (
     LossFn,
@@ -47,7 +47,6 @@ from mvader_jax.train.objectives.base import (
     Objective,
     mean_metric,
     needed_tokenizer,
-    picture_parts,
     unit_pixels,
 )
 from mvader_jax.train.samples import Drawing, Pictures
@@ -99,9 +98,8 @@ class Diffusion(Objective):
         known = () if self.p_interleaved else known
         # Latents need no autoencoder to be trained on, but one to be looked at.
         vae = ("vae",) if "latents" not in known or drawn else ()
-        if model.embedder == "clip_text":
-            return ("text_encoder", "unet", *vae)
-        return ("decoder", "biases", *picture_parts(model, known), "unet", *vae)
+        reads = embedder_of(model).components
+        return (*(name for name in reads if name != "image_encoder" or "features" not in known), "unet", *vae)
 
     def rows(self, shape: Shape) -> MixedRows:
         """How the rows of its batches are laid out."""
@@ -172,9 +170,9 @@ class Diffusion(Objective):
             return None
         if model.tokenizer is None:
             raise UserError("the null condition needs a tokenizer in the model's config")
-        encoder = model.image_encoder if model.embedder == "s_magma" else None
-        limit = model.decoder.max_positions if model.decoder is not None else None
-        return null_row(model.tokenizer, encoder.image_size if encoder else 0, limit)
+        embedder = embedder_of(model)
+        side = embedder.image_encoder.image_size if embedder.image_encoder is not None else 0
+        return null_row(model.tokenizer, side, embedder.max_positions)
 
     def loss(self, model: ModelConfig, *, dtype: str = "float32", remat: Remat = "none") -> LossFn:
         """Of `batches`' batches, by the embedder, the unet, and the vae where a batch holds pixels."""
@@ -207,8 +205,8 @@ class Diffusion(Objective):
 
     def _latents(self, model: ModelConfig, dtype: str) -> Callable[..., jax.Array]:
         """(components, batch, key, groups) -> the scaled latents that are noised, float32 [B, h, w, C]."""
-        assert model.vae is not None
-        vae, scale = VAE(model.vae, dtype=jnp.dtype(dtype)), model.vae.scaling_factor
+        config = model.require(VAEConfig)
+        vae, scale = VAE(config, dtype=jnp.dtype(dtype)), config.scaling_factor
 
         def posterior(components: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
             """float32 [2, N, h, w, C]: mean and log variance."""

@@ -63,8 +63,7 @@ class Autoencoding(Objective):
         return {"pixels": abstract_pixels(shape.rows, data.image_size)}
 
     def loss(self, model: ModelConfig, *, dtype: str = "float32", remat: Remat = "none") -> LossFn:
-        assert model.vae is not None
-        module = VAE(model.vae, dtype=jnp.dtype(dtype))
+        module = VAE(model.require(VAEConfig), dtype=jnp.dtype(dtype))
 
         def loss_fn(
             components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
@@ -97,13 +96,13 @@ class Autoencoding(Objective):
         self, model: ModelConfig, components: Mapping[str, Any], batches: Iterator[Batch]
     ) -> ModelConfig:
         """With `vae.scaling_factor` set so that latents have unit variance (Rombach et al. 2022, G)."""
-        assert model.vae is not None
-        encode = jax.jit(functools.partial(encode_posterior, model.vae))
+        config = model.require(VAEConfig)
+        encode = jax.jit(functools.partial(encode_posterior, config))
         squares = [
             float(jnp.mean(jnp.square(encode(components["vae"], batch["pixels"])))) for batch in batches
         ]
         scale = round(1.0 / float(np.sqrt(np.mean(squares))), 5)
-        return dataclasses.replace(model, vae=dataclasses.replace(model.vae, scaling_factor=scale))
+        return dataclasses.replace(model, vae=dataclasses.replace(config, scaling_factor=scale))
 
 
 def encode_posterior(config: VAEConfig, params: Any, pixels: jax.Array) -> jax.Array:

@@ -1,0 +1,1 @@
+"""The embedders, a file and one object each; `models/embed.py` registers them."""
