@@ -12,6 +12,7 @@ import numpy as np
 
 from mvader_jax.convert.engine import Matched, Paired, converted, match
 from mvader_jax.convert.kinds.base import Options, Source
+from mvader_jax.convert.mark import earlier_records, kept
 from mvader_jax.convert.vocabulary import load_vocabulary
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
@@ -88,6 +89,7 @@ def convert(
     notes += said
     not_finite: list[str] = []
     records: dict[str, dict[str, Any]] = {}
+    earlier = earlier_records(path)
     sources = [place for place in (path, base, tokenizer) if place is not None and place.exists()]
     with whole_directory(
         out, overwrite=overwrite, not_ours=not_ours, sources=sources, needed=written
@@ -102,7 +104,7 @@ def convert(
                     "source": origin or path.name,
                     "files": [f.name for f in part.weights.files],
                 }
-                records[component] = {**record, **made}
+                records[component] = {**record, **made, **kept(earlier, component, made["sha256"])}
         if vocabulary is not None:
             (work / "tokenizer").mkdir()
             vocabulary.save(work / "tokenizer")

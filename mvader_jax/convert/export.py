@@ -14,16 +14,15 @@ from mvader_jax.convert.convert import Progress, counter
 from mvader_jax.convert.engine import SourceMap, external, manifest
 from mvader_jax.convert.kinds import KINDS
 from mvader_jax.convert.kinds.base import Export
+from mvader_jax.convert.mark import not_an_export, write_mark
 from mvader_jax.convert.tensors import DTYPES, cast
 from mvader_jax.errors import UserError
-from mvader_jax.storage.atomic import whole_directory, write_file
+from mvader_jax.storage.atomic import whole_directory
 from mvader_jax.storage.bundle import verify
 from mvader_jax.storage.bundle_config import find_bundle, read_model
 from mvader_jax.storage.stream import ComponentReader
 
 EXPORT_DTYPES = {"keep": None, "float32": DTYPES["F32"], "float16": DTYPES["F16"], "bfloat16": DTYPES["BF16"]}
-#: Lies beside what was exported and names it: what `--overwrite` may replace.
-MARK = "mvader_export.json"
 Described = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
@@ -77,31 +76,14 @@ def export(
     with whole_directory(
         out,
         overwrite=overwrite,
-        not_ours=_not_ours,
+        not_ours=not_an_export,
         sources=[job.path],
         needed=total * form.copies,
     ) as work:
         notes = [f"left out, {to} has no place for it: {name}" for name in left]
         notes += form.write(job, work)
-        write_file(
-            work / MARK, json.dumps({"written_by": "mvader_jax", "files": _files(work)}, indent=1) + "\n"
-        )
+        write_mark(work, job.path, names)
     return Exported(tuple(names), tuple(notes))
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir())
-
-
-def _not_ours(path: Path) -> str:
-    """What, in words, of a directory that is to be replaced is no export; "" where it is one, or empty."""
-    files = _files(path) if path.is_dir() else [path.name]
-    try:
-        mark = json.loads((path / MARK).read_text(encoding="utf-8")) if files else {"files": []}
-        foreign = sorted({*files} - {MARK, *mark["files"]})
-    except (OSError, ValueError, KeyError, TypeError):
-        return "it holds no export that mvader wrote"
-    return f"beside an export it holds {', '.join(foreign[:4])}" if foreign else ""
 
 
 class Job:

@@ -152,6 +152,8 @@ def upload(
             )
         if README not in held or MARK in _text(address, README):
             content[README] = card.encode()  # type: ignore[assignment]
+        else:
+            print(f"{address} has a {README} of its own, which is kept", file=sys.stderr)
         operations: list[Any] = [CommitOperationAdd(path, data) for path, data in content.items()]
         operations += [CommitOperationDelete(file) for file in old if file not in content]
         with _bars(not sys.stderr.isatty()):

@@ -301,6 +301,7 @@ def test_what_is_pushed_loads_again_bitwise(hub: Hub, capsys: pytest.CaptureFixt
     assert run("push", "tiny", "hf:me/mine", "--license", "apache-2.0") == 0
     files = hub.repositories["me/mine"].commits[hub.repositories["me/mine"].branches["main"]]
     assert "unet/stale" not in files and files["README.md"] == b"my own card"
+    assert "hf:me/mine has a README.md of its own, which is kept" in capsys.readouterr().err
     assert run("push", "tiny", "me/mine", "--license", "mit", "--revision", "v2") == 0
     assert set(hub.repositories["me/mine"].branches) == {"main", "v2"}
 
