@@ -107,6 +107,28 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     return directory
 
 
+def check_place(
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    not_ours: Callable[[Path], str] = lambda path: "",
+    sources: Sequence[Path] = (),
+) -> None:
+    """Raises UserError where `whole_directory` would not put a directory at `path`."""
+    target = Path(os.path.realpath(local(path)))
+    if not target.exists():
+        return
+    for source in (Path(os.path.realpath(source)) for source in sources):
+        if source.is_relative_to(target) or target.is_relative_to(source):
+            what = "is" if source == target else "is a part of" if source in target.parents else "holds"
+            raise UserError(f"{path} {what} the source {source}; choose another place")
+    if not overwrite:
+        raise UserError(f"{path} exists already; choose another place or pass --overwrite")
+    reason = not_ours(target)
+    if reason:
+        raise UserError(f"{path} is not replaced: {reason}; remove it or choose another place")
+
+
 @contextlib.contextmanager
 def whole_directory(
     path: str | os.PathLike[str],
@@ -128,17 +150,7 @@ def whole_directory(
     target, held = Path(os.path.realpath(local(path))), -1
 
     def check() -> None:
-        if not target.exists():
-            return
-        for source in (Path(os.path.realpath(source)) for source in sources):
-            if source.is_relative_to(target) or target.is_relative_to(source):
-                what = "is" if source == target else "is a part of" if source in target.parents else "holds"
-                raise UserError(f"{path} {what} the source {source}; choose another place")
-        if not overwrite:
-            raise UserError(f"{path} exists already; choose another place or pass --overwrite")
-        reason = not_ours(target)
-        if reason:
-            raise UserError(f"{path} is not replaced: {reason}; remove it or choose another place")
+        check_place(path, overwrite=overwrite, not_ours=not_ours, sources=sources)
 
     def make() -> str:
         nonlocal held

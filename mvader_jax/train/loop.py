@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 
 from mvader_jax.images.png import save_png
 from mvader_jax.parallel.mesh import make_global
-from mvader_jax.storage.atomic import local, whole_directory
+from mvader_jax.storage.atomic import check_place, local, whole_directory
 from mvader_jax.storage.bundle import Bundle, carry_over, write_bundle
+from mvader_jax.storage.bundle_config import not_ours
 from mvader_jax.storage.lock import only_user
 from mvader_jax.train.config import TrainConfig
 from mvader_jax.train.job import begin
@@ -57,11 +58,13 @@ def train(
 
     profile: steps to profile, from the third of this call on; the profile lies in `profile/`.
     on_sample: draws the grid of every `sample_every` steps; called in every process. on_step: called after
-    every update with its number. Raises UserError for a mistake in the config or while another process trains in
-    the same directory, Diverged when too many updates were bad.
+    every update with its number. Raises UserError for a mistake in the config, while another process trains in
+    the same directory or its `bundle/` holds more than a bundle, Diverged when too many updates were bad.
     """
     stage = config.stage(stage_name)
     directory = local(workdir) / stage_name
+    # At the end it would be too late.
+    check_place(directory / "bundle", overwrite=True, not_ours=not_ours)
     with only_user(directory), Preemption() as preemption:
         job = begin(config, stage_name, workdir, mesh)
         first = job.step
@@ -160,6 +163,6 @@ def write_result(run: Run, state: TrainState, path: Path, config: TrainConfig, s
     bundle = dataclasses.replace(bundle, model=model)
     trained = trained_by(config, stage_name, run.stage.steps, code_version())
     bundle = dataclasses.replace(bundle, records=trained_records(bundle, run.groups, trained))
-    with whole_directory(path, overwrite=True) as work:
+    with whole_directory(path, overwrite=True, not_ours=not_ours) as work:
         write_bundle(work, bundle)
         carry_over(work, run.start.unused)
