@@ -74,7 +74,6 @@ def build(
             out,
             name,
             filters,
-            description=known(name).description,
             workers=workers or os.cpu_count() or 1,
             on_progress=progress.update,
         )

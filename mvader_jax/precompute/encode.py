@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.scenes.world import Split
-from mvader_jax.data.sources.encoded import INFO, PARTS, EncodedInfo, pack, shard_path
+from mvader_jax.data.sources.encoded import INFO, PARTS, EncodedInfo, pack, read_info, shard_path
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.processes import barrier, by_first, first_process
 from mvader_jax.precompute.check import Check, check
@@ -60,7 +60,7 @@ def encode(
     stage = dataclasses.replace(config.stage(stage_name), data=data)
     job = prepare(config, stage, workdir, mesh, options)
     if (directory / INFO).exists():
-        finished = EncodedInfo.from_json(json.loads((directory / INFO).read_text()))
+        finished = read_info(directory)
         if dataclasses.replace(finished, damaged={}) != job.info:
             raise UserError(f"{os.fspath(out)!r} holds an encoded set of other data or another model")
         with jax.set_mesh(mesh):

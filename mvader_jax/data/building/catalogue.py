@@ -23,9 +23,15 @@ class Known:
     description: str
 
 
+#: Scenes of one build: the keys of all are held in memory.
+_MOST_SCENES = 10_000_000
+
+
 def _count(source: str) -> list[Part]:
-    if not source.isdigit() or int(source) < 1:
-        raise UserError(f"the source of scenes is {source!r}; expected their number, as in 20000")
+    if not (source.isascii() and source.isdigit() and len(source) < 12 and 1 <= int(source) <= _MOST_SCENES):
+        raise UserError(
+            f"the source of scenes is {source[:40]!r}; expected their number, 1 to {_MOST_SCENES}, as in 20000"
+        )
     return find_scenes(int(source))
 
 

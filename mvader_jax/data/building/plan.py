@@ -61,7 +61,10 @@ def finished(out: str | os.PathLike[str], plan: dict[str, Any]) -> Report | None
     difference = _difference(before.get("plan"), plan)
     if difference:
         raise UserError(f"{os.fspath(out)!r} holds a finished build {difference}; name a new folder")
-    return Report.from_json(before["report"])
+    try:
+        return Report.from_json(before["report"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{str(file)!r} cannot be read: {type(error).__name__}; name a new folder") from None
 
 
 @contextlib.contextmanager

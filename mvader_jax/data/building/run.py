@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mvader_jax.data.building.admit import Rejected, Sample, admit, rejecting
+from mvader_jax.data.building.catalogue import KNOWN
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.parts import Part
 from mvader_jax.data.building.plan import WORK, begun, check_columns, finished, make_plan, repeated_keys
@@ -39,7 +40,6 @@ def build(
     name: str,
     filters: FilterConfig,
     *,
-    description: str = "",
     workers: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> Report:
@@ -68,7 +68,9 @@ def build(
             total.add(report)
         if total.written:
             _write_columns(directory / COLUMNS, np.concatenate([np.load(job.columns) for job in jobs]))
-            write_metadata(directory, name, [report.written for report in reports], total.bytes, description)
+            write_metadata(
+                directory, name, [report.written for report in reports], total.bytes, _description(name)
+            )
             _write_json(directory / REPORT, {"plan": plan, "report": total.to_json()})
         shutil.rmtree(directory / WORK)
     if not total.written:
@@ -240,6 +242,10 @@ def _no_bomb_warnings() -> Iterator[None]:
         # Large pictures below the limit are no news.
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
         yield
+
+
+def _description(name: str) -> str:
+    return KNOWN[name].description if name in KNOWN else ""
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

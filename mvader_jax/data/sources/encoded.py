@@ -73,6 +73,11 @@ class EncodedInfo:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EncodedInfo:
         fields = {f.name: value[f.name] for f in dataclasses.fields(cls)}
+        counts = [fields["shard_size"], *(fields["splits"][split] for split in ("train", "validation"))]
+        if not all(isinstance(count, int) and count >= 0 for count in counts) or not counts[0]:
+            raise ValueError(f"its numbers of records are {counts}")
+        if not isinstance(fields["origin"]["source"], str):
+            raise ValueError("it does not say which pictures it is of")
         for part in PARTS:
             fields[part] = None if fields[part] is None else tuple(fields[part])
         return cls(**fields)

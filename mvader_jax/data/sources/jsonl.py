@@ -60,7 +60,12 @@ class JsonLines:
             if not len(self._starts[-1]):
                 raise UserError(f"{path!r} has no lines; expected one JSON object a line")
         self._ends = np.cumsum([len(starts) for starts in self._starts])
-        self._numbers = split_numbers(int(self._ends[-1]), split, hold_out)
+        total = int(self._ends[-1])
+        self._numbers = split_numbers(total, split, hold_out)
+        if not len(self._numbers):
+            raise UserError(
+                f"{', '.join(self.paths)} has {total} line, which is held out for validation; more are needed"
+            )
 
     def __len__(self) -> int:
         return len(self._numbers)

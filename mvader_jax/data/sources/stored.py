@@ -108,6 +108,10 @@ class Stored:
             raise UserError(f"the data set at {self.path!r} cannot be opened: {_first_line(error)}") from None
         own = "validation" in splits
         self._numbers = split_numbers(total, None if own else self.split)
+        if total and not len(self._numbers):
+            raise UserError(
+                f"the data set at {self.path!r} has {total} record, which is held out for validation; more are needed"
+            )
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -127,6 +127,8 @@ def test_scenes_export_the_pictures_and_captions_of_the_world(tmp_path):
         ("image_captions", "columns.csv", "has the columns a, b; expected a path"),
         ("image_captions", "empty", "names no picture"),
         ("scenes", "many", "expected their number"),
+        ("scenes", "²", "expected their number"),
+        ("scenes", "9" * 5000, "expected their number, 1 to 10000000"),
         ("paintings", "x", "unknown data set 'paintings'; known: laion_aesthetics"),
     ],
 )

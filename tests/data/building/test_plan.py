@@ -155,3 +155,12 @@ def test_the_command_says_that_it_is_built_already(tmp_path, capsys):
         said = capsys.readouterr().out
         assert "written  " in said
         assert ("already built" in said) == already
+
+
+def test_a_report_that_says_nothing_is_one_sentence(tmp_path):
+    source = folder(tmp_path / "in", "a cat")
+    run(source, tmp_path / "out")
+    file = tmp_path / "out" / REPORT
+    file.write_text(json.dumps({**json.loads(file.read_text()), "report": {"read": 1}}))
+    with pytest.raises(UserError, match=r"report\.json' cannot be read: KeyError"):
+        run(source, tmp_path / "out")

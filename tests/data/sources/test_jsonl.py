@@ -100,6 +100,13 @@ def test_validation_is_on_lines_that_training_does_not_read(tmp_path, count):
     )
 
 
+def test_a_single_line_cannot_be_held_out_and_trained_on(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"query": "q", "positive": "p", "negatives": ["n"]}])
+    with pytest.raises(UserError, match="has 1 line, which is held out for validation; more are needed"):
+        Pairs((path,)).pairs("train", 0, 0)
+    assert len(Pairs((path,), hold_out=0).pairs("train", 0, 0)[0]) == 1
+
+
 def test_interleaved_prompts_are_held_out_too(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"prompt": [str(i)], "target": "a.png"} for i in range(250)])
     train, held_out = (Interleaved([path], split) for split in ("train", "validation"))

@@ -176,6 +176,17 @@ def test_a_set_that_was_built_anew_is_another_than_was_encoded(data, copy, tmp_p
         Records(("a", "b")).origin(0, 512)
 
 
+@pytest.mark.parametrize(
+    "change", [{"splits": {"train": 3}}, {"splits": None}, {"shard_size": 0}, {"origin": {}}, {"origin": 3}]
+)
+def test_an_encoded_set_that_does_not_say_what_it_is_is_refused(tmp_path, change):
+    like.make_encoded(tmp_path, 3)
+    file = tmp_path / encoded.INFO
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(UserError, match="there is no finished encoded set at"):
+        encoded.read_info(tmp_path)
+
+
 def test_the_digest_is_of_what_the_records_hold(tmp_path):
     like.make(tmp_path / "in", shards=2, per_shard=5)
     parts = find_shards(tmp_path / "in")
