@@ -84,6 +84,10 @@ def explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         names = " -> ".join(repr(name) for name in (error.filename, error.filename2) if name)
         return f"{names}: {error.strerror}" if names else error.strerror, 2
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED: Out of memory" in str(error):
+        # Of the host, as NumPy says it, or of a device, as XLA does.
+        what = (str(error).strip().splitlines() or ["this machine has no more"])[0]
+        return f"not enough memory: {what}", 2
     if _raised_in(error, "jax/_src/xla_bridge.py"):
         asked = os.environ.get("JAX_PLATFORMS")
         why = (str(error).splitlines() or ["there is none of them here"])[0]

@@ -16,6 +16,7 @@ from mvader_jax.bounds import (
     RegularExpression,
     Seed,
     any_number,
+    between,
 )
 from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
@@ -74,7 +75,7 @@ class Stage(Checked):
     #: steps between grids of pictures (0: none): of these prompts, or of held-out records where there are none.
     sample_every: NonNegativeInt = 0
     sample_prompts: tuple[str, ...] = ()
-    sample_steps: PositiveInt = 50
+    sample_steps: Annotated[int, between(1, 1000)] = 50
     sample_guidance: Annotated[float, any_number("negative guidance turns away")] = 8.0
     #: an update is bad, and changes nothing, when its loss or gradient is not finite, or its loss is more than
     #: this many times the running mean of the losses (0: however large). One more than `max_bad_updates` in a

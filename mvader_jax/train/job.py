@@ -21,6 +21,7 @@ from mvader_jax.train.config import TrainConfig
 from mvader_jax.train.log import BadUpdate, Logger
 from mvader_jax.train.origin import changes, description
 from mvader_jax.train.run import Run, build_run, data_loader
+from mvader_jax.train.samples import check_samples
 from mvader_jax.train.state import TrainState
 
 
@@ -84,6 +85,9 @@ def begin(config: TrainConfig, stage_name: str, workdir: str | Path, mesh: Mesh)
     checkpoints = Checkpoints(
         Path(workdir) / stage_name / "checkpoints", keep=stage.keep, keep_every=stage.keep_every
     )
+    # What would end the run at its first grid or validation ends it now.
+    check_samples(stage, run.start.bundle.model)
+    data_loader(run, "validation")
     origin = description(config, stage_name, run)
     job = Job(run, run.state, data_loader(run, "train"), checkpoints, origin)
     job.run = run = dataclasses.replace(run, state=jax.eval_shape(lambda: job.state))

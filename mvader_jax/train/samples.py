@@ -13,6 +13,7 @@ import numpy as np
 
 from mvader_jax.data.decode import decode
 from mvader_jax.data.order import Reader, Record
+from mvader_jax.images.read import load_image
 from mvader_jax.images.sheet import grid
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embedder_of
@@ -65,6 +66,18 @@ class SampleGrid:
         # One pipeline for the whole run: its programs are compiled once.
         self._pipeline.bundle = bundle
         return self._drawing(self._pipeline, run.stage)
+
+
+def check_samples(stage: Stage, model: ModelConfig) -> None:
+    """Raises UserError for what would end a run at its first grid, hours after it began."""
+    drawing = stage.objective.drawing() if stage.sample_every else None
+    if drawing is None or not drawing.reads_prompts:
+        return
+    SamplingSettings(steps=stage.sample_steps, guidance_scale=stage.sample_guidance).static(model)
+    for prompt, _ in chosen_prompts(stage):
+        for one in prompt.elements:
+            if isinstance(one, Image):
+                load_image(one.image)
 
 
 class Pictures:

@@ -61,6 +61,9 @@ def ended(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> object:
     return stopped.value.code
 
 
+NO_ROOM = "not enough memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -68,6 +71,9 @@ def ended(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> object:
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (OSError(errno.EMFILE, "Too many open files", "c.txt"), "'c.txt': Too many open files"),
         (FileExistsError(errno.EEXIST, "File exists", "a", None, "b"), "'a' -> 'b': File exists"),
+        (MemoryError(), "not enough memory: this machine has no more"),
+        (MemoryError("Unable to allocate 8 TiB"), "not enough memory: Unable to allocate 8 TiB"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"), NO_ROOM),
         (KeyboardInterrupt(), "interrupted"),
     ],
 )

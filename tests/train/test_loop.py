@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict
 
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.sources import Pairs
+from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata
 from mvader_jax.parallel.mesh import MeshConfig, make_global, make_mesh
@@ -30,7 +31,7 @@ from mvader_jax.train.loop import PREEMPTED, train
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 from mvader_jax.train.origin import changes
 from mvader_jax.train.run import build_run, data_loader
-from mvader_jax.train.samples import SampleGrid, chosen_prompts
+from mvader_jax.train.samples import SampleGrid, check_samples, chosen_prompts
 from mvader_jax.train.state import partition
 
 
@@ -307,3 +308,26 @@ def test_most_pairs_damaged_stops_the_run_and_the_first_is_told(
     assert " damaged records were passed over: " in said
     records = [json.loads(s) for s in (tmp_path / "contrastive" / "metrics.jsonl").read_text().splitlines()]
     assert [r["damaged_records"] for r in records if "damaged_records" in r][-1] > 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample_prompts": ("a cat | nowhere.png",)}, "nowhere.png"),
+        ({"sample_steps": 500}, "steps is 500; accepted are 1 to 100"),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_are_refused_before_the_first_step(
+    workdir: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    for name in ("vae", "contrastive"):
+        (tmp_path / name).mkdir()
+        os.symlink(workdir / name / "bundle", tmp_path / name / "bundle")
+    config = config_for("diffusion", sample_every=4, **changes)
+    schedule = ScheduleConfig(num_train_steps=100)
+    with pytest.raises(UserError, match=message):
+        check_samples(config.stages["diffusion"], dataclasses.replace(config.model, schedule=schedule))
+    if "sample_prompts" in changes:
+        with pytest.raises(UserError, match=message):
+            train(config, "diffusion", tmp_path, one_device(), quiet=True)
+        assert not (tmp_path / "diffusion" / "metrics.jsonl").exists()
