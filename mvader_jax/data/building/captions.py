@@ -150,6 +150,7 @@ def _split(
     """
     mark = re.escape(delimiter)
     quoted = re.compile(rf' *"([^"]*(?:""[^"]*)*)"[ ]*(?={mark}|[\r\n]*\Z)')
+    opened = re.compile(r' *"')
     plain = re.compile(rf"[^{mark}\r\n]*")
     ahead: list[str] = []
 
@@ -166,11 +167,12 @@ def _split(
             starts = [0, *itertools.accumulate(len(field) + 1 for field in fields[:-1])]
             yield text, starts, fields
             continue
-        at, starts, fields = 0, [], []
+        at, starts, fields, tried = 0, [], [], False
         while True:
             starts.append(at)
             match = quoted.match(text, at)
-            if match is None and text[at:].lstrip(" ").startswith('"') and text.count('"', at) % 2:
+            if match is None and not tried and opened.match(text, at) and text.count('"', at) % 2:
+                tried = True  # once a row: a line of nothing but quotes would be looked through for each
                 taken = _closed(text, at, quoted, ahead, more, is_row)
                 if taken:
                     text += "".join(ahead[:taken])
