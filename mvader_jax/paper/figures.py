@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import PIL.Image
 import PIL.ImageDraw
@@ -21,6 +21,9 @@ from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.sampling.tasks import composition, element, img2img, interpolation, style, variation
 from mvader_jax.settings import Checked
+
+if TYPE_CHECKING:
+    from mvader_jax.prompt.elements import ImageSource
 
 #: Noise of the image-to-image baseline, in figure 4's row.
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -43,7 +46,7 @@ class Options(Checked):
     thetas: tuple[NonNegativeFloat, ...] = THETAS
 
 
-Cell = tuple[Any, str]
+Cell = tuple["ImageSource | None", str]
 Rows = list[list[Cell]]
 Progress = Callable[[str], None]
 
@@ -297,7 +300,7 @@ def _sheet(title: str, rows: Rows) -> PIL.Image.Image:
     return sheet
 
 
-def _enlarged(picture: Any, label: str, side: int) -> PIL.Image.Image:
+def _enlarged(picture: ImageSource | None, label: str, side: int) -> PIL.Image.Image:
     if picture is None:
         return _card(label, side)
     image = load_image(picture)

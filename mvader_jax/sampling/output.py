@@ -8,6 +8,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
+
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata, save_png
 from mvader_jax.images.sheet import grid
@@ -74,7 +77,9 @@ def _same(one: Path, other: str | os.PathLike[str]) -> bool:
         return False
 
 
-def write_pictures(out: Path, images: Mapping[int, Any], settings: Mapping[str, Any]) -> list[Path]:
+def write_pictures(
+    out: Path, images: Mapping[int, PIL.Image.Image | np.ndarray], settings: Mapping[str, Any]
+) -> list[Path]:
     """Writes each picture and their grid as PNG, and a manifest row per picture; returns the paths, the grid last.
 
     images: {its number under the seed: a picture}. settings: JSON values, kept in every PNG and row. Numbers of
@@ -102,7 +107,7 @@ def write_pictures(out: Path, images: Mapping[int, Any], settings: Mapping[str, 
 
 
 def _save_numbered(
-    out: Path, prefix: str, number: int, image: Any, metadata: Mapping[str, Any]
+    out: Path, prefix: str, number: int, image: PIL.Image.Image | np.ndarray, metadata: Mapping[str, Any]
 ) -> tuple[int, Path]:
     """(the number, the path) of a picture under the first number from `number` on that is free."""
     while True:

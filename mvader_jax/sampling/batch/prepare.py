@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,10 @@ class Picture:
         self.pixels: np.ndarray | None = None
         self.features: np.ndarray | None = None
         self.error: str | None = None
+
+
+#: Pictures that are being encoded: parts of them, and each part's features, [together, T, C].
+Encoding: TypeAlias = list[tuple[list[Picture], jax.Array]]
 
 
 @dataclasses.dataclass
@@ -119,7 +123,7 @@ class Preparer:
             self._pictures.popitem(last=False)
         return picture
 
-    def encode(self, prepared: Prepared) -> Any:
+    def encode(self, prepared: Prepared) -> Encoding:
         """Starts encoding the new images; `settle` waits for it."""
         started = []
         for start in range(0, len(prepared.new), self.together):
@@ -129,7 +133,7 @@ class Preparer:
             started.append((part, self.pipe.features(filled)))
         return started
 
-    def settle(self, started: Any) -> None:
+    def settle(self, started: Encoding) -> None:
         """Puts features where the prompts find them, and lets go of the images."""
         for part, features in started:
             host = np.asarray(features)

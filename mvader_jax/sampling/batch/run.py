@@ -16,7 +16,7 @@ import numpy as np
 
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.processes import by_first, first_process, gather_json, gather_rows
-from mvader_jax.sampling.batch.prepare import Prepared, Preparer
+from mvader_jax.sampling.batch.prepare import Encoding, Prepared, Preparer
 from mvader_jax.sampling.batch.requests import Problem, Request, fingerprint
 from mvader_jax.sampling.batch.shapes import Batch, Item, plan, shapes
 from mvader_jax.sampling.batch.store import Store
@@ -85,14 +85,14 @@ def sample_all(
     batches = plan([(item, shape_of[item.request.line]) for item in missing], preparer.size)
     with job, _reading(preparer, batches) as read:
         drawn: Drawn | None = None
-        started: Any = None
+        started: Encoding = []
         prepared = next(read, None)
         if prepared is not None:
             started = preparer.encode(prepared)
         while prepared is not None:
             # The next batch's images go to the device before this batch, so that nothing waits for them.
             upcoming = next(read, None)
-            upcoming_started = None if upcoming is None else preparer.encode(upcoming)
+            upcoming_started = [] if upcoming is None else preparer.encode(upcoming)
             preparer.settle(started)
             job.note(prepared.problems)
             ready = Drawn(prepared, *draw(pipe, preparer, prepared)) if prepared.items else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def shapes(bundle: Bundle, requests: Iterable[Request]) -> tuple[dict[int, Shape
     """The shape of every request by its line, and the requests that do not fit the model."""
     found: dict[int, Shape] = {}
     problems: list[Problem] = []
-    known: dict[tuple[Prompt, Prompt | None], Any] = {}
+    known: dict[tuple[Prompt, Prompt | None], _Measured | UserError] = {}
     for request in requests:
         pair = (request.prompt, request.negative)
         if pair not in known:
@@ -73,22 +73,25 @@ def shapes(bundle: Bundle, requests: Iterable[Request]) -> tuple[dict[int, Shape
                 known[pair] = _measure(bundle, *pair)
             except UserError as error:
                 known[pair] = error
+        measured = known[pair]
         try:
-            if isinstance(known[pair], UserError):
-                raise known[pair]
+            if isinstance(measured, UserError):
+                raise measured
             static = request.settings.static(bundle.model)
         except UserError as error:
             problems.append(Problem(request.line, str(error)))
             continue
-        factors, length, images = known[pair]
+        factors, length, images = measured
         both = request.negative is not None and request.settings.negative_strength != 1.0
         found[request.line] = Shape(static, factors, both, length, images)
     return found, problems
 
 
-def _measure(
-    bundle: Bundle, prompt: Prompt, negative: Prompt | None
-) -> tuple[tuple[tuple[int, ...], ...], int, int]:
+#: Shapes of factors, positions, places for images.
+_Measured: TypeAlias = tuple[tuple[tuple[int, ...], ...], int, int]
+
+
+def _measure(bundle: Bundle, prompt: Prompt, negative: Prompt | None) -> _Measured:
     rows = [layout(bundle, [one]) for one in (prompt, negative)]
     factors = tuple(
         tuple(np.shape(getattr(row, name))[1:])

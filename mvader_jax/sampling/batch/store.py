@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata, save_png
 from mvader_jax.prompt.elements import Image
@@ -94,7 +96,7 @@ class Store:
             return mine or made.get("fingerprint") == self._mark(request)
         return _rest_of_ours(path) and (row is None or row.get("prompts_file") in (None, request.source))
 
-    def save(self, picture: Any, row: Row) -> bool:
+    def save(self, picture: np.ndarray, row: Row) -> bool:
         """Writes a picture; returns whether it was this run that did. Raises UserError where it cannot be written."""
         path = self.directory / row["file"]
         try:
