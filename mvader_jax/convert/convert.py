@@ -96,6 +96,7 @@ def convert(
     ) as work:
         for part, m in zip(source.parts, matched, strict=True):
             for component, leaves in m.leaves.items():
+                known = len(not_finite)
                 made = write_component(
                     work / component, [_leaf(leaf, allow_nan, not_finite.append) for leaf in leaves], advance
                 )
@@ -104,6 +105,8 @@ def convert(
                     "source": origin or path.name,
                     "files": [f.name for f in part.weights.files],
                 }
+                if not_finite[known:]:
+                    record["not_finite"] = list(dict.fromkeys(not_finite[known:]))
                 records[component] = {**record, **made, **kept(earlier, component, made["sha256"])}
         if vocabulary is not None:
             (work / "tokenizer").mkdir()

@@ -132,6 +132,9 @@ def test_nan_on_purpose(source: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     not_a_number(source)
     assert run("convert", source, tmp_path / "out", "--allow-nan") == 0
     assert "not finite: encoder.layers.0.mlp.fc1.weight" in capsys.readouterr().out
+    # The bundle says so for as long as it is there.
+    assert run("bundle", tmp_path / "out", "--verify") == 0
+    assert "  not finite: encoder.layers.0.mlp.fc1.weight\n" in capsys.readouterr().out
     tree = load_bundle(tmp_path / "out").components["text_encoder"]
     assert np.isnan(tree["layers"]["mlp"]["fc1"]["kernel"]).sum() == 1
 

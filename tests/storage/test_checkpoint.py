@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
-from mvader_jax.storage import checkpoint
-from mvader_jax.storage.checkpoint import Checkpoints, fingerprint, restore_tree, save_tree
+from mvader_jax.storage.checkpoint import Checkpoints, restore_tree, save_tree
+from mvader_jax.storage.fingerprint import fingerprint
 
 EIGHT = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 TWO = make_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
@@ -110,6 +110,7 @@ def test_a_damaged_newest_step_gives_way_to_the_one_before(
     damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     written(tmp_path / "c", 1, 2, 3, keep=3)
+    (tmp_path / "damaged-3").mkdir()  # of another time
     damage(tmp_path / "c" / "3")
     example, shardings = state(EIGHT)
     checkpoints = Checkpoints(tmp_path / "c", keep=3)
@@ -120,7 +121,7 @@ def test_a_damaged_newest_step_gives_way_to_the_one_before(
     for a, b in zip(values(found.state), values(state(EIGHT, 2)[0]), strict=True):
         np.testing.assert_array_equal(a, b)
     # The damaged files are kept, out of the way of the step that is written again.
-    assert (tmp_path / "damaged-3").is_dir()
+    assert (tmp_path / "damaged-3").is_dir() and (tmp_path / "damaged-3-2").is_dir()
     checkpoints.save(3, state(EIGHT, 3)[0], data={"samples": 24}, metadata={})
     checkpoints.close()
     assert Checkpoints(tmp_path / "c").restore(example, shardings).step == 3
@@ -173,7 +174,7 @@ def test_a_fingerprint_sees_every_number_and_no_mesh(small: int, monkeypatch: py
     """Whether the sum is made on the devices or on the host, which come to the same."""
     tree = state(EIGHT, 5)[0]["trainable"]
     either = fingerprint(tree)
-    monkeypatch.setattr(checkpoint, "_SMALL_BYTES", small)
+    monkeypatch.setattr("mvader_jax.storage.fingerprint._SMALL_BYTES", small)
     assert fingerprint(tree) == either
     a, b = state(EIGHT, 5)[0]["trainable"], state(TWO, 5)[0]["trainable"]
     assert fingerprint(a) == fingerprint(b)

@@ -44,8 +44,10 @@ def write_pairs(source: str, out: Path, *, overwrite: bool = False) -> PairsRepo
     "negative"; a path, a pattern, or hf:datasets/ORG/NAME/FILE. Raises UserError where they have no such columns, nothing
     is left, or `out` is there already.
     """
-    if local(out).exists() and not overwrite:
-        raise UserError(f"{out} exists already; choose another place or pass --overwrite")
+    if local(out).exists():
+        if not overwrite:
+            raise UserError(f"{out} exists already; choose another place or pass --overwrite")
+        _check_ours(out, _files(source))
     found: dict[tuple[str, str], dict[str, None]] = {}
     rows, left_out = 0, Counter[str]()
     for file in _files(source):
@@ -70,6 +72,21 @@ def write_pairs(source: str, out: Path, *, overwrite: bool = False) -> PairsRepo
             line = {"query": query, "positive": positive, "negatives": list(held)}
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
     return PairsReport(rows, len(found), sum(map(len, found.values())), left_out)
+
+
+def _check_ours(out: Path, sources: Sequence[Path]) -> None:
+    """Raises UserError where a file that is to be replaced is a source, or no pairs that were written here."""
+    if any(file.exists() and file.samefile(out) for file in map(Path, sources)):
+        raise UserError(f"{out} is the source; choose another place")
+    try:
+        with out.open(encoding="utf-8") as stream:
+            ours = json.loads(next(stream)).keys() == {"query", "positive", "negatives"}
+    except (OSError, ValueError, StopIteration, AttributeError):
+        ours = False
+    if not ours:
+        raise UserError(
+            f"{out} is not replaced: it holds no pairs that mvader wrote; remove it or choose another place"
+        )
 
 
 def _files(source: str) -> Sequence[Path]:

@@ -47,6 +47,14 @@ def test_rows_of_one_pair_are_joined(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(UserError, match="exists already"):
         write_pairs(str(tmp_path), out)
     write_pairs(str(tmp_path / "train-*.parquet"), out, overwrite=True)
+    # Only what it wrote, and never what it reads.
+    kept = out.read_bytes()
+    with pytest.raises(UserError, match="is the source; choose another place"):
+        write_pairs(str(out), out, overwrite=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="it holds no pairs that mvader wrote"):
+        write_pairs(str(out), tmp_path / "notes.txt", overwrite=True)
+    assert out.read_bytes() == kept and (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_several_negatives_of_a_row(tmp_path: Path) -> None:
