@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mvader_jax.images.pixels import to_float
 from mvader_jax.images.read import load_image
 
 if TYPE_CHECKING:
@@ -16,11 +17,7 @@ if TYPE_CHECKING:
 
 #: Mean and standard deviation of CLIP's preprocessing (openai/CLIP clip/clip.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-
-
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
 #: Sides in a larger ratio are cropped before resizing, so that a thin strip cannot ask for gigabytes.
 _MAX_ASPECT = 32
 
@@ -53,8 +50,7 @@ def to_vae_pixels(source: ImageSource, height: int, width: int) -> np.ndarray:
     image = _limit_aspect(load_image(source))
     scale = max(height / image.height, width / image.width)
     new = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    pixels = _resize_and_crop(image, new, (width, height))
-    return pixels.astype(np.float32) / 127.5 - 1.0
+    return to_float(_resize_and_crop(image, new, (width, height)))
 
 
 def _limit_aspect(image: PIL.Image.Image) -> PIL.Image.Image:

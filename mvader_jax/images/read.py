@@ -1,4 +1,4 @@
-"""Pictures read safely: any file, any mode, as RGB; and pixels between the networks' range and uint8."""
+"""Pictures read safely: any file, any mode, as RGB."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mvader_jax.errors import UserError
+from mvader_jax.images.pixels import to_uint8
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -131,14 +132,3 @@ def _from_array(array: np.ndarray) -> PIL.Image.Image:
             raise UserError("an image array of floats has values outside of [-1, 1]")
         array = to_uint8(array)
     return PIL.Image.fromarray(np.ascontiguousarray(array))
-
-
-def to_uint8(pixels: Any) -> np.ndarray:
-    """uint8 from floats in [-1, 1] of any shape, rounded; values beyond are clipped.
-
-    Raises ValueError for NaN, which would otherwise be written as a black picture.
-    """
-    values = np.asarray(pixels).astype(np.float32)
-    if np.isnan(values).any():
-        raise ValueError("the pixels hold NaN")
-    return np.clip(np.rint((values + 1.0) * 127.5), 0, 255).astype(np.uint8)

@@ -16,7 +16,7 @@ from mvader_jax.data.scenes.captions import Language, caption
 from mvader_jax.data.scenes.judge import SCORES, compare, read_scene
 from mvader_jax.data.scenes.world import COLORS, Scene, render, scene_at
 from mvader_jax.errors import UserError
-from mvader_jax.images.read import to_uint8
+from mvader_jax.images.pixels import to_uint8
 from mvader_jax.prompt.elements import SITES, Element, Image, Prompt, Text
 from mvader_jax.sampling.generate import Draws, Prompted
 from mvader_jax.sampling.output import check_writable

@@ -22,6 +22,7 @@ from mvader_jax.data.scenes.world import Split
 from mvader_jax.data.sources.encoded import PARTS, EncodedInfo
 from mvader_jax.data.sources.open import open_pictures
 from mvader_jax.errors import UserError
+from mvader_jax.images.pixels import to_float
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import find_embedder
 from mvader_jax.models.image_encoder import ImageEncoder
@@ -31,7 +32,6 @@ from mvader_jax.parallel.sharding import batch_sharding
 from mvader_jax.settings import Checked
 from mvader_jax.storage.bundle import load_bundle
 from mvader_jax.train.config import Stage, TrainConfig
-from mvader_jax.train.objectives.base import unit_pixels
 from mvader_jax.train.sizes import encoded_parts, sized
 from mvader_jax.train.start import component_hash, earlier_components
 
@@ -159,7 +159,7 @@ def _compiled(model: ModelConfig, mesh: Mesh, dtype: str) -> Callable[..., Array
         out = {}
         if "vae" in params:
             mean, logvar = VAE(model.vae, jnp.dtype(dtype)).apply(
-                {"params": params["vae"]}, unit_pixels(batch["pixels"]), method="encode"
+                {"params": params["vae"]}, to_float(batch["pixels"]), method="encode"
             )
             out["latents"] = jnp.stack([mean, logvar], axis=1)
         if "image_encoder" in params:

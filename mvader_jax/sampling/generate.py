@@ -17,6 +17,7 @@ from mvader_jax.diffusion.guidance import guided
 from mvader_jax.diffusion.noise import initial_noise, sampler_keys
 from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.diffusion.schedule import ScheduleConfig
+from mvader_jax.images.pixels import to_uint8
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed_rows
 from mvader_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
@@ -163,11 +164,6 @@ def mixed_latents(
     latents = encode_images(components, flat, model=model, dtype=dtype)
     latents = latents.reshape(batch, count, *latents.shape[1:])
     return jnp.einsum("bj,bjhwc->bhwc", init.shares, latents)
-
-
-def to_uint8(images: Float[jax.Array, "B H W 3"]) -> UInt8[jax.Array, "B H W 3"]:
-    """Images in [-1, 1], clipped; what is not finite has no meaning."""
-    return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def decode_latents(

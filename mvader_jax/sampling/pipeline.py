@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Num, UInt8
 from mvader_jax.condition import Array, Condition, PromptBatch
 from mvader_jax.diffusion.samplers import OWN, SAMPLERS
 from mvader_jax.errors import UserError
+from mvader_jax.images.pixels import to_float
 from mvader_jax.images.preprocess import to_vae_pixels
 from mvader_jax.images.read import load_image
 from mvader_jax.models.config import ModelConfig
@@ -228,7 +229,7 @@ class Pipeline:
             images = np.stack([to_vae_pixels(load_image(image), height, width) for image in images])
         images = jnp.asarray(images)
         if images.dtype == jnp.uint8:
-            images = images.astype(jnp.float32) / 127.5 - 1.0
+            images = to_float(images)
         return self._encode(self.bundle.components, images)
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float32[jax.Array, "B H W 3"]:

@@ -135,11 +135,6 @@ def needed_tokenizer(objective: Objective, tokenizer: Tokenizer | None) -> Token
     return tokenizer
 
 
-def unit_pixels(pixels: jax.Array) -> jax.Array:
-    """float32 in [-1, 1], as the VAE takes them, from the uint8 pixels of a batch."""
-    return pixels.astype(jnp.float32) * (1 / 127.5) - 1.0
-
-
 def mean_metric(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """A metric from per-row values [B], over the rows where `mask` is set."""
     weight = jnp.ones(values.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)

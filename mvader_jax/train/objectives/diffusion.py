@@ -35,6 +35,7 @@ from mvader_jax.data.sources.open import open_interleaved
 from mvader_jax.diffusion.loss import diffusion_loss
 from mvader_jax.diffusion.schedule import Schedule
 from mvader_jax.errors import UserError
+from mvader_jax.images.pixels import to_float
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed_rows, embedder_of
 from mvader_jax.models.remat import Remat
@@ -47,7 +48,6 @@ from mvader_jax.train.objectives.base import (
     Objective,
     mean_metric,
     needed_tokenizer,
-    unit_pixels,
 )
 from mvader_jax.train.samples import Drawing, Pictures
 
@@ -210,7 +210,7 @@ class Diffusion(Objective):
 
         def posterior(components: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
             """float32 [2, N, h, w, C]: mean and log variance."""
-            moments = vae.apply({"params": components["vae"]}, unit_pixels(pixels), method="encode")
+            moments = vae.apply({"params": components["vae"]}, to_float(pixels), method="encode")
             return jnp.stack(moments).astype(jnp.float32)
 
         def latents(

@@ -28,11 +28,12 @@ from mvader_jax.data.batches import (
 )
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.scenes.world import Split
+from mvader_jax.images.pixels import to_float
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
 from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
-from mvader_jax.train.objectives.base import LossFn, Metrics, Objective, mean_metric, unit_pixels
+from mvader_jax.train.objectives.base import LossFn, Metrics, Objective, mean_metric
 from mvader_jax.train.samples import Drawing, Reconstructions
 
 
@@ -70,7 +71,7 @@ class Autoencoding(Objective):
         ) -> tuple[jax.Array, Metrics]:
             del groups
             params = {"params": components["vae"]}
-            pixels = unit_pixels(batch["pixels"])
+            pixels = to_float(batch["pixels"])
             mean, logvar = module.apply(params, pixels, method="encode")
             mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
             latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
@@ -107,5 +108,5 @@ class Autoencoding(Objective):
 
 def encode_posterior(config: VAEConfig, params: Any, pixels: jax.Array) -> jax.Array:
     """The mean of the posterior, unscaled: [B, h, w, C]. pixels: uint8 [B, H, W, 3]."""
-    mean, _ = VAE(config).apply({"params": params}, unit_pixels(pixels), method="encode")
+    mean, _ = VAE(config).apply({"params": params}, to_float(pixels), method="encode")
     return mean

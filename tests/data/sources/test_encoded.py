@@ -21,6 +21,7 @@ from mvader_jax.data.loader import make_loader
 from mvader_jax.data.sources import Records, Scenes
 from mvader_jax.data.sources.encoded import INFO, Encoded, parts_of, read_info
 from mvader_jax.errors import UserError
+from mvader_jax.images.pixels import to_float
 from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.vae import VAE
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
@@ -28,7 +29,6 @@ from mvader_jax.precompute.encode import encode
 from mvader_jax.precompute.job import Options
 from mvader_jax.storage.bundle import load_bundle, save_bundle
 from mvader_jax.train.objectives import Autoencoding
-from mvader_jax.train.objectives.base import unit_pixels
 from mvader_jax.train.run import build_run, stage_loader
 
 #: 60 training scenes in shards of 16 records, the last one not full; as many for validation.
@@ -77,7 +77,7 @@ def networks():
     parts = micro.bundle()
     vae, encoder = VAE(parts.model.vae), ImageEncoder(parts.model.image_encoder)
     posterior = jax.jit(
-        lambda x: vae.apply({"params": parts.components["vae"]}, unit_pixels(x), method="encode")
+        lambda x: vae.apply({"params": parts.components["vae"]}, to_float(x), method="encode")
     )
     return posterior, jax.jit(lambda x: encoder.apply({"params": parts.components["image_encoder"]}, x))
 

@@ -17,11 +17,12 @@ from mvader_jax.data.batches import Batch, BatchFn, EncodedShapes, Feed, Shape, 
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.order import Damage
 from mvader_jax.data.scenes.world import Split
+from mvader_jax.images.pixels import to_float
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
 from mvader_jax.models.vae import VAE
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
-from mvader_jax.train.objectives.base import LossFn, Metrics, Objective, mean_metric, unit_pixels
+from mvader_jax.train.objectives.base import LossFn, Metrics, Objective, mean_metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Toy(Objective):
             components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
         ) -> tuple[jax.Array, Metrics]:
             params = {"params": components["vae"]}
-            mean, _ = module.apply(params, unit_pixels(batch["pixels"]), method="encode")
+            mean, _ = module.apply(params, to_float(batch["pixels"]), method="encode")
             error = jnp.abs(mean.mean((1, 2, 3)) - batch["mean"] / 255.0) ** self.power
             return jnp.mean(error), {"error": mean_metric(error)}
 
