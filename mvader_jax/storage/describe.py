@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embed import embedder_kind, embedder_of
+from mvader_jax.models.embedders.base import Embedder
 from mvader_jax.storage.bundle_config import find_bundle, read_model
 
 Record = Mapping[str, Any]
-#: The component that reads the tokens of each embedder's prompts.
-_READER = {"s_magma": "decoder", "clip_text": "text_encoder"}
 #: What is said of a bundle where `is_fresh`.
 FRESH = "the UNet's cross-attention is freshly initialised: until it is trained, it draws noise"
 
@@ -69,14 +69,14 @@ def describe(name: str | Path) -> Description:
     path = find_bundle(name)
     model, held = read_model(path)
     records = dict(sorted(held.items()))
-    reader = _READER[model.embedder]
-    pictures = reader == "decoder" and {"image_encoder", "image_prefix"} <= records.keys()
+    reader = embedder_kind(model.embedder).reader
+    embedder = embedder_of(model) if reader in records else None
     return Description(
         can=ability(model, records),
         embedder=model.embedder,
-        takes=() if reader not in records else ("texts", "pictures") if pictures else ("texts",),
+        takes=() if embedder is None else _takes(embedder, records),
         picture_size=_picture_size(model) if {"unet", "vae"} <= records.keys() else None,
-        text_length=_text_length(model) if reader in records else None,
+        text_length=None if embedder is None else embedder.max_positions,
         parameters=sum(record.get("parameters", 0) for record in records.values()),
         nbytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         components=records,
@@ -85,7 +85,7 @@ def describe(name: str | Path) -> Description:
 
 def ability(model: ModelConfig, records: Mapping[str, Record]) -> str:
     """What can be done with components of these records, in words."""
-    reader = _READER[model.embedder]
+    reader = embedder_kind(model.embedder).reader
     embeds = reader in records and model.tokenizer is not None
     lacks = [name for name in (reader, "unet", "vae") if name not in records]
     if not lacks and embeds:
@@ -128,7 +128,7 @@ def _picture_size(model: ModelConfig) -> tuple[int, int] | None:
     return side, side
 
 
-def _text_length(model: ModelConfig) -> int | None:
-    if _READER[model.embedder] == "decoder":
-        return None if model.decoder is None else model.decoder.max_positions
-    return None if model.text_encoder is None else model.text_encoder.max_positions
+def _takes(embedder: Embedder, records: Mapping[str, Record]) -> tuple[str, ...]:
+    of_pictures = [name for name in embedder.components if name.startswith("image_")]
+    pictures = embedder.image_encoder is not None and all(name in records for name in of_pictures)
+    return ("texts", "pictures") if pictures else ("texts",)

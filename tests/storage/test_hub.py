@@ -179,6 +179,17 @@ def _leaves(tree: object) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
+def test_components_of_a_bundle_on_the_hub_are_composed(hub: Hub, tmp_path: Path) -> None:
+    hub.add("me/tiny", ASSETS / "tiny")
+    assert run("bundle", tmp_path / "out", "--vae", "hf:me/tiny", "--unet", ASSETS / "tiny") == 0
+    files = [path for path in (tmp_path / "out").rglob("*") if not path.is_dir()]
+    assert files and not any(path.is_symlink() for path in files)
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    here, there = (load_bundle(name, components=["vae"]) for name in ("tiny", tmp_path / "out"))
+    for a, b in zip(_leaves(here.components), _leaves(there.components), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_offline_the_cache_serves(
     hub: Hub, public: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
