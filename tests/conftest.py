@@ -14,13 +14,15 @@ from jaxtyping import install_import_hook  # noqa: E402
 #: The modules whose signatures are checked at every call: types, and the shapes that jaxtyping names.
 install_import_hook(
     [
-        *(
-            "mvader_jax.condition",
-            "mvader_jax.diffusion",
-            "mvader_jax.models",
-            "mvader_jax.sampling.generate",
-        ),
-        *("mvader_jax.data.decode", "mvader_jax.data.scenes.world", "mvader_jax.data.scenes.judge"),
+        "mvader_jax.condition",
+        "mvader_jax.data.decode",
+        "mvader_jax.data.prompts",
+        "mvader_jax.data.scenes.judge",
+        "mvader_jax.data.scenes.world",
+        "mvader_jax.diffusion",
+        "mvader_jax.models",
+        "mvader_jax.sampling.generate",
+        "mvader_jax.train.objectives",
     ],
     "checked.checked",
 )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from mvader_jax.data.batches import (
     Batch,
-    BatchFn,
     Canvas,
     Feed,
     Shape,
@@ -37,87 +37,109 @@ class MixedRows:
     interleaved_length: int
 
 
-def mixed_batch(
-    reader: Feed,
-    interleaved: Reader | None,
-    rows: MixedRows,
-    config: DataConfig,
-    shape: Shape,
-    tokenizer: Tokenizer,
-) -> BatchFn:
-    """{"pixels", "image_prompt", "text_prompt", "use_image": bool [B]}: see `data/rows.py` for which row is whose.
+class MixedBatches:
+    """Step -> {"pixels", "image_prompt", "text_prompt", "use_image": bool [B]}: see `data/rows.py` for which row is
+    whose.
 
     Of precomputed records "latent_mean" and "latent_logvar", bfloat16 [B, h, w, C], stand for "pixels", and
     features [N, 1, T, C] for the image prompt's pixels.
     With interleaved prompts also "interleaved_prompt" and "use_interleaved", and beside latents
     "interleaved_pixels", the targets of these rows.
     """
-    layout, length = rows.layout, rows.interleaved_length
-    groups = shape.groups // shape.process_count
-    latents, features = encoded_shapes(config)
 
-    def fits(record: Record) -> Record:
-        elements = record["prompt"].elements
-        pictures = sum(isinstance(element, Image) for element in elements)
-        words = sum(len(tokenizer.encode(e.text)) for e in elements if isinstance(e, Text))
-        if pictures > rows.interleaved_images or words + pictures * shape.image_tokens > length:
-            raise DamagedRecord(
-                f"its prompt has {pictures} images and {words} other tokens, more than "
-                f"{rows.interleaved_images} images and {length} tokens in all"
-            )
-        return record
+    def __init__(
+        self,
+        feed: Feed,
+        interleaved: Reader | None,
+        rows: MixedRows,
+        data: DataConfig,
+        shape: Shape,
+        tokenizer: Tokenizer,
+    ) -> None:
+        """interleaved: where prompts of several elements are read, if a share of the samples has some."""
+        self._feed, self._interleaved, self._rows = feed, interleaved, rows
+        self._data, self._shape, self._tokenizer = data, shape, tokenizer
+        self._latents, self._features = encoded_shapes(data)
+        self._groups = shape.groups // shape.process_count
 
-    def read(step: int, kind: np.ndarray, canvas: Canvas) -> tuple[list[Record], list[Damage]]:
-        source, batch, size = reader.at(step)
-        mixed = interleaved_before(layout, step * shape.groups + shape.process_index * groups)
+    def __call__(self, step: int) -> tuple[Batch, list[Damage]]:
+        layout, shape = self._rows.layout, self._shape
+        kind = kinds(layout, self._first_group(step), self._groups)
+        canvas = Canvas(shape.rows)
+        records, damage = self._read(step, kind.reshape(-1), canvas)
+        number = np.arange(len(records)).reshape(kind.shape)
+        with_image = [records[i] for i in number[:, : layout.image_rows].reshape(-1)]
+        # Where two kinds overlap, the row that is not used may have no caption.
+        captions = [records[i].get("caption", "") for i in number[:, layout.text_start :].reshape(-1)]
+        pixels = encoder_input(with_image, shape, self._features)
+        batch: Batch = {
+            **(canvas.batch() if self._latents is None else moments(records, self._latents)),
+            "image_prompt": image_rows(pixels, shape.image_tokens),
+            "text_prompt": caption_rows(
+                self._tokenizer, captions, self._rows.caption_length, shape.encoder_size
+            ),
+            "use_image": kind.reshape(-1) == IMAGE,
+        }
+        if layout.interleaved_rows:
+            end = layout.interleaved_start + layout.interleaved_rows
+            middle = number[:, layout.interleaved_start : end].reshape(-1)
+            batch |= self._mixed([records[i] for i in middle])
+            batch["use_interleaved"] = kind.reshape(-1) == INTERLEAVED
+        return batch, damage
+
+    def _first_group(self, step: int) -> int:
+        """The first of this process's groups of rows in a step, counted over the run."""
+        return step * self._shape.groups + self._shape.process_index * self._groups
+
+    def _read(self, step: int, kind: np.ndarray, canvas: Canvas) -> tuple[list[Record], list[Damage]]:
+        source, batch, size = self._feed.at(step)
+        layout = self._rows.layout
+        mixed = interleaved_before(layout, self._first_group(step))
         records: list[Record] = []
         damage: list[Damage] = []
-        for row, (place, which) in enumerate(zip(shape.positions(batch), kind, strict=True)):
+        for row, (place, which) in enumerate(zip(self._shape.positions(batch), kind, strict=True)):
             # The two kinds of record are counted apart, so that each set is seen whole in its epochs.
             if which == INTERLEAVED:
-                assert interleaved is not None
-                record, passed = read_one(interleaved, mixed, config, fits)
+                assert self._interleaved is not None
+                record, passed = read_one(self._interleaved, mixed, self._data, self._fitting)
                 # Numbered below those of the other kind.
                 passed = [dataclasses.replace(p, source=-1 - p.source) for p in passed]
                 mixed += 1
             else:
                 seen = row % layout.samples < layout.image_rows
                 needs = ("latents", "features") if seen else ("latents",)
-                record, passed = read_one(source, place - mixed, config, size=size, needs=needs)
+                record, passed = read_one(source, place - mixed, self._data, size=size, needs=needs)
             records.append(canvas.take(row, record))
             damage += passed
         return records, damage
 
-    def make(step: int) -> tuple[Batch, list[Damage]]:
-        kind = kinds(layout, step * shape.groups + shape.process_index * groups, groups)
-        canvas = Canvas(shape.rows)
-        records, damage = read(step, kind.reshape(-1), canvas)
-        number = np.arange(len(records)).reshape(kind.shape)
-        with_image = [records[i] for i in number[:, : layout.image_rows].reshape(-1)]
-        # Where two kinds overlap, the row that is not used may have no caption.
-        captions = [records[i].get("caption", "") for i in number[:, layout.text_start :].reshape(-1)]
-        batch: Batch = {
-            **(canvas.batch() if latents is None else moments(records, latents)),
-            "image_prompt": image_rows(encoder_input(with_image, shape, features), shape.image_tokens),
-            "text_prompt": caption_rows(tokenizer, captions, rows.caption_length, shape.encoder_size),
-            "use_image": kind.reshape(-1) == IMAGE,
-        }
-        if layout.interleaved_rows:
-            end = layout.interleaved_start + layout.interleaved_rows
-            middle = number[:, layout.interleaved_start : end].reshape(-1)
-            batch["interleaved_prompt"] = lay_out(
-                tokenizer,
-                [records[i].get("prompt") for i in middle],
-                image_size=shape.encoder_size,
-                image_tokens=shape.image_tokens,
-                length=length,
-                num_images=rows.interleaved_images,
+    def _fitting(self, record: Record) -> Record:
+        """The record. Raises DamagedRecord where its prompt is longer than the batch has room for."""
+        elements, rows = record["prompt"].elements, self._rows
+        pictures = sum(isinstance(element, Image) for element in elements)
+        words = sum(len(self._tokenizer.encode(e.text)) for e in elements if isinstance(e, Text))
+        tokens = words + pictures * self._shape.image_tokens
+        if pictures > rows.interleaved_images or tokens > rows.interleaved_length:
+            raise DamagedRecord(
+                f"its prompt has {pictures} images and {words} other tokens, more than "
+                f"{rows.interleaved_images} images and {rows.interleaved_length} tokens in all"
             )
-            batch["use_interleaved"] = kind.reshape(-1) == INTERLEAVED
-            if latents is not None:
-                side = config.image_size
-                blank = np.zeros((side, side, 3), np.uint8)
-                batch["interleaved_pixels"] = np.stack([records[i].get("image", blank) for i in middle])
-        return batch, damage
+        return record
 
-    return make
+    def _mixed(self, records: Sequence[Record]) -> Batch:
+        """The rows of interleaved prompts, and beside latents the pictures they ask for."""
+        batch: Batch = {
+            "interleaved_prompt": lay_out(
+                self._tokenizer,
+                [record.get("prompt") for record in records],
+                image_size=self._shape.encoder_size,
+                image_tokens=self._shape.image_tokens,
+                length=self._rows.interleaved_length,
+                num_images=self._rows.interleaved_images,
+            )
+        }
+        if self._latents is not None:
+            side = self._data.image_size
+            blank = np.zeros((side, side, 3), np.uint8)
+            batch["interleaved_pixels"] = np.stack([record.get("image", blank) for record in records])
+        return batch

@@ -12,7 +12,7 @@ import itertools
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -32,6 +32,7 @@ class DamagedRecord(ValueError):
     """A record that cannot be read or decoded, and why."""
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Records by number."""
 

@@ -8,17 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int32
 
 from mvader_jax.condition import PADDING, PromptBatch
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig, bucket
 
+#: Pictures as the image encoder reads them, or its features where these were computed before.
+Pixels = Float[np.ndarray, "N h w 3"] | Float[np.ndarray, "N T C"]
 #: Label of a position that the captioning loss leaves out.
 IGNORED = -100
 
 
-def image_rows(pixels: np.ndarray, image_tokens: int) -> PromptBatch:
-    """Prompts of one image each, weight 1. pixels: [N, H, W, 3], preprocessed for the image encoder, or its
-    features [N, T, C]."""
+def image_rows(pixels: Pixels, image_tokens: int) -> PromptBatch:
+    """Prompts of one image each, weight 1. pixels: preprocessed for the image encoder, or its features."""
     shape = (pixels.shape[0], image_tokens)
     index = np.broadcast_to(np.arange(image_tokens, dtype=np.int32), shape)
     return _plain(np.zeros(shape, np.int32), pixels[:, None], index)
@@ -89,9 +91,9 @@ def abstract_rows(
 
 
 def captioning_rows(
-    tokenizer: Tokenizer, captions: Sequence[str], length: int, pixels: np.ndarray | None, image_tokens: int
-) -> tuple[PromptBatch, np.ndarray]:
-    """([image], caption and EOS up to `length` tokens; labels int32 [B, S]).
+    tokenizer: Tokenizer, captions: Sequence[str], length: int, pixels: Pixels | None, image_tokens: int
+) -> tuple[PromptBatch, Int32[np.ndarray, "N S"]]:
+    """([image], caption and EOS up to `length` tokens; labels).
 
     As MAGMA is trained: the labels are the tokens themselves (the loss shifts them), IGNORED on the
     image and on every EOS but the first. pixels: as of `image_rows`, or None for captions alone.
@@ -111,7 +113,11 @@ def captioning_rows(
     return prompt, np.concatenate([ignored, labels], axis=1)
 
 
-def _plain(ids: np.ndarray, pixels: np.ndarray, index: np.ndarray) -> PromptBatch:
+def _plain(
+    ids: Int32[np.ndarray, "N S"],
+    pixels: Float[np.ndarray, "N I h w 3"] | Float[np.ndarray, "N I T C"],
+    index: Int32[np.ndarray, "N S"],
+) -> PromptBatch:
     """Every position exists and has weight 1."""
     return PromptBatch(
         token_ids=ids,

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ _RECONSTRUCTED = 8
 Grid = tuple[np.ndarray, list[str]]
 
 
+@runtime_checkable
 class Drawing(Protocol):
     """Draws the grid of a stage with a pipeline of its model; one object draws all grids of a run."""
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Shaped
 
 from mvader_jax.condition import Array
 from mvader_jax.data.batches import Batch, BatchFn, EncodedShapes, Feed, Shape
@@ -25,17 +26,18 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
 from mvader_jax.settings import Choice
-
-if TYPE_CHECKING:
-    from mvader_jax.train.samples import Drawing
+from mvader_jax.train.samples import Drawing
 
 #: name -> float32 [2], a sum and the count it runs over, so that means over steps, microbatches and
 #: modalities of unequal size stay exact.
 Metrics = dict[str, jax.Array]
 
+#: {component: its parameters}.
+Components = Mapping[str, Any]
+
 #: (components, batch, key, groups) -> (loss, metrics). `groups` is how many groups the batch's rows
 #: are laid out in (see data/rows.py); objectives without mixed rows ignore it.
-LossFn = Callable[[Mapping[str, Any], Mapping[str, Any], jax.Array, int], tuple[jax.Array, Metrics]]
+LossFn = Callable[[Components, Batch, jax.Array, int], tuple[jax.Array, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +98,11 @@ class Objective(Choice, abc.ABC):
     def loss(self, model: ModelConfig, *, dtype: str = "float32", remat: Remat = "none") -> LossFn:
         """The loss of a batch. dtype: that its networks compute in; remat: what is kept for the backward pass."""
 
-    def encoder_input(self, batch: Batch) -> Array:
-        """The pictures of a batch as the image encoder reads them, [N, H, W, 3]: a fresh one is calibrated on
-        them. Raises UserError where it shows none."""
+    def encoder_input(self, batch: Batch) -> Float[Array, "N h w 3"]:
+        """The pictures of a batch as the image encoder reads them: a fresh one is calibrated on them.
+
+        Raises UserError where it shows none.
+        """
         raise UserError(f"the {self.kind} objective shows no pictures to an image encoder")
 
     def condition_width(self, model: ModelConfig) -> int:
@@ -109,9 +113,7 @@ class Objective(Choice, abc.ABC):
         """What is drawn while it trains; None for nothing."""
         return None
 
-    def finished(
-        self, model: ModelConfig, components: Mapping[str, Any], batches: Iterator[Batch]
-    ) -> ModelConfig:
+    def finished(self, model: ModelConfig, components: Components, batches: Iterator[Batch]) -> ModelConfig:
         """The model after its stage, where settings of it are measured. batches: held-out ones."""
         del components, batches
         return model
@@ -135,7 +137,9 @@ def needed_tokenizer(objective: Objective, tokenizer: Tokenizer | None) -> Token
     return tokenizer
 
 
-def mean_metric(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """A metric from per-row values [B], over the rows where `mask` is set."""
+def mean_metric(
+    values: Shaped[jax.Array, "*B"], mask: Bool[jax.Array, "*B"] | None = None
+) -> Float32[jax.Array, "2"]:
+    """A metric from the values of rows, or of their positions, over those where `mask` is set."""
     weight = jnp.ones(values.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
     return jnp.stack([jnp.sum(values.astype(jnp.float32) * weight), jnp.sum(weight)])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from mvader_jax.bounds import PositiveInt
 from mvader_jax.condition import Array
@@ -33,6 +33,7 @@ from mvader_jax.models.remat import Remat
 from mvader_jax.models.s_magma import logits, s_magma
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
 from mvader_jax.train.objectives.base import (
+    Components,
     LossFn,
     Metrics,
     Objective,
@@ -101,7 +102,7 @@ class Captioning(Objective):
         computed = jnp.dtype(dtype)
 
         def loss_fn(
-            components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
+            components: Components, batch: Batch, key: jax.Array, groups: int
         ) -> tuple[jax.Array, Metrics]:
             del groups
             config = model.s_magma
@@ -121,6 +122,6 @@ class Captioning(Objective):
 
         return loss_fn
 
-    def encoder_input(self, batch: Batch) -> Array:
+    def encoder_input(self, batch: Batch) -> Float[Array, "N h w 3"]:
         pixels: Array = batch["prompt"].pixels[:, 0]
         return pixels

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Float32
 
 from mvader_jax.bounds import PositiveFloat, PositiveInt
 from mvader_jax.condition import PADDING, Array, Condition
@@ -32,6 +33,7 @@ from mvader_jax.models.remat import Remat
 from mvader_jax.models.s_magma import s_magma
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
 from mvader_jax.train.objectives.base import (
+    Components,
     LossFn,
     Metrics,
     Objective,
@@ -102,7 +104,7 @@ class Contrastive(Objective):
         across the mesh: cross-entropy over `similarity_scale` x cosine."""
 
         def loss_fn(
-            components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
+            components: Components, batch: Batch, key: jax.Array, groups: int
         ) -> tuple[jax.Array, Metrics]:
             del key, groups
 
@@ -122,13 +124,13 @@ class Contrastive(Objective):
 
         return loss_fn
 
-    def encoder_input(self, batch: Batch) -> Array:
+    def encoder_input(self, batch: Batch) -> Float[Array, "N h w 3"]:
         pixels: Array = batch["query"].pixels[:, 0]
         return pixels
 
 
-def weighted_mean(condition: Condition) -> jax.Array:
-    """Position-weighted mean pooling, sum(i m h) / sum(i m) with i from 1 (SGPT section 4). [B, D]."""
+def weighted_mean(condition: Condition) -> Float32[jax.Array, "B D"]:
+    """Position-weighted mean pooling, sum(i m h) / sum(i m) with i from 1 (SGPT section 4)."""
     present = condition.log_weights > PADDING / 2
     weight = jnp.where(present, jnp.arange(1, present.shape[1] + 1), 0).astype(jnp.float32)
     pooled = jnp.einsum("bs,bsd->bd", weight, condition.hidden.astype(jnp.float32))

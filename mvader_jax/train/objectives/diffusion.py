@@ -8,11 +8,12 @@ Condition. `data/rows.py` lays the rows out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Collection
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from mvader_jax.bounds import NonNegativeInt, PositiveInt, Share, at_least
 from mvader_jax.condition import Array, Condition, PromptBatch, spread, spread_rows, where
@@ -26,7 +27,7 @@ from mvader_jax.data.batches import (
     abstract_pixels,
 )
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.mixed import MixedRows, mixed_batch
+from mvader_jax.data.mixed import MixedBatches, MixedRows
 from mvader_jax.data.order import Reader
 from mvader_jax.data.prompts import abstract_rows, caption_length, null_row
 from mvader_jax.data.rows import RowLayout, row_layout
@@ -43,6 +44,7 @@ from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
 from mvader_jax.train.objectives.base import (
+    Components,
     LossFn,
     Metrics,
     Objective,
@@ -133,7 +135,7 @@ class Diffusion(Objective):
         if self.p_interleaved:
             sources = open_interleaved(data, self.interleaved, split)
             interleaved = Reader(sources, (), data.seed + 1, data.shuffle)
-        return mixed_batch(feed, interleaved, self.rows(shape), data, shape, tokens)
+        return MixedBatches(feed, interleaved, self.rows(shape), data, shape, tokens)
 
     def abstract_batch(
         self, data: DataConfig, shape: Shape, tokenizer: TokenizerConfig | None, encoded: EncodedShapes
@@ -184,7 +186,7 @@ class Diffusion(Objective):
         latents_of = self._latents(model, dtype)
 
         def loss_fn(
-            components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
+            components: Components, batch: Batch, key: jax.Array, groups: int
         ) -> tuple[jax.Array, Metrics]:
             posterior_key, drop_key, noise_key = jax.random.split(key, 3)
             latents = latents_of(components, batch, posterior_key, groups)
@@ -208,14 +210,12 @@ class Diffusion(Objective):
         config = model.require(VAEConfig)
         vae, scale = VAE(config, dtype=jnp.dtype(dtype)), config.scaling_factor
 
-        def posterior(components: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
+        def posterior(components: Components, pixels: jax.Array) -> jax.Array:
             """float32 [2, N, h, w, C]: mean and log variance."""
             moments = vae.apply({"params": components["vae"]}, to_float(pixels), method="encode")
             return jnp.stack(moments).astype(jnp.float32)
 
-        def latents(
-            components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
-        ) -> jax.Array:
+        def latents(components: Components, batch: Batch, key: jax.Array, groups: int) -> jax.Array:
             if "pixels" in batch:
                 mean, logvar = posterior(components, batch["pixels"])
             else:
@@ -238,9 +238,7 @@ class Diffusion(Objective):
         """(components, batch, dropped bool [B], groups) -> what each sample's UNet attends to."""
         null_prompt = self.null_prompt(model)
 
-        def condition(
-            components: Mapping[str, Any], batch: Mapping[str, Any], dropped: jax.Array, groups: int
-        ) -> Condition:
+        def condition(components: Components, batch: Batch, dropped: jax.Array, groups: int) -> Condition:
             use_image = batch["use_image"]
             layout = self.layout(use_image.shape[0] // groups)
             prompts = [batch["image_prompt"], batch["text_prompt"]]
@@ -262,7 +260,7 @@ class Diffusion(Objective):
 
         return condition
 
-    def encoder_input(self, batch: Batch) -> Array:
+    def encoder_input(self, batch: Batch) -> Float[Array, "N h w 3"]:
         pixels: Array = batch["image_prompt"].pixels[:, 0]
         return pixels
 
@@ -275,7 +273,7 @@ class Diffusion(Objective):
         return Pictures()
 
 
-def _metrics(batch: Mapping[str, Any], losses: jax.Array, dropped: jax.Array) -> Metrics:
+def _metrics(batch: Batch, losses: Float[jax.Array, " B"], dropped: Bool[jax.Array, " B"]) -> Metrics:
     """The loss by what a sample was conditioned on, and how many there are of each."""
     use_image = batch["use_image"]
     use_text, used = ~use_image, batch.get("use_interleaved")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from mvader_jax.bounds import NonNegativeFloat
 from mvader_jax.data.batches import (
@@ -33,7 +34,7 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
 from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
-from mvader_jax.train.objectives.base import LossFn, Metrics, Objective, mean_metric
+from mvader_jax.train.objectives.base import Components, LossFn, Metrics, Objective, mean_metric
 from mvader_jax.train.samples import Drawing, Reconstructions
 
 
@@ -67,7 +68,7 @@ class Autoencoding(Objective):
         module = VAE(model.require(VAEConfig), dtype=jnp.dtype(dtype))
 
         def loss_fn(
-            components: Mapping[str, Any], batch: Mapping[str, Any], key: jax.Array, groups: int
+            components: Components, batch: Batch, key: jax.Array, groups: int
         ) -> tuple[jax.Array, Metrics]:
             del groups
             params = {"params": components["vae"]}
@@ -93,9 +94,7 @@ class Autoencoding(Objective):
     def drawing(self) -> Drawing:
         return Reconstructions()
 
-    def finished(
-        self, model: ModelConfig, components: Mapping[str, Any], batches: Iterator[Batch]
-    ) -> ModelConfig:
+    def finished(self, model: ModelConfig, components: Components, batches: Iterator[Batch]) -> ModelConfig:
         """With `vae.scaling_factor` set so that latents have unit variance (Rombach et al. 2022, G)."""
         config = model.require(VAEConfig)
         encode = jax.jit(functools.partial(encode_posterior, config))
@@ -106,7 +105,10 @@ class Autoencoding(Objective):
         return dataclasses.replace(model, vae=dataclasses.replace(config, scaling_factor=scale))
 
 
-def encode_posterior(config: VAEConfig, params: Any, pixels: jax.Array) -> jax.Array:
-    """The mean of the posterior, unscaled: [B, h, w, C]. pixels: uint8 [B, H, W, 3]."""
+def encode_posterior(
+    config: VAEConfig, params: Any, pixels: UInt8[jax.Array, "B H W 3"]
+) -> Float[jax.Array, "B h w C"]:
+    """The mean of the posterior, unscaled."""
+    mean: jax.Array
     mean, _ = VAE(config).apply({"params": params}, to_float(pixels), method="encode")
     return mean
