@@ -164,7 +164,8 @@ class Pipeline:
         )
         pixels, finite = self.generate(draws, settings.static(self.model, from_image=init is not None))
         pictures = [PIL.Image.fromarray(image) for image in gather_rows(pixels)]
-        good = {number: picture for number, picture in enumerate(pictures) if gather_rows(finite)[number]}
+        whole = gather_rows(finite)
+        good = {number: picture for number, picture in enumerate(pictures) if whole[number]}
         if len(good) < count:
             raise NotFiniteError(count, good)
         return pictures

@@ -136,6 +136,13 @@ def test_bundle_round_trip_and_missing_parts(tmp_path: Path, pipe: Pipeline) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]
 
 
+def test_loading_changes_no_setting_of_jax(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MVADER_CACHE", str(tmp_path))
+    before = dict(jax.config.values)
+    Pipeline.load("tiny")
+    assert jax.config.values == before
+
+
 def test_what_is_not_finite_is_no_picture(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.images.png import utf8
 from mvader_jax.prompt.elements import Image, Prompt
 from mvader_jax.sampling.settings import NAMES, SamplingSettings, image_count
+from mvader_jax.storage.atomic import local
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,149}")
 #: The settings that a line may name; `strength` belongs to a picture to start from, which no line has.
@@ -76,7 +77,7 @@ def read_requests(
     relative to the file. An id (default: the line's number) is of letters, digits, '_', '.' and '-'. Raises
     UserError if the file cannot be read.
     """
-    file = Path(path)
+    file = local(path)
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:
