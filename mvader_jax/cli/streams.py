@@ -7,13 +7,13 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 
 class Lasting:
     """stderr, to which writing never fails: what nobody can read any more is lost, and the work goes on."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -36,7 +36,7 @@ class Lasting:
             to_nowhere(self._stream)
 
 
-def to_nowhere(stream: Any) -> None:
+def to_nowhere(stream: TextIO) -> None:
     """What is written to the stream from now on, or waits in it, is thrown away; C++ code's writing too."""
     with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
         null = os.open(os.devnull, os.O_WRONLY)

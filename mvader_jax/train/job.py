@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from mvader_jax.data.loader import Loader
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.mesh import make_global
 from mvader_jax.parallel.processes import gather_json
 from mvader_jax.storage.checkpoint import Checkpoints, Restored
 from mvader_jax.train.assemble import saved
@@ -45,6 +46,12 @@ class Job:
     step: int = 0
     bad: int = 0
     notes: list[str] = dataclasses.field(default_factory=list)
+
+    def next_batch(self, logger: Logger) -> dict[str, Any]:
+        """The rows of the next step, on the mesh; says what there is to say of damaged records."""
+        batch = make_global(next(self.loader), self.run.mesh)
+        logger.say(*self.loader.notices())
+        return batch
 
     def save(self) -> None:
         """Saves the step in the background."""

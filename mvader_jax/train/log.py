@@ -25,6 +25,7 @@ from mvader_jax.train.flops import peak_flops
 from mvader_jax.train.tensorboard import TensorBoard
 
 Rates = Mapping[str, Callable[[int], Any]]
+Metrics = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +69,11 @@ class Shown:
             disable=quiet or self._plain,
         )
 
-    def say(self, message: str) -> None:
-        # As it is: no markup in it, and no line broken at 80 characters in a file.
-        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
-        self._console.file.flush()
+    def say(self, *messages: str) -> None:
+        """A line each, as it is: no markup in it, and none broken at 80 characters in a file."""
+        for message in messages:
+            self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+            self._console.file.flush()
 
     @contextmanager
     def progress(self, what: str) -> Iterator[None]:
@@ -97,8 +99,9 @@ class Shown:
             speed = values.get("steps_per_second", 0.0)
             left = [f"{_duration((self._total - number) / speed)} left"] if speed else []
             self.say(f"step {number} of {self._total}: {', '.join([*words, *left])}")
-        status: dict[str, Any] = {"status": " ".join(words)} if "loss" in values else {}
-        self.bar.update(self._task, completed=number, **status)
+        self.bar.update(self._task, completed=number)
+        if "loss" in values:
+            self.bar.update(self._task, status=" ".join(words))
 
 
 def _duration(seconds: float) -> str:
@@ -126,7 +129,7 @@ class Logger:
         self.say = self.shown.say
         self._first = first
         self._sums: dict[str, np.ndarray] = {}
-        self._pending: tuple[int, Any] | None = None
+        self._pending: tuple[int, Metrics] | None = None
         self._bad: list[BadUpdate] = []
         self._flops = 0.0
         kind = jax.devices()[0].device_kind
@@ -151,7 +154,7 @@ class Logger:
         """Model FLOPs of a step over all devices; from now on the logs hold what is made of them."""
         self._flops = per_step
 
-    def after_step(self, number: int, metrics: Any, **counts: int) -> None:
+    def after_step(self, number: int, metrics: Metrics, **counts: int) -> None:
         """Notes step `number`'s metrics, and at a log point writes the means since the last one.
 
         counts: of the whole run so far, written as they are.

@@ -24,7 +24,7 @@ from mvader_jax.storage.bundle import Bundle, carry_over, write_bundle
 from mvader_jax.storage.bundle_config import not_ours
 from mvader_jax.storage.lock import only_user
 from mvader_jax.train.config import TrainConfig
-from mvader_jax.train.job import begin
+from mvader_jax.train.job import Job, begin
 from mvader_jax.train.log import Logger
 from mvader_jax.train.origin import code_version, trained_by, trained_records
 from mvader_jax.train.preemption import Preemption
@@ -69,10 +69,8 @@ def train(
         job = begin(config, stage_name, workdir, mesh)
         first = job.step
         logger = Logger(directory, stage, job.run.rates, first=first, quiet=quiet)
-        for note in job.notes:
-            logger.say(note)
-        preemption.working = True
-        stop = False
+        logger.say(*job.notes)
+        preemption.working, stop = True, False
         with (
             contextlib.closing(job.checkpoints),
             contextlib.closing(logger),
@@ -81,9 +79,7 @@ def train(
             Profile(directory / "profile", profile, first) as profiling,
         ):
             for number in range(first + 1, stage.steps + 1):
-                batch = make_global(next(job.loader), mesh)
-                for notice in job.loader.notices():
-                    logger.say(notice)
+                batch = job.next_batch(logger)
                 if number == first + 1:
                     with logger.aside():
                         logger.flops(job.run.flops(job.state, batch))
@@ -95,8 +91,7 @@ def train(
                     on_step(number)
                 if profiling.after(number, job.state.step):
                     logger.say(f"the profile is in {profiling.directory}")
-                last = number == stage.steps
-                stop = preemption.requested(number)
+                last, stop = number == stage.steps, preemption.requested(number)
                 due = stop or last or number % stage.save_every == 0
                 job.count_bad_updates(logger.bad_updates(wait=due), logger)
                 if due:
@@ -109,16 +104,21 @@ def train(
                     if on_sample is not None and stage.sample_every and number % stage.sample_every == 0:
                         draw(job.run, job.state, number, on_sample, directory, logger)
         preemption.working = False
-        for sentence in job.damage():
-            logger.say(sentence)
+        logger.say(*job.damage())
         if stop:
-            why = "interrupted" if preemption.signal == signal.SIGINT else "told to stop"
-            logger.say(f"{why}: step {job.step} is saved, the same command goes on from there")
-            return INTERRUPTED if preemption.signal == signal.SIGINT else PREEMPTED
+            return stopped(job, preemption, logger)
         with jax.set_mesh(mesh):
             write_result(job.run, job.state, directory / "bundle", config, stage_name)
         logger.say(f"finished: {directory / 'bundle'}")
     return 0
+
+
+def stopped(job: Job, preemption: Preemption, logger: Logger) -> int:
+    """Says what is saved; the exit code."""
+    by_hand = preemption.signal == signal.SIGINT
+    why = "interrupted" if by_hand else "told to stop"
+    logger.say(f"{why}: step {job.step} is saved, the same command goes on from there")
+    return INTERRUPTED if by_hand else PREEMPTED
 
 
 def draw(
@@ -144,7 +144,7 @@ def validate(run: Run, state: TrainState) -> dict[str, float]:
     return {f"validation/{name}": float(v[0] / v[1]) for name, v in total.items() if v[1] > 0}
 
 
-def held_out_batches(run: Run) -> Iterator[Any]:
+def held_out_batches(run: Run) -> Iterator[dict[str, Any]]:
     """The batches that a stage is validated on, the same every time."""
     loader = data_loader(run, "validation")
     for _ in range(VALIDATION_BATCHES):

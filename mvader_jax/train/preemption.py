@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 class Preemption:
@@ -25,7 +27,7 @@ class Preemption:
     def __enter__(self) -> Preemption:
         self.signal = 0
         self._several = jax.process_count() > 1
-        handlers: dict[int, Any] = {signal.SIGINT: self._interrupt, signal.SIGHUP: signal.SIG_IGN}
+        handlers: dict[int, Handler] = {signal.SIGINT: self._interrupt, signal.SIGHUP: signal.SIG_IGN}
         if not self._several:
             handlers[signal.SIGTERM] = self._ask
         # Only the main thread may set them.
