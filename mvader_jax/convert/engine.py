@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mvader_jax.convert.layouts import SAME, Layout
-from mvader_jax.convert.tensors import DTYPES, Tensor, cast, finite, is_float
+from mvader_jax.convert.tensors import DTYPES, Tensor, cast, finite, is_float, plain
 from mvader_jax.errors import UserError
 
 Shape = tuple[int, ...]
@@ -189,7 +189,7 @@ def match(
     present = source_map.only(set(source_map.components) - absent)
     expected = manifest(present, abstract)
     problems += [f"missing {name}" for name in expected if name not in found]
-    problems += [f"unexpected {tensor.name}" for name, tensor in found.items() if name not in expected]
+    problems += [f"unexpected {plain(tensor.name)}" for name, tensor in found.items() if name not in expected]
     problems += [
         f"misshaped {found[name].name}, {list(found[name].shape)} where {list(shape)} belongs"
         for name, shape in expected.items()

@@ -6,7 +6,6 @@ Safetensors and TorchScript archives need no torch; pickles do.
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 
 from mvader_jax.convert import foreign
@@ -32,11 +31,8 @@ def open_file(file: Path, *, trust_pickle: bool = False) -> Weights:
         raise UserError(f"{file} is {what}")
     if file.suffix == ".safetensors":
         return open_safetensors(file)
-    try:
-        if is_torchscript(file):
-            return open_torchscript(file)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{file} is a damaged archive: {error}") from None
+    if is_torchscript(file):
+        return open_torchscript(file)
     with file.open("rb") as stream:
         start = stream.read(10)
     if start[:2] == b"PK" or start[:1] == b"\x80":

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mvader_jax.convert.tensors import Tensor, shown
+from mvader_jax.convert.tensors import Tensor, plain, reason, shown
 from mvader_jax.errors import UserError
 
 #: No dimension of a public model comes near; beyond it a number is a slip.
@@ -39,13 +39,13 @@ class Settings:
                 try:
                     values = yaml.safe_load(text)
                 except yaml.YAMLError as error:
-                    raise ValueError(" ".join(str(error).split())[:200]) from None
+                    raise ValueError(str(error)) from None
             else:
                 values = json.loads(text, object_pairs_hook=_no_repeats)
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"cannot read {file}: {error}") from None
+            raise UserError(f"cannot read {file}: {reason(error)}") from None
         if not isinstance(values, dict):
             raise UserError(f"{file} is not a JSON object")
         return cls({str(key): value for key, value in values.items()}, str(file))
@@ -145,7 +145,7 @@ class Settings:
         unused: {pattern of a whole key: why it changes nothing}. null is no setting.
         """
         strange = [
-            f"{key} is {shown(value)}"
+            f"{plain(key)} is {shown(value)}"
             for key, value in self.values.items()
             if value is not None
             and key not in self._read
@@ -172,7 +172,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"it says {sorted({n for n in names if names.count(n) > 1})[0]!r} twice")
+        raise ValueError(f"it says {plain(sorted({n for n in names if names.count(n) > 1})[0])} twice")
     return result
 
 

@@ -15,7 +15,7 @@ from mvader_jax.convert.kinds.base import (
     open_weights,
     settings_of,
 )
-from mvader_jax.convert.tensors import Weights
+from mvader_jax.convert.tensors import Weights, plain
 from mvader_jax.errors import UserError
 
 
@@ -55,7 +55,7 @@ def recognise(path: Path, weights: Weights) -> Kind:
     what = named(weights.tensors) or learnt_word({n: t.shape for n, t in weights.tensors.items()})
     if what is not None:
         raise UserError(f"{path} is {what}")
-    some = ", ".join(name[:60] for name in list(weights.tensors)[:3])
+    some = ", ".join(plain(name[:60]) for name in list(weights.tensors)[:3])
     raise UserError(
         f"{path} is none of the kinds that are known ({', '.join(kind_names())}): its tensors are named "
         f"{some or 'nothing'}"

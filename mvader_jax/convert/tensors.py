@@ -108,17 +108,27 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    return plain(" ".join(str(error).split())[:200]) if str(error).strip() else type(error).__name__
+
+
+def plain(name: str) -> str:
+    """A name for a message: cut where it is long, quoted where it holds what no line can."""
+    return shown(name) if len(name) > 200 or not name.isprintable() or not name else name
+
+
 def refused_dtype(file: Path, name: str, dtype: str) -> UserError:
     """For a tensor of a type that is not read, by whichever name its format has for it."""
     low = dtype.lower()
     if low.startswith(("f8", "f6", "f4", "float8", "float4")):
         return UserError(
-            f"{file}: {name[:80]} is {dtype}, a float of 8 bits or fewer; convert the original in float16"
+            f"{file}: {plain(name)} is {dtype}, a float of 8 bits or fewer; convert the original in float16"
         )
     if low.startswith(("c", "complex")):
-        return UserError(f"{file}: {name[:80]} is {dtype}, complex numbers, which no model here has")
+        return UserError(f"{file}: {plain(name)} is {dtype}, complex numbers, which no model here has")
     return UserError(
-        f"{file}: {name[:80]} is of the type {dtype[:40]}, which is not read; accepted: {', '.join(DTYPES)}"
+        f"{file}: {plain(name)} is of the type {dtype[:40]}, which is not read; accepted: {', '.join(DTYPES)}"
     )
 
 

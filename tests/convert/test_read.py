@@ -67,6 +67,20 @@ def test_old_torch_files_and_views(tmp_path: Path) -> None:
         assert weights.tensors["part"].storage == weights.tensors["same"].storage
 
 
+def test_old_torch_files_whose_numbers_are_not_there(tmp_path: Path) -> None:
+    """torch itself hands out memory as it finds it where a storage's name was damaged."""
+    file = tmp_path / "old.bin"
+    ones = torch.ones(6, 8)
+    torch.save({"a": ones, "b": ones.T}, file, _use_new_zipfile_serialization=False)
+    # The storage's name stands three times: at both tensors, and before its numbers.
+    data = file.read_bytes()
+    place = data.index(b"cpu") - 10
+    second = data.index(data[place - 8 : place], place) + 3
+    file.write_bytes(data[:second] + bytes([data[second] ^ 1]) + data[second + 1 :])
+    with pytest.raises(UserError, match="lacks the numbers of tensors that it names"):
+        open_file(file)
+
+
 def test_torchscript_without_running_it(tmp_path: Path) -> None:
     class Inner(torch.nn.Module):
         def __init__(self) -> None:

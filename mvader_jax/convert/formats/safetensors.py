@@ -10,7 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, bytes_of, read_at, refused_dtype, shown
+from mvader_jax.convert.tensors import (
+    DTYPES,
+    Tensor,
+    Weights,
+    bytes_of,
+    read_at,
+    reason,
+    refused_dtype,
+    shown,
+)
 from mvader_jax.errors import UserError
 
 #: The format's own limit.
@@ -35,10 +44,14 @@ def open_safetensors(file: Path) -> Weights:
     try:
         header = json.loads(text, object_pairs_hook=_no_repeats)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} has a wrong safetensors header: {error}") from None
+        raise UserError(f"{file} has a wrong safetensors header: {reason(error)}") from None
     if not isinstance(header, dict):
         raise UserError(f"{file} has a wrong safetensors header: it is no JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise UserError(
+            f"{file} has a wrong safetensors header: its metadata is {shown(metadata)}, not words"
+        )
     tensors = {name: _entry(file, name, entry, 8 + length) for name, entry in header.items()}
     end = 0
     for tensor, first, last in sorted(tensors.values(), key=lambda one: one[1:]):

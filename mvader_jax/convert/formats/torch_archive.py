@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, bytes_of, read_at
+from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, bytes_of, plain, read_at, reason
 from mvader_jax.errors import UserError
 
 _STORAGES = {
@@ -34,10 +34,32 @@ _STORAGES = {
 
 def is_torchscript(file: Path) -> bool:
     """Whether a file is a TorchScript archive: a zip with compiled code beside its pickle."""
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    return is_archive(file) and any("/code/" in member.filename for member in members(file))
+
+
+def is_archive(file: Path) -> bool:
+    """Whether a file is a zip archive. Raises UserError where it is a damaged one."""
+    try:
+        return zipfile.is_zipfile(file)
+    except (zipfile.BadZipFile, ValueError, struct.error) as error:
+        raise UserError(f"{file} is a damaged archive: {reason(error)}") from None
+
+
+def members(file: Path) -> list[zipfile.ZipInfo]:
+    """What a zip archive holds. Raises UserError where its directory is damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            found = archive.infolist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, struct.error) as error:
+        raise UserError(f"{file} is a damaged archive: {reason(error)}") from None
+    size = file.stat().st_size
+    for member in found:
+        stored = member.compress_type != zipfile.ZIP_STORED or member.file_size == member.compress_size
+        if not 0 <= member.header_offset <= member.header_offset + member.compress_size <= size or not stored:
+            raise UserError(
+                f"{file} is a damaged archive: {plain(member.filename)} is not where its directory says"
+            )
+    return found
 
 
 def open_torchscript(file: Path) -> Weights:
@@ -45,8 +67,8 @@ def open_torchscript(file: Path) -> Weights:
 
     Raises UserError for an archive that is damaged, or whose pickle names anything but modules and tensors.
     """
+    entries = {info.filename: info for info in members(file)}
     with zipfile.ZipFile(file) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise UserError(f"{file} is a TorchScript archive without its data.pkl")
@@ -60,9 +82,7 @@ def open_torchscript(file: Path) -> Weights:
         except UserError:
             raise
         except Exception as error:  # a damaged pickle can raise almost anything
-            raise UserError(
-                f"{file} is a TorchScript archive that cannot be read: {str(error)[:200]}"
-            ) from None
+            raise UserError(f"{file} is a TorchScript archive that cannot be read: {reason(error)}") from None
     tensors: dict[str, Tensor] = {}
 
     def collect(prefix: str, value: Any, depth: int) -> None:
@@ -116,7 +136,10 @@ class _Stored:
         if info.compress_type == zipfile.ZIP_STORED:
             flat = read_at(file, _data_offset(file, info), (count,), self.dtype)
         else:
-            flat = np.frombuffer(_unpacked(file, info), self.dtype, count)
+            data = _unpacked(file, info)
+            if len(data) != info.file_size:
+                raise UserError(f"{file} is a damaged archive: {plain(info.filename)} is cut off")
+            flat = np.frombuffer(data, self.dtype, count)
         strides = tuple(s * self.dtype.itemsize for s in self.stride)
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides)
 
@@ -127,7 +150,7 @@ def _unpacked(file: Path, info: zipfile.ZipInfo) -> bytes:
         with zipfile.ZipFile(file) as archive:
             return archive.read(info.filename)
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise UserError(f"{file} is damaged: {info.filename} cannot be unpacked: {error}") from None
+        raise UserError(f"{file} is damaged: {info.filename} cannot be unpacked: {reason(error)}") from None
 
 
 def _data_offset(file: Path, info: zipfile.ZipInfo) -> int:

@@ -12,12 +12,13 @@ import warnings
 import zipfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from mvader_jax.convert import foreign
-from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, refused_dtype
+from mvader_jax.convert.formats.torch_archive import is_archive, members
+from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, plain, reason, refused_dtype
 from mvader_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,17 +35,6 @@ _INERT = (
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
-)
-#: What damaged pickles raise besides what one expects.
-_ODD = (
-    AttributeError,
-    TypeError,
-    IndexError,
-    AssertionError,
-    OverflowError,
-    MemoryError,
-    UnicodeDecodeError,
-    ImportError,
 )
 
 
@@ -73,9 +63,10 @@ def open_pickle(file: Path, *, trust: bool = False) -> Weights:
                     content = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(_why(file, error, _protocol(file))) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, *_ODD) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file} is truncated or damaged: {reason[:200]}") from None
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise UserError(f"{file} is truncated or damaged: {reason(error)}") from None
+    if not is_archive(file) and _lacks_numbers(file):
+        raise UserError(f"{file} is truncated or damaged: it lacks the numbers of tensors that it names")
     content = _unwrapped(content, file)
     tensors, others = {}, []
     for name, value in content.items():
@@ -92,32 +83,57 @@ def _can_be_mapped(file: Path) -> bool:
     Files older than torch 1.6 are no zip archives; archives that were packed again are compressed. Raises
     UserError for a compression, or a lock, that PyTorch does not undo.
     """
-    if not zipfile.is_zipfile(file):
+    if not is_archive(file):
         return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is a damaged archive: {error}") from None
-    if any(member.flag_bits & 1 for member in members):
+    inside = members(file)
+    if any(member.flag_bits & 1 for member in inside):
         raise UserError(f"{file} is an archive with a password; unpack and save it again")
-    ways = {member.compress_type for member in members}
+    ways = {member.compress_type for member in inside}
     if not ways <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise UserError(
             f"{file} was packed again in a way that PyTorch does not read; unpack and zip it plainly"
         )
-    if not any(member.filename.endswith("data.pkl") for member in members):
-        inside = ", ".join(member.filename for member in members[:3])
+    if not any(member.filename.endswith("data.pkl") for member in inside):
+        names = ", ".join(plain(member.filename) for member in inside[:3])
         raise UserError(
-            f"{file} is a zip archive, but not PyTorch's: it holds {inside or 'nothing'}; unpack it first"
+            f"{file} is a zip archive, but not PyTorch's: it holds {names or 'nothing'}; unpack it first"
         )
     return zipfile.ZIP_DEFLATED not in ways
+
+
+class _Keys(pickle.Unpickler):
+    """Notes which storages a pickle names; makes nothing of what it holds."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__(stream)
+        self.keys: set[str] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        return dict if name == "OrderedDict" else _Inert
+
+    def persistent_load(self, pid: Any) -> None:
+        if isinstance(pid, tuple) and len(pid) > 2 and pid[0] == "storage":
+            self.keys.add(str(pid[2]))
+
+
+def _lacks_numbers(file: Path) -> bool:
+    """Whether a file older than torch 1.6 names storages whose numbers do not follow: torch leaves them unset."""
+    try:
+        with file.open("rb") as stream:
+            for _ in range(3):  # a magic number, the protocol, the machine
+                _Keys(stream).load()
+            content = _Keys(stream)
+            content.load()
+            follow = _Keys(stream).load()
+    except Exception:  # what these pickles are made of, torch has judged already
+        return False
+    return not content.keys <= {str(key) for key in follow}
 
 
 def _protocol(file: Path) -> int:
     """The protocol of a file's pickle."""
     try:
-        if zipfile.is_zipfile(file):
+        if is_archive(file):
             with zipfile.ZipFile(file) as archive:
                 name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
                 with archive.open(name) as stream:

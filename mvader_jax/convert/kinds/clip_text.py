@@ -82,7 +82,7 @@ def transformers_text_config(weights: Weights, settings: Settings) -> ClipTextCo
     """The architecture by transformers' names, each key of its config.json accounted for."""
     if "text_config" in settings.values:
         inner = settings.inner("text_config")
-        settings.require({"model_type": ("clip",)})
+        settings.require({**ACCEPTED, "model_type": ("clip",)})
         settings.done(_UNUSED_WHOLE)
         settings = inner
     config = clip_text_config(spelled(weights.tensors, SPELLINGS), settings)

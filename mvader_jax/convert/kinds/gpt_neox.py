@@ -143,4 +143,5 @@ def _rotary(settings: Settings, head_dim: int) -> tuple[int, float]:
     for one in (rope, scaling):
         one.done({})
     width = int(head_dim * share) if share <= 1 else head_dim + 1
-    return rotary_width(width, head_dim, f"{settings.where}: the share {share} of a head that rotates"), base
+    what = f"{settings.where}: rotary_pct (partial_rotary_factor) {share}, of a head {head_dim} wide,"
+    return rotary_width(width, head_dim, what), base
