@@ -189,6 +189,8 @@ def _check(model: ModelConfig, found: Mapping[str, _Found], stale: frozenset[str
         pairs.append(
             ("UNet's channels", model.unet.in_channels, "VAE's latent channels", model.vae.latent_channels)
         )
+    if model.unet is not None:
+        pairs.append(("UNet's input", model.unet.in_channels, "UNet's output", model.unet.out_channels))
     for what, have, other, need in pairs:
         if have != need:
             raise UserError(f"the {what} is {have}, but the {other} {need}; they do not belong together")

@@ -202,11 +202,13 @@ def test_components_that_do_not_belong_together(public: Public, tmp_path: Path) 
     wide = changed(public.magma, tmp_path / "wide", "image_prefix", width=50)
     thin = changed(public.magma, tmp_path / "thin", "image_prefix", in_width=100)
     latent = changed(public.sd, tmp_path / "latent", "vae", latent_channels=3)
+    inpainting = changed(public.sd, tmp_path / "inpainting", "unet", in_channels=9)
     shallow = changed(public.magma, tmp_path / "shallow", "decoder", num_layers=2)
     cases: list[tuple[dict[str, Path], str]] = [
         ({**public.v2(), "image_prefix": wide}, "image prefix's width is 50, but the decoder's width 48"),
         ({**public.v2(), "image_prefix": thin}, "input is 100, but the image encoder's output 384"),
         ({"unet": public.sd, "vae": latent}, "UNet's channels is 4, but the VAE's latent channels 3"),
+        ({"unet": inpainting}, "UNet's input is 9, but the UNet's output 4"),
         ({"decoder": shallow, "adapters": public.magma}, "adapters of .* does not fit"),
         ({"decoder": shallow, "biases": public.sgpt}, "biases of .* does not fit"),
         ({"unet": public.magma}, "has no unet; it holds adapters, decoder"),

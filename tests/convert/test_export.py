@@ -451,6 +451,30 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
 
 
+def test_a_bundle_with_a_hole_is_neither_exported_nor_composed(tmp_path: Path) -> None:
+    """A copy that was cut: zeros would take the place of what is missing."""
+    convert(twins.save_diffusers(tmp_path / "sd", twins.vae()), tmp_path / "first")
+    chunks = sorted(f for f in (tmp_path / "first" / "vae").rglob("*") if f.is_file() and f.name[0].isdigit())
+    chunks[len(chunks) // 2].unlink()
+    with pytest.raises(UserError):
+        export(tmp_path / "first", tmp_path / "out", "diffusers")
+    with pytest.raises(UserError):
+        compose(tmp_path / "out", {"vae": tmp_path / "first"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_to_a_link_or_a_url(tmp_path: Path) -> None:
+    convert(twins.save_diffusers(tmp_path / "sd", twins.vae()), tmp_path / "vae")
+    export(tmp_path / "vae", tmp_path / "out", "diffusers")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    export(tmp_path / "vae", tmp_path / "link", "diffusers", overwrite=True, dtype="float16")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "out" / "vae").is_dir()
+    with pytest.raises(UserError, match="a part of the source"):
+        export(tmp_path / "vae", tmp_path / "vae" / "vae", "diffusers", overwrite=True)
+    with pytest.raises(UserError, match="is not on this machine's file system"):
+        export(tmp_path / "vae", Path("gs://bucket/out"), "diffusers")
+
+
 def test_overwriting_replaces_exports_alone(tmp_path: Path) -> None:
     source = twins.save_diffusers(tmp_path / "sd", twins.vae())
     convert(source, tmp_path / "vae")

@@ -32,7 +32,7 @@ from mvader_jax.convert.kinds.sd_parts import sd_model
 from mvader_jax.convert.layouts import CONV, LINEAR, SAME, Layout
 from mvader_jax.convert.read import variants
 from mvader_jax.convert.settings import Settings
-from mvader_jax.convert.tensors import Weights
+from mvader_jax.convert.tensors import Weights, plain, shown
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.clip_text import ClipTextConfig
@@ -154,13 +154,15 @@ def _check_index(folder: Path) -> tuple[str, ...]:
     index = Settings.load(file)
     name = index.get("_class_name")
     if name is not None and name not in _PIPELINES:
+        what = plain(name) if isinstance(name, str) else shown(name)
         raise UserError(
-            f"{folder} is a pipeline of class {str(name)[:80]}, not Stable Diffusion 1.x's (StableDiffusionPipeline)"
+            f"{folder} is a pipeline of class {what}, not Stable Diffusion 1.x's (StableDiffusionPipeline)"
         )
+    here = {path.name for path in folder.iterdir()}
     named = [
-        part
+        plain(part)
         for part, made in index.values.items()
-        if isinstance(made, list) and any(made) and not (folder / part).is_dir()
+        if isinstance(made, list) and any(made) and part not in here
     ]
     return (f"named in model_index.json but not there: {', '.join(sorted(named))}",) if named else ()
 
