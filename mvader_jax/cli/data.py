@@ -113,20 +113,16 @@ def describe(
     """Print what a data set holds, and draw a sheet of its pictures with their captions."""
     from mvader_jax.data.building.describe import contact_sheet, describe
     from mvader_jax.errors import UserError
-    from mvader_jax.storage.atomic import local, whole_file
+    from mvader_jax.images.png import save_png
+    from mvader_jax.sampling.output import check_replaceable
+    from mvader_jax.storage.atomic import local
 
     target = local(sheet or "contact_sheet.png")
+    if target.suffix.lower() != ".png":
+        raise UserError(f"{str(target)!r} is no name of a PNG; a contact sheet is written as NAME.png")
+    check_replaceable(target, "contact_sheet")
     print("\n".join(describe(out)))
-    import PIL.Image
-
-    format = PIL.Image.registered_extensions().get(target.suffix.lower())
-    if format not in PIL.Image.SAVE:
-        raise UserError(
-            f"cannot write {str(target)!r}: its name ends in no picture's suffix, as .png or .jpg"
-        )
-    picture = contact_sheet(out, count, seed)
-    with whole_file(target) as partial:
-        picture.save(partial, format=format)
+    save_png(target, contact_sheet(out, count, seed), {"contact_sheet": str(out)})
     print(f"\n{target}")
 
 

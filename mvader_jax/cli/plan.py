@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,7 +66,7 @@ def plan(
     from mvader_jax.plan.request import Request
     from mvader_jax.plan.runner import ask, run_request
     from mvader_jax.plan.topology import parse_topology
-    from mvader_jax.storage.atomic import local, make_directory, write_file
+    from mvader_jax.storage.atomic import write_file
 
     parse_topology(topology, slices)
     if not config.is_file():
@@ -78,7 +79,7 @@ def plan(
     _refuse("--search, which tries them all", search, mesh=mesh, accumulate=accumulate)
     _refuse("a plan without --search", not search, compiled=compiled)
     if out is not None:
-        make_directory(local(out).parent)
+        _check_out(out)
     request = Request(
         config=str(config),
         topology=topology,
@@ -127,6 +128,22 @@ def plan(
         print(report.text(report.from_dict(one)))
     if not found["plans"] and wanted:
         raise UserError("none of the meshes compiles")
+
+
+def _check_out(out: Path) -> None:
+    """Raises UserError where a plan could not be written, or would replace what is no plan."""
+    from mvader_jax.storage.atomic import local, make_directory
+
+    make_directory(local(out).parent)
+    if not os.path.lexists(out) or (out.exists() and not out.is_file() and not out.is_dir()):
+        return  # nothing, or a device such as /dev/stdout
+    try:
+        found = json.loads(out.read_text(encoding="utf-8"))
+        known = bool({"title", "candidates"} & found.keys())
+    except (OSError, ValueError, AttributeError):
+        known = False
+    if not known:
+        raise UserError(f"{str(out)!r} exists already and holds no plan; choose another --out")
 
 
 def _refuse(what: str, chosen: bool, **flags: object) -> None:

@@ -114,6 +114,8 @@ def training(record: Record) -> str:
     if not isinstance(trained, Mapping):
         return f"stage {trained}"
     said = {key: trained.get(key, "unknown") for key in ("stage", "config", "steps", "data", "code")}
+    if isinstance(said["steps"], int):
+        said["steps"] = f"{said['steps']:,}"
     return "stage {stage} of {config}, {steps} steps on {data}, code {code}".format(**said)
 
 

@@ -53,3 +53,26 @@ def test_urls(
     assert "is not on this machine's file system: mount" in error
     assert error.startswith("mvader: ") and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["lines.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["plan", TINY, "--topology", "v5e:2x2", "--out", "FILE.json"], "exists already and holds no plan"),
+        (["data", "describe", "built", "--sheet", "FILE.png"], "exists already and is no contact_sheet"),
+        (["data", "describe", "built", "--sheet", "FILE.tex"], "is no name of a PNG"),
+        (["evaluate", "--out", "FILE.json"], "exists already and holds no numbers of an evaluation"),
+        (["figure", "7", "--out", "FILE.png"], "exists already and is no figure that mvader drew"),
+    ],
+)
+def test_a_users_file_is_never_replaced(
+    arguments: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.replace("FILE", str(tmp_path / "mine")) for word in arguments]
+    Path(words[-1]).write_text('{"mine": 1}')
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and reason in error and error.count("\n") == 1, error
+    assert Path(words[-1]).read_text() == '{"mine": 1}'
+    assert len(list(tmp_path.iterdir())) == 1
