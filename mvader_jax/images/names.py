@@ -7,56 +7,13 @@ import pathlib
 
 #: How names of pictures end: what Pillow reads, and what people have beside it.
 READABLE = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-PICTURES = (
-    *READABLE,
-    *(
-        ".apng",
-        ".arw",
-        ".avif",
-        ".avifs",
-        ".cr2",
-        ".cr3",
-        ".dds",
-        ".dib",
-        ".dng",
-        ".eps",
-        ".exr",
-        ".hdr",
-        ".heic",
-    ),
-    *(
-        ".heif",
-        ".hif",
-        ".ico",
-        ".j2k",
-        ".jfif",
-        ".jif",
-        ".jp2",
-        ".jpe",
-        ".jpx",
-        ".jxl",
-        ".nef",
-        ".orf",
-        ".pbm",
-    ),
-    *(
-        ".pcx",
-        ".pnm",
-        ".psb",
-        ".psd",
-        ".qoi",
-        ".raf",
-        ".raw",
-        ".rw2",
-        ".svg",
-        ".svgz",
-        ".tga",
-        ".xcf",
-        ".xpm",
-    ),
+_OTHERS = (
+    "apng arw avif avifs cr2 cr3 dds dib dng eps exr hdr heic heif hif ico j2k jfif jif jp2 jpe jpx jxl nef orf "
+    "pbm pcx pnm psb psd qoi raf raw rw2 svg svgz tga xcf xpm"
 )
+PICTURES = READABLE + tuple(f".{ending}" for ending in _OTHERS.split())
 
-
+#: How files of PNG, JPEG, GIF, WebP, BMP and TIFF begin.
 _PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import re
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
     return _decode(_from_array(np.asarray(source)), "the image")
 
 
-def _open(file: Any, name: str) -> PIL.Image.Image:
+def _open(file: BinaryIO, name: str) -> PIL.Image.Image:
     import PIL.Image
 
     try:
@@ -72,10 +73,39 @@ def _open(file: Any, name: str) -> PIL.Image.Image:
     except PIL.Image.DecompressionBombError:
         raise UserError(f"{name} is larger than {MAX_PIXELS:,} pixels, the limit for one image") from None
     except PIL.UnidentifiedImageError:
-        raise UserError(f"{name} is not an image that Pillow can read") from None
+        raise UserError(f"{name} {_what(file)}") from None
     except Exception as error:  # format plugins raise anything on a hostile header
         raise UserError(f"{name} is damaged: {error}") from None
     return _decode(image, name)
+
+
+#: (where it stands, how files of a kind are marked, what they are): kinds that Pillow itself does not read.
+_KINDS = (
+    (4, rb"ftyp(heic|heix|hevc|hevx|heim|heis|mif1|msf1)", "a HEIC picture"),
+    (4, rb"ftypavi[fs]", "an AVIF picture"),
+    (4, rb"ftypcrx ", "a camera's raw picture"),
+    (4, rb"ftyp", "a video"),
+    (0, rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (0, rb"\s*(<\?xml[^>]*>)?\s*(<!--.*?-->|<!DOCTYPE svg[^>]*>|\s)*<svg", "an SVG drawing"),
+    (0, rb"\s*<(!doctype html|html|head|body)", "a web page"),
+    (0, rb"%PDF", "a PDF document"),
+    (0, rb"8BPS", "a Photoshop file"),
+    (0, rb"gimp xcf", "a GIMP file"),
+    (0, rb"\x76\x2f\x31\x01", "an OpenEXR picture"),
+    (0, rb"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
+)
+
+
+def _what(file: BinaryIO) -> str:
+    """What a file is that Pillow has no reader for, in words."""
+    file.seek(0)
+    start = file.read(4096)
+    if not start.strip(b"\0"):
+        return "is empty" if not start else "holds nothing but zeros"
+    for place, mark, kind in _KINDS:
+        if re.match(mark, start[place:], re.IGNORECASE | re.DOTALL):
+            return f"is {kind}, which cannot be read here; save it as PNG, JPEG or WebP"
+    return "is not an image that Pillow can read"
 
 
 def _decode(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
