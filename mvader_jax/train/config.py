@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import runpy
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -116,15 +118,38 @@ class TrainConfig(Checked):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Runs a config file's `get_config()` and applies overrides.
 
-    Raises UserError when there is no such file, no such function, or an override names no key.
+    Raises UserError when there is no such file, it cannot be run, has no such function, or an override names no key.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no config file {str(path)!r}; the project's own are in configs/")
-    module = runpy.run_path(str(path))
-    if "get_config" not in module:
-        raise UserError(f"{path} defines no get_config(); a config file returns a TrainConfig from it")
-    config = module["get_config"]()
+    try:
+        module = runpy.run_path(str(path))
+        if "get_config" not in module:
+            raise UserError(f"{path} defines no get_config(); a config file returns a TrainConfig from it")
+        config = module["get_config"]()
+    except UserError:
+        raise
+    except Exception as error:  # it is code of a person's own
+        raise UserError(f"{path}{_line(error, path)}: {error}{_moved(error)}") from None
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}, not a TrainConfig")
     return override(config, overrides)
+
+
+def _line(error: Exception, path: Path) -> str:
+    """ ", line N" of a config file where an error came from."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+    ]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _moved(error: Exception) -> str:
+    """Where a keyword of an earlier version stands now."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    classes = {cls.__name__: cls.moved for cls in (Stage, DataConfig)}
+    place = classes.get(found[1], {}).get(found[2]) if found else None
+    return f"; it has moved to {place.lstrip('.')}" if place else ""

@@ -10,6 +10,7 @@ from mvader_jax.data.sources import Pairs, Records, Scenes
 from mvader_jax.data.sources.open import open_pairs, open_pictures
 from mvader_jax.errors import UserError
 from mvader_jax.settings import from_dict, modern, override, to_dict
+from mvader_jax.train.config import load_config
 from mvader_jax.train.sizes import sized
 
 #: What a checkpoint of before says of its data (the settings of the source; the others are the defaults).
@@ -80,3 +81,24 @@ def test_settings_of_pictures_are_refused_where_there_are_none(setting):
         open_pictures(DataConfig(Pairs(("a.jsonl",))), "train")
     with pytest.raises(UserError, match="'records' needs paths"):
         open_pictures(DataConfig(Records()), "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "DataConfig(paths=('a',))",
+            r"line 4: DataConfig\.__init__.* 'paths'; it has moved to source\.paths$",
+        ),
+        ("DataConfig(p_image=0.1)", r"'p_image'; it has moved to objective\.p_image$"),
+        ("import mvader_jax.nothing", r"line 4: No module named 'mvader_jax\.nothing'$"),
+        ("DataConfig(seed=-1)", r"^DataConfig\.seed is -1"),
+        ("1 / 0", "line 4: division by zero$"),
+        ("(", "line 4: "),
+    ],
+)
+def test_a_config_file_that_cannot_be_run_is_one_sentence(tmp_path, text, said):
+    file = tmp_path / "config.py"
+    file.write_text(f"from mvader_jax.data.config import DataConfig\n\ndef get_config():\n    {text}\n")
+    with pytest.raises(UserError, match=said):
+        load_config(file)
