@@ -181,9 +181,19 @@ def test_what_the_page_names_is_there(hub: Hub, tmp_path: Path) -> None:
     assert "magma_demo.pt" in files and "`magma_demo.pt`" in PAGE
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_the_configs_docstrings_make_bundles_as_the_page_does(config: Path) -> None:
+@pytest.mark.parametrize(
+    "place", [*CONFIGS, ROOT / "README.md", ROOT / "docs" / "convert.md"], ids=lambda path: path.name
+)
+def test_other_places_make_bundles_as_the_page_does(place: Path) -> None:
+    """Whatever names the hub or the page's bundles is a command that the page runs."""
+    text: Any = place.read_text(encoding="utf-8")
+    if place.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text))
     of_page = list(commands(PAGE))
-    docstring: Any = ast.get_docstring(ast.parse(config.read_text(encoding="utf-8")))
-    own = [words for words in commands(docstring) if words[1] in ("convert", "bundle", "data")]
+    own = [
+        words
+        for words in commands(text, "mvader ")
+        if words[:2] in (["mvader", "convert"], ["mvader", "bundle"])
+    ]
+    own = [words for words in own if any(word.startswith(("hf:", "bundles/")) for word in words)]
     assert [words for words in own if words not in of_page] == []
