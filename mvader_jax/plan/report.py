@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mvader_jax.plan.topology import Topology, parse_topology
+from mvader_jax.plan.topology import Chip, Topology, parse_topology
 
 #: compiled: read from the program that XLA made for the pod. counted: from shapes and shardings, exact.
 #: estimated: divided by the chip's numbers, or modelled.
@@ -62,76 +62,102 @@ class Plan:
         }
 
 
-def make_plan(
-    title: str,
-    topology: Topology,
-    mesh: Mapping[str, int],
-    settings: Mapping[str, Any],
-    parts: Mapping[str, int],
-    compiled: Mapping[str, Any],
-    *,
-    images: int,
-    model_flops: float | None,
-    counted_flops: float | None,
-    iterations: int | None,
-    cores: int = 1,
-) -> Plan:
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is planned, where. settings: what a person should see of it."""
+
+    title: str
+    topology: Topology
+    mesh: Mapping[str, int]
+    settings: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one step does over the whole pod, where it is known.
+
+    images: pictures; model_flops: what the mathematics needs; counted_flops: what the step does by its jaxpr;
+    iterations: steps of the whole run.
+    """
+
+    images: int
+    model_flops: float | None = None
+    counted_flops: float | None = None
+    iterations: int | None = None
+
+
+def make_plan(subject: Subject, parts: Mapping[str, int], compiled: Mapping[str, Any], work: Work) -> Plan:
     """Puts a plan together.
 
-    parts: {what of the arguments: bytes per device}; compiled: as `compile_program`; images: per step, over
-    the whole pod; model_flops: what the mathematics of a step needs, over the whole pod; counted_flops:
-    what the step does by its jaxpr; iterations: of the config; cores: devices per chip.
+    parts: {what of the arguments: bytes per device}; compiled: as `compile_program`.
     """
-    chip, chips = topology.chip, topology.chips
+    topology, chip = subject.topology, subject.topology.chip
+    cores, memory = chip.cores, compiled["memory"]
     f: dict[str, Figure] = {
         name.replace(" ", "_"): Figure(size * cores, "counted", "B") for name, size in parts.items()
     }
-    notes: list[str] = []
-    memory = compiled["memory"]
     f["hbm"] = Figure(chip.hbm_bytes, "counted", "B")
+    whole = (subject.title, topology, subject.mesh, subject.settings, f)
     if "needed" in memory:
         f["peak"] = Figure(memory["needed"] * cores, "compiled", "B")
-        notes.append("XLA refuses the program: it does not fit, so its times are not known")
-        return Plan(title, topology, mesh, settings, f, (), "memory capacity", False, tuple(notes))
-
+        refused = "XLA refuses the program: it does not fit, so its times are not known"
+        return Plan(*whole, (), "memory capacity", False, (refused,))
     f["activations"] = Figure(memory["temporaries"] * cores, "compiled", "B")
     f["peak"] = Figure(memory["peak"] * cores, "compiled", "B")
+    notes: list[str] = []
     fits = f["peak"].value <= (1 - SPARE) * chip.hbm_bytes
     if not fits and f["peak"].value <= chip.hbm_bytes:
         notes.append(f"it compiles, but leaves less than {SPARE:.0%} of the memory free")
+    times = _times(f, compiled, chip)
+    notes += _step(f, times, work, topology)
+    notes += _doubts(compiled, times)
+    bound = max(times, key=lambda name: times[name])
+    return Plan(*whole, tuple(compiled["collectives"]), bound, fits, tuple(notes))
+
+
+def _times(f: dict[str, Figure], compiled: Mapping[str, Any], chip: Chip) -> dict[str, float]:
+    """Seconds by what bounds them; adds them, and what is moved and computed, to the figures."""
+    cores, collectives = chip.cores, compiled["collectives"]
     flops, moved = compiled["flops"] * cores, compiled["bytes"] * cores
     f["flops"] = Figure(flops, "compiled", "FLOP")
     f["kernel_flops"] = Figure(compiled["kernel_flops"] * cores, "compiled", "FLOP")
     f["bytes"] = Figure(moved, "compiled", "B")
-    f["collective_bytes"] = Figure(sum(r["wire"] for r in compiled["collectives"]) * cores, "compiled", "B")
+    f["collective_bytes"] = Figure(sum(r["wire"] for r in collectives) * cores, "compiled", "B")
     times = {
         "arithmetic": flops / chip.peak,
         "memory": moved / (chip.hbm_gbps * 1e9),
-        "interconnect": sum(r["seconds"] for r in compiled["collectives"]),
+        "interconnect": sum(r["seconds"] for r in collectives),
     }
     for name, seconds in times.items():
         f[f"{name}_seconds"] = Figure(seconds, "estimated", "s")
-    bound = max(times, key=lambda name: times[name])
+    return times
+
+
+def _step(f: dict[str, Figure], times: Mapping[str, float], work: Work, topology: Topology) -> list[str]:
+    """Adds what a step takes and a run costs to the figures; what to doubt of it."""
+    chip, chips = topology.chip, topology.chips
     best, worst = max(times.values()), sum(times.values())
     f["step_seconds"] = Figure(best, "estimated", "s")
     f["step_seconds_without_overlap"] = Figure(worst, "estimated", "s")
-    f["images_per_second"] = Figure(images / best, "estimated", "1/s")
-    if model_flops is not None:
-        f["model_flops"] = Figure(model_flops / chips, "counted", "FLOP")
-        f["utilisation"] = Figure(model_flops / chips / chip.peak / best, "estimated", "")
-        f["utilisation_without_overlap"] = Figure(model_flops / chips / chip.peak / worst, "estimated", "")
-    if counted_flops is not None:
-        f["counted_flops"] = Figure(counted_flops / chips, "counted", "FLOP")
-        if not 0.9 <= flops * chips / counted_flops <= 1.5:
+    f["images_per_second"] = Figure(work.images / best, "estimated", "1/s")
+    if work.model_flops is not None:
+        needed = work.model_flops / chips
+        f["model_flops"] = Figure(needed, "counted", "FLOP")
+        f["utilisation"] = Figure(needed / chip.peak / best, "estimated", "")
+        f["utilisation_without_overlap"] = Figure(needed / chip.peak / worst, "estimated", "")
+    notes = []
+    if work.counted_flops is not None:
+        f["counted_flops"] = Figure(work.counted_flops / chips, "counted", "FLOP")
+        ratio = f["flops"].value * chips / work.counted_flops
+        if not 0.9 <= ratio <= 1.5:
             notes.append(
-                f"the compiled FLOPs are {flops * chips / counted_flops:.2f} times the counted ones: work is repeated "
-                "on several chips, or a loop was not read"
+                f"the compiled FLOPs are {ratio:.2f} times the counted ones: work is repeated on several chips, or a "
+                "loop was not read"
             )
-    if iterations is not None:
-        f["days"] = Figure(best * iterations / 86400, "estimated", "d")
-        f["chip_hours"] = Figure(best * iterations / 3600 * chips, "estimated", "h")
-    notes += _doubts(compiled, times)
-    return Plan(title, topology, mesh, settings, f, tuple(compiled["collectives"]), bound, fits, tuple(notes))
+    if work.iterations is not None:
+        f["days"] = Figure(best * work.iterations / 86400, "estimated", "d")
+        f["chip_hours"] = Figure(best * work.iterations / 3600 * chips, "estimated", "h")
+    return notes
 
 
 def _doubts(compiled: Mapping[str, Any], times: Mapping[str, float]) -> list[str]:

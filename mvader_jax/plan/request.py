@@ -6,13 +6,16 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mvader_jax.bounds import NonNegativeInt, PositiveInt, between
 from mvader_jax.errors import UserError
-from mvader_jax.plan.report import Plan, make_plan
+from mvader_jax.plan.report import Plan, Subject, Work, make_plan
 from mvader_jax.plan.topology import parse_topology, prepare_environment
 from mvader_jax.settings import Checked
+
+if TYPE_CHECKING:
+    from mvader_jax.train.config import Stage, TrainConfig
 
 Say = Callable[[str], None]
 
@@ -66,50 +69,34 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
     topology = parse_topology(request.topology, request.slices)
     config = load_config(request.config, request.overrides)
     mesh = make_mesh(parse_mesh(request.mesh), devices(topology))
-    settings: dict[str, Any] = {"effort": request.effort}
-    needs = does = None
-    iterations: int | None = None
     if request.job == "sample":
         images = request.batch or mesh.size
+        title, work = f"{config.name}: sampling", Work(images)
         program = sample_program(config.model, mesh, images)
-        settings = {"images": images, "steps": 50, "sampler": "plms", **settings}
-        title = f"{config.name}: sampling"
+        settings: dict[str, Any] = {"images": images, "steps": 50, "sampler": "plms"}
     else:
         stage = config.stage(request.stage)
         if request.accumulate is not None:
             stage = dataclasses.replace(stage, accumulate=request.accumulate)
         program = train_program(config, stage, mesh, request.precomputed)
-        iterations = stage.steps
         say("counting what the mathematics needs")
-        needs, does = counts(request, config, stage)
+        title = f"{config.name}: training step of {request.stage}"
+        work = Work(stage.batch_size, *counts(request, config, stage), stage.steps)
         settings = {
             "batch": stage.batch_size,
             "microbatches": stage.accumulate,
             "remat": stage.remat,
             "precomputed": ", ".join(request.precomputed) or "nothing",
             "iterations": stage.steps,
-            **settings,
         }
-        title = f"{config.name}: training step of {request.stage}"
     parts = {name: bytes_per_device(tree) for name, tree in program.parts.items()}
     compiled = compile_program(program, topology, request.effort, say, request.cache)
-    return make_plan(
-        title,
-        topology,
-        dict(mesh.shape),
-        {
-            **settings,
-            "compiled in": f"{compiled['seconds']:.0f} s ({compiled['cpu_seconds']:.0f} s of CPU)",
-            "by": _versions(compiled),
-        },
-        parts,
-        compiled,
-        images=program.images,
-        model_flops=needs,
-        counted_flops=does,
-        iterations=iterations,
-        cores=topology.chip.cores,
-    )
+    settings |= {
+        "effort": request.effort,
+        "compiled in": f"{compiled['seconds']:.0f} s ({compiled['cpu_seconds']:.0f} s of CPU)",
+        "by": _versions(compiled),
+    }
+    return make_plan(Subject(title, topology, dict(mesh.shape), settings), parts, compiled, work)
 
 
 def candidates(request: Request, say: Say = lambda message: None) -> dict[str, Any]:
@@ -173,7 +160,7 @@ def _size(tree: Any) -> float:
     return float(sum(leaf.size for leaf in jax.tree.leaves(tree)))
 
 
-def counts(request: Request, config: Any, stage: Any) -> tuple[float, float]:
+def counts(request: Request, config: TrainConfig, stage: Stage) -> tuple[float, float]:
     """(FLOPs that the mathematics of a step needs, FLOPs with what remat repeats), kept by the config."""
     import hashlib
 

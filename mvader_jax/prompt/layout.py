@@ -58,7 +58,7 @@ def lay_out(
     Raises UserError for a prompt of more tokens than positions, for ids beyond the vocabulary, for an image
     where the embedder takes none, for images that cannot be read, and for factors of another shape than the model's.
     """
-    from mvader_jax.condition import PromptBatch
+    from mvader_jax.condition import PADDING, PromptBatch
 
     config = tokenizer.config
     rows = [None if p is None else Prompt.of(p) for p in prompts]
@@ -70,17 +70,40 @@ def lay_out(
     texts = _encode_texts(tokenizer, (e for p in rows if p for e in p.elements if isinstance(e, Text)))
     reader = _ImageReader(image_size, image_tokens, pixels, sizes)
     laid_out = [_row(tokenizer.config, p, texts, reader, limit, balance) for p in rows]
-    length, num_images = _room(config, laid_out, limit, length, num_images)
-    token_ids, image_index, decoder, cross = _tokens(config, rows, laid_out, length, site)
+
+    longest = max((len(row.ids) for row in laid_out), default=1)
+    if length is None:
+        length = config.length or bucket(longest, limit)
+    if longest > length:
+        raise UserError(f"a prompt has {longest} tokens, more than the {length} positions it is padded to")
+    most = max((len(row.images) for row in laid_out), default=0)
+    if num_images is None:
+        num_images = most
+    if most > num_images:
+        raise UserError(f"a prompt has {most} images, more than the {num_images} of its batch")
+
+    # CLIP's padding is made of tokens like others: Stable Diffusion uses no mask.
+    fill = PADDING if config.length is None else 0.0
+    shape = (len(rows), length)
+    token_ids = np.full(shape, 0 if config.length is None else config.pad_id, np.int32)
+    image_index = np.full(shape, -1, np.int32)
+    decoder = np.full(shape, fill, np.float32)
+    cross = np.full(shape, fill, np.float32)
+    stack = np.zeros((len(rows), num_images, image_size, image_size, 3), np.float32)
+    for i, (row, prompt) in enumerate(zip(laid_out, rows, strict=True)):
+        n = len(row.ids)
+        token_ids[i, :n] = row.ids
+        image_index[i, :n] = row.image_index
+        where = site or (prompt.site if prompt else "both")
+        decoder[i, :n] = row.log_weights if where != "cross_attention" else 0.0
+        cross[i, :n] = row.log_weights if where != "decoder" else 0.0
+        for j, image in enumerate(row.images):
+            stack[i, j] = image
     if vocabulary is not None and token_ids.size and token_ids.max() >= vocabulary:
         raise UserError(
             f"a prompt has token {token_ids.max()}, but the model's embedding ends at {vocabulary - 1}: this "
             "bundle's tokenizer belongs to another model"
         )
-    stack = np.zeros((len(rows), num_images, image_size, image_size, 3), np.float32)
-    for i, row in enumerate(laid_out):
-        for j, image in enumerate(row.images):
-            stack[i, j] = image
     return PromptBatch(
         token_ids=token_ids,
         pixels=stack,
@@ -94,50 +117,6 @@ def lay_out(
             "cross-attention",
         ),
     )
-
-
-def _room(
-    config: TokenizerConfig, rows: Sequence[_Row], limit: int, length: int | None, num_images: int | None
-) -> tuple[int, int]:
-    """Positions and places for images of a batch. Raises UserError where a row needs more than it was given."""
-    longest = max((len(row.ids) for row in rows), default=1)
-    if length is None:
-        length = config.length or bucket(longest, limit)
-    if longest > length:
-        raise UserError(f"a prompt has {longest} tokens, more than the {length} positions it is padded to")
-    most = max((len(row.images) for row in rows), default=0)
-    if num_images is None:
-        num_images = most
-    if most > num_images:
-        raise UserError(f"a prompt has {most} images, more than the {num_images} of its batch")
-    return length, num_images
-
-
-def _tokens(
-    config: TokenizerConfig,
-    prompts: Sequence[Prompt | None],
-    rows: Sequence[_Row],
-    length: int,
-    site: Site | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`PromptBatch`'s token_ids, image_index, log_weights and condition_log_weights, each [B, length]."""
-    from mvader_jax.condition import PADDING
-
-    # CLIP's padding is made of tokens like others: Stable Diffusion uses no mask.
-    fill = PADDING if config.length is None else 0.0
-    shape = (len(rows), length)
-    token_ids = np.full(shape, 0 if config.length is None else config.pad_id, np.int32)
-    image_index = np.full(shape, -1, np.int32)
-    decoder = np.full(shape, fill, np.float32)
-    cross = np.full(shape, fill, np.float32)
-    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        n = len(row.ids)
-        token_ids[i, :n] = row.ids
-        image_index[i, :n] = row.image_index
-        where = site or (prompt.site if prompt else "both")
-        decoder[i, :n] = row.log_weights if where != "cross_attention" else 0.0
-        cross[i, :n] = row.log_weights if where != "decoder" else 0.0
-    return token_ids, image_index, decoder, cross
 
 
 def _encode_texts(tokenizer: Tokenizer, elements: Iterable[Text]) -> dict[Text, tuple[list[int], np.ndarray]]:

@@ -10,7 +10,7 @@ import pytest
 from mvader_jax.plan.compile import collective_seconds, memory_of, refused_memory
 from mvader_jax.plan.hlo.cost import Collective
 from mvader_jax.plan.hlo.groups import Groups
-from mvader_jax.plan.report import Plan, from_dict, make_plan, text
+from mvader_jax.plan.report import Plan, Subject, Work, from_dict, make_plan, text
 from mvader_jax.plan.request import table
 from mvader_jax.plan.topology import parse_topology
 
@@ -31,18 +31,10 @@ COMPILED: dict[str, Any] = {
 
 def plan_of(**changes: Any) -> Plan:
     compiled = {**COMPILED, **changes}
-    return make_plan(
-        "open_v2: training step of diffusion",
-        POD,
-        {"replica": 1, "data": 16, "fsdp": 16, "tensor": 1},
-        {"microbatches": 1},
-        {"frozen weights": 805_306_368, "trained weights": 268_435_456},
-        compiled,
-        images=2048,
-        model_flops=256 * 15e12,
-        counted_flops=256 * 19e12,
-        iterations=60_000,
-    )
+    mesh = {"replica": 1, "data": 16, "fsdp": 16, "tensor": 1}
+    subject = Subject("open_v2: training step of diffusion", POD, mesh, {"microbatches": 1})
+    parts = {"frozen weights": 805_306_368, "trained weights": 268_435_456}
+    return make_plan(subject, parts, compiled, Work(2048, 256 * 15e12, 256 * 19e12, 60_000))
 
 
 def test_the_slowest_of_three_times_bounds_the_step() -> None:
