@@ -88,6 +88,8 @@ def explained(error: BaseException) -> tuple[str, int]:
         # Of the host, as NumPy says it, or of a device, as XLA does.
         what = (str(error).strip().splitlines() or ["this machine has no more"])[0]
         return f"not enough memory: {what}", 2
+    if _raised_in(error, "jax/_src/config.py"):
+        return f"JAX cannot start: {error}", 2
     if _raised_in(error, "jax/_src/xla_bridge.py"):
         asked = os.environ.get("JAX_PLATFORMS")
         why = (str(error).splitlines() or ["there is none of them here"])[0]

@@ -106,6 +106,11 @@ def begin(config: TrainConfig, stage_name: str, workdir: str | Path, mesh: Mesh)
     job.state = with_loss_mean(dataclasses.replace(job.state, **restored.state), run, restored)
     job.loader.set_state(restored.data)
     job.step, job.bad = restored.step, restored.metadata.get("bad_updates", 0)
+    if job.step > stage.steps:
+        raise UserError(
+            f"step {job.step} is saved in {checkpoints.directory}, but steps is {stage.steps}; accepted: "
+            f"{job.step} or more, or another place for the run"
+        )
     job.notes.append(f"going on from step {job.step} of {stage.steps}")
     for change in changes(restored.metadata, origin):
         job.notes.append(f"since that step was saved {change}")

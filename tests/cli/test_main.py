@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -82,6 +84,14 @@ def test_what_the_system_refuses_is_one_sentence(
 ) -> None:
     assert ended(error, monkeypatch) == (130 if said == "interrupted" else 2)
     assert capsys.readouterr().err == f"mvader: {said}\n"
+
+
+def test_what_jax_cannot_start_with_is_one_sentence() -> None:
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "many"}
+    words = [sys.executable, "-m", "mvader_jax.cli.main", "samplers"]
+    done = subprocess.run(words, env=env, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr == 'mvader: JAX cannot start: Invalid value "many" for JAX flag jax_num_cpu_devices\n'
 
 
 @pytest.mark.parametrize("error", [RuntimeError("x"), ZeroDivisionError("x"), OSError("a library's own")])

@@ -163,6 +163,9 @@ def test_what_changed_since_the_checkpoint_is_said(
 ) -> None:
     config = micro.language_config(str(workdir / "language" / "bundle"), steps=2)
     assert train(config, "language", tmp_path, one_device(), quiet=True) == 0
+    fewer = micro.language_config(str(workdir / "language" / "bundle"), steps=1)
+    with pytest.raises(UserError, match=r"step 2 is saved in .*, but steps is 1; accepted: 2 or more"):
+        train(fewer, "language", tmp_path, one_device(), quiet=True)
     init = tmp_path / "other"
     other = micro.bundle(micro.NANO, "decoder")
     other.components["decoder"]["ln_f"]["bias"] += 1.0
