@@ -21,10 +21,8 @@ from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.image_prefix import ImagePrefix
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
-from mvader_jax.parallel.sharding import abstract_init, init_params
+from mvader_jax.parallel.sharding import Tree, abstract_init, init_params
 from mvader_jax.storage.programs import kept_file, read_kept, write_kept
-
-Tree = Any
 
 #: Every component a bundle may hold, and the field of ModelConfig that shapes it.
 COMPONENTS = {

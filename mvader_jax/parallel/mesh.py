@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh
 from mvader_jax.bounds import LARGEST_INT, Bound
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.processes import initialize_distributed
-from mvader_jax.parallel.sharding import MESH_AXES, batch_sharding, mesh_axes
+from mvader_jax.parallel.sharding import MESH_AXES, Tree, batch_sharding, mesh_axes
 from mvader_jax.settings import Checked
 
 #: Devices along one axis of a mesh.
@@ -75,7 +75,7 @@ def parse_mesh(text: str) -> MeshConfig:
     return MeshConfig(**sizes)
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh on these devices (default: all). Slices of TPUs lie along `replica`.
 
     Raises UserError where the devices' number does not fit, or their slices do not divide `replica`.
@@ -144,7 +144,7 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
     return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
-def make_global(batch: Any, mesh: Mesh) -> Any:
+def make_global(batch: Tree, mesh: Mesh) -> Tree:
     """A tree of host arrays, this process's rows of a batch, as global arrays sharded by row."""
     count = process_share(mesh)[1]
 

@@ -18,6 +18,9 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mvader_jax.errors import UserError
 
+#: Arrays, shapes or the like in nested dictionaries and dataclasses: JAX's pytrees, of which no type is more exact.
+Tree = Any
+
 #: The axes of every mesh, slowest network first.
 MESH_AXES = ("replica", "data", "fsdp", "tensor")
 
@@ -103,7 +106,7 @@ def partition_spec(
     size = itemsize
     for dim in shape:
         size *= dim
-    entries: list[Any] = []
+    entries: list[str | tuple[str, ...] | None] = []
     for name, dim in zip(names, shape, strict=True):
         axes = () if name is None else tuple(a for a in mesh_axes(name) if mesh.shape.get(a, 1) > 1)
         ways = 1
@@ -136,7 +139,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def abstract_init(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+def abstract_init(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tree, Tree]:
     """Shapes and logical axes of a module's parameters, without computing any.
 
     Returns (tree of ShapeDtypeStruct, tree of tuples of axis names), both unboxed.
@@ -151,10 +154,10 @@ def abstract_init(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, An
     return nn.unbox(boxed), names
 
 
-def param_shardings(abstract: Any, names: Any, mesh: Mesh | AbstractMesh) -> Any:
+def param_shardings(abstract: Tree, names: Tree, mesh: Mesh | AbstractMesh) -> Tree:
     """NamedShardings of a tree of parameters on a mesh, by the table."""
 
-    def one(path: Any, leaf: Any, axes: tuple[str | None, ...]) -> NamedSharding:
+    def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> NamedSharding:
         what = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh, leaf.dtype.itemsize, what))
 
@@ -163,10 +166,10 @@ def param_shardings(abstract: Any, names: Any, mesh: Mesh | AbstractMesh) -> Any
 
 def init_params(
     module: nn.Module, key: jax.Array, *args: Any, mesh: Mesh | None = None, **kwargs: Any
-) -> Any:
+) -> Tree:
     """A module's parameters, unboxed; on a mesh each device makes only its own shard."""
 
-    def init(key: jax.Array) -> Any:
+    def init(key: jax.Array) -> Tree:
         return nn.unbox(module.init(key, *args, **kwargs)["params"])
 
     if mesh is None:

@@ -33,14 +33,17 @@ _OF_THE_DISK |= {errno.EROFS: "its file system is read-only", errno.EFBIG: "the 
 def local(path: str | os.PathLike[str]) -> Path:
     """The path, where it is one of this machine's file system.
 
-    Raises UserError for a URL (gs://bucket/x; also once a Path has made gs:/bucket/x of it): taken for a path it
-    would become a folder named "gs:".
+    Raises UserError for hf:ORG/NAME and for a URL (gs://bucket/x; also once a Path has made gs:/bucket/x of it):
+    taken for a path it would become a folder named "gs:".
     """
     text = os.fspath(path)
     if _SCHEME.match(text):
-        scheme = text.partition(":")[0]
-        how = "mount the bucket (gcsfuse) and name" if scheme == "gs" else "mount it and name"
-        raise UserError(f"{text!r} is not on this machine's file system: {how} the folder under it")
+        how = "mount the bucket (gcsfuse)" if text.startswith("gs:") else "mount it"
+        raise UserError(f"{text!r} is not on this machine's file system: {how} and name the folder under it")
+    if text.startswith("hf:"):
+        raise UserError(
+            f"{text!r} is an address of the hub: write to a folder, and publish it with `mvader push`"
+        )
     return Path(path)
 
 
@@ -195,7 +198,7 @@ def sweep(directory: Path, name: str = "") -> None:
                 _remove_unheld(Path(entry.path))
 
 
-def is_space(error: BaseException) -> bool:
+def _is_space(error: BaseException) -> bool:
     """Whether an error, of the system or of a library that wraps it, says that the disk is full."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     # Not RESOURCE_EXHAUSTED, which a device without memory and too many open files are too.
@@ -213,7 +216,7 @@ def explained(path: str | os.PathLike[str], work: Path = Path("/")) -> Iterator[
     except (OSError, RuntimeError, ValueError) as error:
         number, file = getattr(error, "errno", None), getattr(error, "filename", None)
         own = isinstance(file, str) and Path(os.path.abspath(file)).is_relative_to(os.path.abspath(work))
-        if number in _OF_THE_DISK or is_space(error):
+        if number in _OF_THE_DISK or _is_space(error):
             why = _OF_THE_DISK.get(number or 0, _OF_THE_DISK[errno.ENOSPC])
         elif isinstance(error, OSError) and own:
             why = error.strerror or str(error)

@@ -27,7 +27,7 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embedder_of, find_embedder
 from mvader_jax.models.unet import factors_shape
 from mvader_jax.parallel.processes import first_process
-from mvader_jax.parallel.sharding import param_shardings
+from mvader_jax.parallel.sharding import Tree, param_shardings
 from mvader_jax.prompt.layout import lay_out
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.storage import checkpoint
@@ -43,7 +43,6 @@ from mvader_jax.storage.bundle_config import (
 )
 from mvader_jax.storage.stream import ComponentReader
 
-Tree = Any
 #: Components up to this size are compared with their SHA-256 whenever they are read whole (0.1 s).
 _ALWAYS_VERIFIED_BYTES = 64 << 20
 

@@ -19,10 +19,10 @@ from etils import epath
 
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.processes import barrier, everywhere, first_process
+from mvader_jax.parallel.sharding import Tree
 from mvader_jax.storage.fingerprint import fingerprint
 from mvader_jax.storage.quiet import quiet
 
-Tree = Any
 _log = logging.getLogger(__name__)
 
 #: Size of the pieces an array is written in: a process that restores its shard reads little more than that.

@@ -10,9 +10,8 @@ from typing import Any
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embedder_kind, embedder_of
 from mvader_jax.models.embedders.base import Embedder
-from mvader_jax.storage.bundle_config import find_bundle, read_model
+from mvader_jax.storage.bundle_config import Record, find_bundle, read_model
 
-Record = Mapping[str, Any]
 #: What is said of a bundle where `is_fresh`.
 FRESH = "the UNet's cross-attention is freshly initialised: until it is trained, it draws noise"
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mvader_jax.parallel.processes import gather_json
+from mvader_jax.parallel.sharding import Tree
 
-Tree = Any
 #: Arrays up to this size are summed on the host for the fingerprint.
 _SMALL_BYTES = 4 << 20
 

@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mvader_jax.errors import UserError
 from mvader_jax.storage.atomic import explained, make_directory
@@ -102,11 +101,11 @@ def _is(held: int, file: Path) -> bool:
         return False
 
 
-def _self() -> dict[str, Any]:
+def _self() -> dict[str, object]:
     return {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
-def _read(held: int) -> dict[str, Any]:
+def _read(held: int) -> dict[str, object]:
     try:
         holder = json.loads(os.pread(held, 4096, 0))
     except (OSError, ValueError):
@@ -114,7 +113,7 @@ def _read(held: int) -> dict[str, Any]:
     return holder if isinstance(holder, dict) else {}
 
 
-def _alive(holder: dict[str, Any]) -> bool:
+def _alive(holder: dict[str, object]) -> bool:
     number = holder.get("process")
     if holder.get("host") != socket.gethostname() or not isinstance(number, int) or number == os.getpid():
         return False
@@ -127,7 +126,7 @@ def _alive(holder: dict[str, Any]) -> bool:
     return True
 
 
-def _said(holder: dict[str, Any]) -> str:
+def _said(holder: dict[str, object]) -> str:
     if not holder:
         return "another process"
     return f"process {holder.get('process')} of {holder.get('host')} since {holder.get('since')}"

@@ -24,6 +24,7 @@ from flax.traverse_util import unflatten_dict
 
 from mvader_jax.convert.tensors import bytes_of
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.sharding import Tree
 from mvader_jax.storage.quiet import quiet
 
 #: A chunk's size: small enough that hosts of a pod read little more than their shards.
@@ -121,7 +122,7 @@ class _SliceHandler(ocp.type_handlers.TypeHandler):
         return [done]
 
 
-def _create(place: Path, leaf: Leaf) -> Any:
+def _create(place: Path, leaf: Leaf) -> ts.TensorStore:
     row = leaf.shape[1:] if leaf.stacked else leaf.shape
     chunks = list(row)
     if chunks:
@@ -225,7 +226,7 @@ class ComponentReader:
         self._held: tuple[str, np.ndarray] | None = None
         self._arrays = {"/".join(keys): self._open(".".join(keys)) for keys in sorted(names)}
 
-    def _open(self, name: str) -> Any:
+    def _open(self, name: str) -> ts.TensorStore:
         base = str(self.directory.absolute())
         store: dict[str, Any] = {"driver": "file", "path": f"{base}/{name}"}
         if self._ocdbt:
@@ -262,11 +263,14 @@ class ComponentReader:
         metadata = array.spec().to_json().get("metadata", {})
         if self._ocdbt or self._driver != "zarr" or metadata.get("compressor") is not None:
             return None
-        chunk = array.chunk_layout.read_chunk.shape
+        chunk = self._chunk(path)
         nbytes = int(np.prod(chunk, dtype=np.int64)) * self.dtype(path).itemsize
         counts = [-(-length // step) for length, step in zip(self.shape(path), chunk, strict=True)]
         names = [".".join(map(str, index)) for index in np.ndindex(*counts)] if counts else ["0"]
         return [(folder / name, nbytes) for name in names]
+
+    def _chunk(self, path: str) -> tuple[int, ...]:
+        return tuple(length or 1 for length in self._arrays[path].chunk_layout.read_chunk.shape or ())
 
     @property
     def paths(self) -> list[str]:
@@ -286,7 +290,7 @@ class ComponentReader:
                 return self._held[1][layer]
             self._held = None
             # A chunk comes whole: where it spans layers, they are kept for those that follow.
-            if array.chunk_layout.read_chunk.shape[0] > 1:
+            if self._chunk(path)[0] > 1:
                 self._held = (path, self.read(path))
                 return self._held[1][layer]
             array = array[layer]
@@ -303,12 +307,12 @@ class ComponentReader:
         for path in self.paths:
             shape, dtype = self.shape(path), self.dtype(path)
             digest.update(f"{path}:{dtype}:{shape}".encode())
-            sliced = len(shape) > 2 and self._arrays[path].chunk_layout.read_chunk.shape[0] == 1
+            sliced = len(shape) > 2 and self._chunk(path)[0] == 1
             for layer in range(shape[0]) if sliced else (None,):
                 digest.update(bytes_of(self.read(path, layer)))
         return digest.hexdigest()
 
-    def tree(self) -> Any:
+    def tree(self) -> Tree:
         """The shapes, as a tree."""
         return unflatten_dict({tuple(path.split("/")): _Shaped(self.shape(path)) for path in self.paths})
 

@@ -167,6 +167,8 @@ def test_urls_are_no_paths(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(UserError, match="is not on this machine's file system"):
             use()
     assert names(tmp_path) == []
+    with pytest.raises(UserError, match="is an address of the hub: write to a folder, and publish it"):
+        whole_directory("hf:me/model").__enter__()
     assert local("a:b/c") == Path("a:b/c") and local("./gs:/b") == Path("gs:/b")
 
 
