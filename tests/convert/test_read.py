@@ -251,6 +251,17 @@ def test_archives_that_were_packed_again(tmp_path: Path, script: bool) -> None:
             open_file(tmp_path / "bzip2.pt")
 
 
+def test_a_flipped_byte_of_a_torchscript_archive(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(50, 40)
+    file = tmp_path / "x.pt"
+    torch.jit.save(torch.jit.trace(layer, torch.randn(1, 50)), file)
+    data = bytearray(file.read_bytes())
+    data[data.index(layer.weight.detach().numpy().tobytes()) + 1000] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(UserError, match="has not its checksum"):
+        open_file(file).tensors["weight"].read()
+
+
 def test_what_trainers_wrap_around(tmp_path: Path) -> None:
     for content in ({"model": state()}, {"epoch": 3, "model": {"state_dict": state()}}, {"params": state()}):
         torch.save(content, tmp_path / "x.pt")

@@ -135,6 +135,8 @@ class _Stored:
         count = info.file_size // self.dtype.itemsize
         if info.compress_type == zipfile.ZIP_STORED:
             flat = read_at(file, _data_offset(file, info), (count,), self.dtype)
+            if flat.nbytes == info.file_size and zlib.crc32(bytes_of(flat)) != info.CRC:
+                raise UserError(f"{file} is a damaged archive: {plain(info.filename)} has not its checksum")
         else:
             data = _unpacked(file, info)
             if len(data) != info.file_size:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvader_jax.convert.engine import SourceMap, links_of
+from mvader_jax.convert.files import lone
 from mvader_jax.convert.formats.safetensors import write_safetensors
 from mvader_jax.convert.kinds import schedulers
 from mvader_jax.convert.kinds.base import (
@@ -88,30 +89,26 @@ class Diffusers(Kind):
             raise UserError(f"{folder} has none of the folders unet, vae and text_encoder with a config.json")
         if options.variant is not None:
             notes += _variant_notes(folder, tuple(found), options.variant)
-        file = folder / "scheduler" / "scheduler_config.json"
-        schedule = None
-        if file.is_file() and "unet" in found:
-            schedule, said = schedulers.schedule_config(Settings.load(file))
-            notes += said
-        source = self._source(found, schedule)
+        source = self._source(found, folder / "scheduler" / "scheduler_config.json")
         tokenizer = folder / "tokenizer"
         here = "text_encoder" in found and tokenizer.is_dir() and has_vocabulary(tokenizer)
         notes = (*source.notes, *notes, *_left_out(folder, tuple(found)))
         return dataclasses.replace(source, notes=notes, tokenizer=tokenizer if here else None)
 
-    def _source(
-        self, found: Mapping[str, tuple[Weights, Settings]], schedule: ScheduleConfig | None
-    ) -> Source:
-        """Components of a pipeline, each with its config.json."""
+    def _source(self, found: Mapping[str, tuple[Weights, Settings]], scheduler: Path | None) -> Source:
+        """Components of a pipeline, each with its config.json, and its scheduler's file."""
         unet = unet_config(found["unet"][1]) if "unet" in found else None
         vae = vae_config(found["vae"][1]) if "vae" in found else None
         text = transformers_text_config(*found["text_encoder"]) if "text_encoder" in found else None
-        notes: tuple[str, ...] = ()
-        if unet is not None and schedule is None:
-            schedule, notes = (
-                ScheduleConfig(),
-                ("no scheduler folder: Stable Diffusion 1.4's schedule was taken",),
-            )
+        notes: tuple[str, ...]
+        schedule, notes = (
+            ScheduleConfig(),
+            ("no scheduler folder: Stable Diffusion 1.4's schedule was taken",),
+        )
+        if unet is None:
+            notes = ()
+        elif scheduler is not None and scheduler.is_file():
+            schedule, notes = schedulers.schedule_config(Settings.load(scheduler))
         model = sd_model(unet, vae, text, schedule)
         abstract = abstract_of(model, *found)
         parts = tuple(Part(weights, _MAPS[name](abstract[name])) for name, (weights, _) in found.items())
@@ -122,7 +119,7 @@ def _is_there(folder: Path) -> bool:
     """Whether a part's folder can be read. Raises UserError for weights without their config.json."""
     if (folder / "config.json").is_file():
         return True
-    if folder.is_dir() and (variants(folder) or any(folder.glob("*.safetensors"))):
+    if folder.is_dir() and lone(path.name for path in folder.iterdir()):
         raise UserError(f"{folder} has weights but no config.json: a partial download; fetch the rest of it")
     return False
 
