@@ -122,14 +122,13 @@ def download(name: str | Path, select: Select, *, quiet: bool = False) -> Found:
     return _found(address, folder, chosen)
 
 
-def upload(
-    folder: Path, files: Sequence[str], name: str, card: str, *, private: bool, revision: str | None
-) -> str:
-    """Makes files below `folder` what a repository of the hub holds, in one commit; returns the address of that commit.
+def upload(folder: Path, name: str, select: Select, card: str, *, private: bool, revision: str | None) -> str:
+    """Puts files of `folder` into a repository of the hub, in one commit; returns the address of that commit.
 
-    name: "ORG/NAME"; the repository and the branch `revision` are made where they are not there. card: its README.md,
-    unless somebody wrote another. Of what the repository held, only folders that `files` has too are replaced. Raises
-    UserError as `download`, and where the repository holds something else, or is public and should be private.
+    name: "ORG/NAME"; the repository and the branch `revision` are made where they are not there. select: of names, those
+    that are sent; of what the repository holds, those take the place of what `select` names there, the rest stays. card: its
+    README.md, unless somebody wrote another. Raises UserError as `download`, and where the repository holds something of
+    which `select` names nothing, or is public and should be private.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -144,23 +143,35 @@ def upload(
         if revision is not None:
             api.create_branch(address.repository, branch=revision, exist_ok=True)
         held = api.list_repo_files(address.repository, revision=revision)
-        content = {file: folder / file for file in files}
-        old = [file for file in held if file not in (README, ".gitattributes")]
-        if old and "config.json" not in old:
-            raise UserError(
-                f"{address} holds something else than a bundle: {_some(old)}; name another repository"
-            )
+        content = {file: folder / file for file in select(names_below(folder))}
+        replaced = _replaced(address, held, select)
         if README not in held or MARK in _text(address, README):
             content[README] = card.encode()  # type: ignore[assignment]
         else:
             print(f"{address} has a {README} of its own, which is kept", file=sys.stderr)
         operations: list[Any] = [CommitOperationAdd(path, data) for path, data in content.items()]
-        operations += [CommitOperationDelete(file) for file in old if file not in content]
+        operations += [CommitOperationDelete(file) for file in replaced if file not in content]
         with _bars(not sys.stderr.isatty()):
             done = api.create_commit(
                 address.repository, operations, commit_message="mvader push", revision=revision
             )
     return f"{PREFIX}{address.repository}@{done.oid}"
+
+
+def names_below(folder: Path) -> list[str]:
+    """The files of a folder, as a repository names them."""
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def _replaced(address: Address, held: Sequence[str], select: Select) -> list[str]:
+    """What of a repository an upload takes the place of. Raises UserError where it is no place for it."""
+    old = [file for file in held if file not in (README, ".gitattributes")]
+    try:
+        return list(select(old)) if old else []
+    except UserError:
+        raise UserError(
+            f"{address} holds something else than a bundle: {_some(old)}; name another repository"
+        ) from None
 
 
 def _text(address: Address, file: str) -> str:
@@ -190,7 +201,7 @@ def _from_cache(address: Address, select: Select, reason: Exception) -> Found:
                 allow_patterns=[],
             )
         )
-        names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        names = names_below(folder)
         chosen = address.choose(names, select)
         folder = _snapshot(address, chosen, quiet=True, local=True)
     except LocalEntryNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from mvader_jax.errors import UserError
@@ -28,18 +29,12 @@ def push(
             "(docs/weights.md)"
         )
     path = find_bundle(bundle)
-    files = whole_files(path)
+    for component in read_config(path)["components"]:
+        ComponentReader(path / component)
     name = hub.parse(hub.PREFIX + repository.removeprefix(hub.PREFIX)).repository
     card = model_card(name, describe(path), license)
-    return hub.upload(path, files, name, card, private=private, revision=revision)
-
-
-def whole_files(path: Path) -> list[str]:
-    """The files of a bundle on disk. Raises UserError where a component cannot be read, or it is none."""
-    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    for component in read_config(path).get("components", {}):
-        ComponentReader(path / component)
-    return bundle_files(names, str(path))
+    files = partial(bundle_files, where=str(bundle))
+    return hub.upload(path, name, files, card, private=private, revision=revision)
 
 
 def model_card(repository: str, description: Description, license: str) -> str:

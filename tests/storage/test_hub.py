@@ -21,8 +21,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.storage.bundle import load_bundle
 from mvader_jax.storage.bundle_config import ASSETS, read_config
-from mvader_jax.storage.hub import Address, parse
-from mvader_jax.storage.push import whole_files
+from mvader_jax.storage.hub import Address, names_below, parse
 
 
 def run(*arguments: object) -> int:
@@ -304,14 +303,15 @@ def test_what_is_pushed_loads_again_bitwise(hub: Hub, capsys: pytest.CaptureFixt
         "- draws\n",
     ):
         assert text in card
-    assert files.keys() - {".gitattributes", "README.md"} == set(whole_files(ASSETS / "tiny"))
+    assert files.keys() - {".gitattributes", "README.md"} == set(names_below(ASSETS / "tiny"))
 
     # Again, in place: what the bundle no longer has goes, a card of one's own stays.
-    files = {**files, "unet/stale": b"x", "README.md": b"my own card"}
+    files = {**files, "unet/stale": b"x", "README.md": b"my own card", "samples/grid.png": b"mine"}
     hub.repositories["me/mine"].commit(files)
     assert run("push", "tiny", "hf:me/mine", "--license", "apache-2.0") == 0
     files = hub.repositories["me/mine"].commits[hub.repositories["me/mine"].branches["main"]]
     assert "unet/stale" not in files and files["README.md"] == b"my own card"
+    assert files["samples/grid.png"] == b"mine"
     assert "hf:me/mine has a README.md of its own, which is kept" in capsys.readouterr().err
     assert run("push", "tiny", "me/mine", "--license", "mit", "--revision", "v2") == 0
     assert set(hub.repositories["me/mine"].branches) == {"main", "v2"}
@@ -321,6 +321,7 @@ def test_what_is_not_pushed(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.add("me/weights", {"model.safetensors": b"x" * 2000})
+    hub.add("me/gpt", {"config.json": b'{"n_layer": 3}', "model.safetensors": b"x" * 2000})
     hub.add("me/public", {"README.md": b""})
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"hidden_size": 3}')
@@ -334,6 +335,10 @@ def test_what_is_not_pushed(
         ((tmp_path / "damaged", "me/new", "--license", "mit"), "unet is not a whole checkpoint"),
         ((tmp_path / "none", "me/new", "--license", "mit"), "no bundle"),
         (("tiny", "me/weights", "--license", "mit"), "holds something else than a bundle: model.safetensors"),
+        (
+            ("tiny", "me/gpt", "--license", "mit"),
+            "something else than a bundle: config.json, model.safetensors",
+        ),
         (("tiny", "me/public", "--license", "mit", "--private"), "hf:me/public exists and is public"),
     ]
     before = {name: dict(repository.branches) for name, repository in hub.repositories.items()}
