@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, Float32, Int, Int32
 
 Array = jax.Array | np.ndarray
 
@@ -89,6 +89,16 @@ def concatenate(*conditions: Condition) -> Condition:
         jnp.concatenate([c.hidden.astype(dtype) for c in conditions]),
         jnp.concatenate([c.log_weights for c in conditions]),
         None if shape is None else jnp.concatenate([_row_factors(c, shape) for c in conditions]),
+    )
+
+
+def take(condition: Condition, rows: Int[Array, " N"]) -> Condition:
+    """The rows of these numbers, in this order."""
+    shape = _factors_shape(condition)
+    return Condition(
+        jnp.asarray(condition.hidden)[rows],
+        jnp.asarray(condition.log_weights)[rows],
+        None if shape is None else _row_factors(condition, shape)[rows],
     )
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from mvader_jax.bounds import PositiveFloat, PositiveInt
+from mvader_jax.errors import UserError
 from mvader_jax.models.attention import attend
 from mvader_jax.parallel.sharding import constrain, partitioned
 from mvader_jax.settings import Checked
@@ -20,7 +21,7 @@ Dtype = Any
 
 @dataclasses.dataclass(frozen=True)
 class ClipTextConfig(Checked):
-    """A causal pre-norm transformer with learned positions."""
+    """A causal pre-norm transformer with learned positions. Raises UserError where the heads do not divide."""
 
     vocab_size: PositiveInt = 49408
     width: PositiveInt = 768
@@ -30,6 +31,13 @@ class ClipTextConfig(Checked):
     max_positions: PositiveInt = 77
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     norm_eps: PositiveFloat = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % self.num_heads:
+            raise UserError(
+                f"the text encoder's width of {self.width} does not divide by its num_heads, {self.num_heads}"
+            )
 
     @classmethod
     def sd14(cls) -> ClipTextConfig:

@@ -39,7 +39,8 @@ class DecoderConfig(Checked):
     block: "parallel" (GPT-J: attention and MLP read one norm), "parallel_two_norms" (GPT-NeoX),
         "sequential" (GPT-3: norm, attention, norm, MLP).
     rotary: which dimensions form a pair: neighbours ("interleaved", GPT-J) or those half the width
-        apart ("half", GPT-NeoX). rotary_dim: leading dimensions of a head that rotate.
+        apart ("half", GPT-NeoX). rotary_dim: leading dimensions of a head that rotate. Raises UserError where
+        there are more of them than a head has.
     """
 
     vocab_size: PositiveInt = 50400
@@ -59,6 +60,13 @@ class DecoderConfig(Checked):
     out_bias: bool = False
     head_bias: bool = True
     norm_eps: PositiveFloat = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rotary_dim > self.head_dim:
+            raise UserError(
+                f"the decoder's rotary_dim of {self.rotary_dim} is more than its head_dim, {self.head_dim}"
+            )
 
     @classmethod
     def gptj_6b(cls) -> DecoderConfig:

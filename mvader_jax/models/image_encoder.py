@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -15,13 +15,15 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
-from mvader_jax.bounds import PositiveInt
+from mvader_jax.bounds import LARGEST_INT, Bound, PositiveInt
 from mvader_jax.parallel.sharding import constrain, partitioned
 from mvader_jax.settings import Checked
 
 Dtype = Any
 _EPS = 1e-5
 _STATISTICS = "statistics"
+#: The network divides each side by 32.
+_DIVIDES = Bound(lambda x: 0 < x <= LARGEST_INT and x % 32 == 0, "a positive multiple of 32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class ImageEncoderConfig(Checked):
 
     layers: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (6, 8, 18, 8)
     width: PositiveInt = 96
-    image_size: PositiveInt = 384
+    image_size: Annotated[int, _DIVIDES] = 384
 
     @property
     def num_tokens(self) -> int:

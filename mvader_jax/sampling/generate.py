@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt32
 
-from mvader_jax.condition import Array, Condition, PromptBatch
+from mvader_jax.condition import Array, Condition, PromptBatch, take
 from mvader_jax.diffusion.guidance import guided
 from mvader_jax.diffusion.noise import initial_noise, sampler_keys
 from mvader_jax.diffusion.samplers import SAMPLERS
@@ -152,7 +152,7 @@ def _denoiser(
 def _take(condition: Condition, rows: Array | None) -> Condition:
     if rows is None:
         return condition
-    return jax.tree.map(lambda x: jnp.asarray(x)[rows], condition)
+    return take(condition, jnp.asarray(rows))
 
 
 def mixed_latents(
