@@ -60,8 +60,7 @@ def write_rows(config: Any, stage: str, mesh: Any, init: str, path: str) -> None
     loader = stage_loader(
         load_bundle(init, components=[]),
         chosen,
-        process_index=index,
-        process_count=count,
+        process=(index, count),
         groups=chosen.row_groups,
         split="train",
     )
