@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mvader_jax.bounds import PositiveFloat, PositiveInt, Seed, Workers, above
 from mvader_jax.cli._progress import bar
 from mvader_jax.cli._stage import Objective, chosen_stage
+
+if TYPE_CHECKING:
+    from mvader_jax.data.sources.encoded import EncodedInfo
+    from mvader_jax.precompute.check import Check
 
 app = typer.Typer(
     name="data", help="Build, describe and precompute data sets.", no_args_is_help=True, rich_markup_mode=None
@@ -179,20 +183,22 @@ def encode(
             options=Options(tuple(part or ()), batch_size, shard_size),
             on_progress=progress.update,
         )
-    bad = sum(info.damaged.values())
-    total = sum(info.splits.values())
-    print(f"records   {total:,} ({', '.join(f'{count:,} {split}' for split, count in info.splits.items())})")
-    print(f"encoded   {total - bad:,}")
-    for reason, count in info.damaged.items():
-        print(f"          {count:,} not: {reason}")
+    print("\n".join(_summary(info, check)))
+    print(out)
+
+
+def _summary(info: EncodedInfo, check: Check) -> list[str]:
+    """What an encoded set holds, in lines of text."""
+    bad, total = sum(info.damaged.values()), sum(info.splits.values())
+    splits = ", ".join(f"{count:,} {split}" for split, count in info.splits.items())
+    lines = [f"records   {total:,} ({splits})", f"encoded   {total - bad:,}"]
+    lines += [f"          {count:,} not: {reason}" for reason, count in info.damaged.items()]
     for name in ("latents", "features"):
         shape = getattr(info, name)
         if shape:
-            print(f"{name:9} {' x '.join(map(str, shape))}, bfloat16")
-    print(
-        f"checked   {check.records} records against recomputation: at most {check.worst:.1f} units in the last place"
-    )
-    print(out)
+            lines.append(f"{name:9} {' x '.join(map(str, shape))}, bfloat16")
+    worst = f"at most {check.worst:.1f} units in the last place"
+    return [*lines, f"checked   {check.records} records against recomputation: {worst}"]
 
 
 @app.command()

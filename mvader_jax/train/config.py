@@ -131,7 +131,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     except UserError:
         raise
     except Exception as error:  # it is code of a person's own
-        raise UserError(f"{path}{_line(error, path)}: {error}{_moved(error)}") from None
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}{_line(error, path)}: {said}{_moved(error)}") from None
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}, not a TrainConfig")
     return override(config, overrides)

@@ -122,7 +122,7 @@ def parquet(rng):
         kind = pick(rng, ["text", "text", "text", "number", "list", "binary", "none"])
         if kind == "none":
             continue
-        texts = [pick(rng, TEXTS) for _ in range(count)]
+        texts = [pick(rng, ["success"] * 9 + ["404"] if name == "status" else TEXTS) for _ in range(count)]
         columns[name] = {
             "text": lambda texts=texts: pyarrow.array(texts),
             "number": lambda: pyarrow.array(rng.normal(size=count) * 10.0 ** rng.integers(0, 300)),

@@ -191,8 +191,9 @@ def test_the_digest_is_of_what_the_records_hold(tmp_path):
     like.make(tmp_path / "in", shards=2, per_shard=5)
     parts = find_shards(tmp_path / "in")
     digests = [
-        build(parts, tmp_path / f"out{n}", "laion_aesthetics", filters, workers=n).digest
-        for n, filters in ((1, FilterConfig()), (2, FilterConfig()), (3, FilterConfig(min_aesthetic=6.0)))
+        build(parts, tmp_path / f"out{score}{workers}", "laion_aesthetics", filters, workers=workers).digest
+        for score, workers in ((None, 1), (None, 2), (6.0, 1))
+        for filters in [FilterConfig(min_aesthetic=score)]
     ]
     assert digests[0] == digests[1] != digests[2]
 
