@@ -57,36 +57,17 @@ def convert(
     folder with a vocabulary, for sources without. allow_nan: take numbers that are not finite. Raises
     UserError where the source and its map do not fit in every tensor, and where `out` cannot be written.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}; accepted: {', '.join(DTYPES)}")
-    if source.kind.needs_base != (base is not None):
-        raise UserError(
-            f"--base belongs to finetunes of biases alone (sgpt-biases), and this is {source.kind.name}"
-            if base is not None
-            else "this is a finetune of GPT-J's biases; pass --base with the GPT-J it starts from (a folder or a bundle), "
-            "so that everything else can be checked to be the same"
-        )
-    if tokenizer is not None and source.model.tokenizer is None:
-        raise UserError(f"--tokenizer has no place here: {source.kind.name} holds nothing that reads a text")
+    _check_flags(source, dtype, base, tokenizer)
     matched = [
         match(part.source_map, part.weights.tensors, source.abstract, dtype=dtype) for part in source.parts
     ]
-    written = sum(
-        int(np.prod(leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize
-        for m in matched
-        for leaves in m.leaves.values()
-        for leaf in leaves
-    )
-    compared = (
-        sum(t.nbytes for p in source.parts for t in p.weights.tensors.values()) if base is not None else 0
-    )
+    written = sum(_nbytes(leaf) for m in matched for leaves in m.leaves.values() for leaf in leaves)
+    compared = sum(t.nbytes for p in source.parts for t in p.weights.tensors.values()) if base else 0
     advance = counter(progress, written + compared)
-    notes = list(source.notes)
+    vocabulary, model, said = _tokenizer(source.model, tokenizer or source.tokenizer)
+    notes = [*source.notes, *said]
     if base is not None:
         notes.append(source.kind.compare(source, base, options or Options(), advance))
-    found = tokenizer or source.tokenizer
-    vocabulary, model, said = _tokenizer(source.model, found)
-    notes += said
     not_finite: list[str] = []
     records: dict[str, dict[str, Any]] = {}
     earlier = earlier_records(path)
@@ -113,6 +94,27 @@ def convert(
             vocabulary.save(work / "tokenizer")
         write_config(work, model, records)
     return Report(records, _merged(source, matched), tuple(dict.fromkeys(not_finite)), tuple(notes))
+
+
+def _check_flags(source: Source, dtype: str, base: Path | None, tokenizer: Path | None) -> None:
+    """Raises UserError for a flag of no known value, that is missing, or that would do nothing."""
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; accepted: {', '.join(DTYPES)}")
+    if base is not None and not source.kind.needs_base:
+        raise UserError(
+            f"--base belongs to finetunes of biases alone (sgpt-biases), and this is {source.kind.name}"
+        )
+    if base is None and source.kind.needs_base:
+        raise UserError(
+            "this is a finetune of GPT-J's biases; pass --base with the GPT-J it starts from (a folder or a bundle), "
+            "so that everything else can be checked to be the same"
+        )
+    if tokenizer is not None and source.model.tokenizer is None:
+        raise UserError(f"--tokenizer has no place here: {source.kind.name} holds nothing that reads a text")
+
+
+def _nbytes(leaf: Paired) -> int:
+    return int(np.prod(leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize
 
 
 def _leaf(paired: Paired, allow_nan: bool, report: Callable[[str], None]) -> Leaf:
