@@ -277,6 +277,34 @@ def test_any_config_loads_or_is_one_sentence(
     assert "\n" not in error and len(error) < 700
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "no tokenizer"),
+        ("", "vocab.json' does not exist"),
+        ("{", "is not a tokenizer that can be read"),
+        ('{"model": 3}', "is not a tokenizer that can be read"),
+    ],
+)
+def test_a_missing_or_damaged_tokenizer_is_one_sentence(
+    text: str | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for entry in TINY.iterdir():
+        if entry.name != "tokenizer":
+            (bundle / entry.name).symlink_to(entry)
+    if text is not None:
+        (bundle / "tokenizer").mkdir()
+    if text:
+        (bundle / "tokenizer" / "tokenizer.json").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", "red", "--bundle", str(bundle), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and reason in error, error
+    assert error.startswith("mvader: ") and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
 def test_only_what_this_package_wrote_is_ours(bundles: dict[str, Path], tmp_path: Path) -> None:
     assert [not_ours(path) for path in (*bundles.values(), TINY)] == ["", "", ""]
     model = tmp_path / "hf"
