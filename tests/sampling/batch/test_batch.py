@@ -183,8 +183,8 @@ def test_bad_lines_are_told_and_the_rest_goes_on(pipe: Pipeline, folder: Path) -
         "seed is -1": '{"prompt": "x", "seed": -1}',
         "the sampler is 'magic'": '{"prompt": "x", "sampler": "magic"}',
         "not valid Unicode": '{"prompt": "lone \\ud83d surrogate"}',
-        "the image 'nul": '{"prompt": [{"image": "nul\\u0000.png"}]}',
-        "has a path that the system": '{"prompt": [{"image": "lone\\ud83d.png"}]}',
+        "nul\\x00.png' has a path": '{"prompt": [{"image": "nul\\u0000.png"}]}',
+        "lone\\ud83d.png' has a path": '{"prompt": [{"image": "lone\\ud83d.png"}]}',
         "cannot read the mask": json.dumps(
             {"prompt": [{"image": "0.png", "regions": [{"mask": "nul\0.png", "weight": 2}]}]}
         ),
