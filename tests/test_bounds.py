@@ -136,7 +136,12 @@ VALUES = st.one_of(WILD, st.lists(WILD, max_size=4), st.lists(st.lists(WILD, max
 
 
 @pytest.mark.parametrize(("cls", "name"), NUMERIC, ids=lambda x: getattr(x, "__name__", x))
-@hypothesis.settings(max_examples=int(os.environ.get("MVADER_EXAMPLES", "25")), deadline=None, database=None)
+@hypothesis.settings(
+    max_examples=int(os.environ.get("MVADER_EXAMPLES", "25")),
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # other tests run beside it
+)
 @hypothesis.given(value=VALUES)
 def test_a_wild_number_is_refused_in_a_sentence_or_kept_as_it_is(
     cls: type[Checked], name: str, value: Any
