@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mvader_jax.cli._progress import bar
+from mvader_jax.errors import UserError
 
 
 def convert(
@@ -52,6 +53,8 @@ def convert(
 
     local(out)
     options = Options(config=config, ema=ema, variant=variant, trust_pickle=trust_pickle)
+    if out.exists() and not overwrite:  # before anything is downloaded
+        raise UserError(f"{out} exists already; choose another place or pass --overwrite")
     found = fetch(source, variant, quiet=quiet)
     opened = open_source(found.path, kind, options)
     print(f"{source} is {opened.kind.name}")

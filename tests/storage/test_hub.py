@@ -248,6 +248,10 @@ def test_each_refusal_is_one_sentence(
         assert not (tmp_path / "out").exists()
         return said
 
+    (tmp_path / "there").mkdir()
+    assert run("convert", "hf:me/open", tmp_path / "there") == 2
+    assert "there exists already" in capsys.readouterr().err and hub.asked == []
+
     assert "hf:me/open has no revision 'v7'" in refused("hf:me/open@v7")
     assert "the hub has no hf:me/absent that is open to you: check the name" in refused("hf:me/absent")
     assert "is no address of the hub" in refused("hf:me")
