@@ -20,7 +20,7 @@ Array = jax.Array | np.ndarray
 #: log weight of a position that does not exist. Finite, so that no softmax row is ever NaN, and far
 #: below SUPPRESSED, so that a prompt whose every element has weight 0 still ignores its padding.
 PADDING = -1e9
-#: log weight of a token with theta = 0 (eq. 2 of the paper): its share underflows to exactly 0
+#: log weight of a token with theta = 0 (eq. 2 of the paper): its attention prob underflows to exactly 0
 #: beside any token of ordinary weight.
 SUPPRESSED = -1e4
 

@@ -34,7 +34,8 @@ class UNetConfig(Checked):
     """Levels are counted from the highest resolution down.
 
     attention: whether a level has transformers beside its resnets (the middle block always has one).
-    cross_attention_dim: width of `Condition.hidden`. num_heads: of every level, or one a level.
+    cross_attention_dim: width of `Condition.hidden`. num_heads, transformer_depth (blocks per transformer): of every
+    level, or one per level.
     sample_size: latents a side it was trained at. Raises UserError where these do not fit together.
     """
 
@@ -48,6 +49,7 @@ class UNetConfig(Checked):
     norm_groups: PositiveInt = 32
     norm_eps: PositiveFloat = 1e-5
     sample_size: PositiveInt = 64
+    transformer_depth: PositiveInt | tuple[PositiveInt, ...] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,10 +59,10 @@ class UNetConfig(Checked):
                 f"the UNet's attention names {len(self.attention)} levels and block_out_channels {levels}; "
                 "both need one entry a level, and at least one"
             )
-        if isinstance(self.num_heads, tuple) and len(self.num_heads) != levels:
-            raise UserError(
-                f"the UNet's num_heads is {self.num_heads}; give one number, or one a level ({levels})"
-            )
+        for name in ("num_heads", "transformer_depth"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise UserError(f"the UNet's {name} is {value}; give one number, or one a level ({levels})")
         for level, channels in enumerate(self.block_out_channels):
             attends = self.attention[level] or level == levels - 1
             if channels % self.norm_groups or (attends and channels % self.heads(level)):
@@ -72,6 +74,11 @@ class UNetConfig(Checked):
     def heads(self, level: int) -> int:
         """Attention heads of a level."""
         return self.num_heads if isinstance(self.num_heads, int) else self.num_heads[level]
+
+    def depth(self, level: int) -> int:
+        """Blocks of each transformer of a level."""
+        depth = self.transformer_depth
+        return depth if isinstance(depth, int) else depth[level]
 
     @property
     def multiple(self) -> int:
@@ -106,14 +113,20 @@ def factors_shape(config: UNetConfig) -> tuple[int, int]:
 
 def cross_attention_paths(config: UNetConfig) -> list[str]:
     """Tree paths of the cross-attentions, in the order they run (that of `Condition.factors`)."""
-    paths = []
-    levels = list(enumerate(config.attention))
-    for level, here in levels:
-        paths += [f"down_blocks_{level}/attentions_{i}" for i in range(config.layers_per_block) if here]
-    paths.append("mid_block/attentions_0")
-    for i, (_, here) in enumerate(reversed(levels)):
-        paths += [f"up_blocks_{i}/attentions_{j}" for j in range(config.layers_per_block + 1) if here]
-    return [f"{path}/transformer_blocks_0/attn2" for path in paths]
+    layers, levels = config.layers_per_block, [i for i, here in enumerate(config.attention) if here]
+    last = len(config.attention) - 1
+    transformers = [(level, f"down_blocks_{level}/attentions_{i}") for level in levels for i in range(layers)]
+    transformers.append((last, "mid_block/attentions_0"))
+    transformers += [
+        (level, f"up_blocks_{last - level}/attentions_{i}")
+        for level in reversed(levels)
+        for i in range(layers + 1)
+    ]
+    return [
+        f"{path}/transformer_blocks_{i}/attn2"
+        for level, path in transformers
+        for i in range(config.depth(level))
+    ]
 
 
 class _Block(nn.Module):
@@ -141,10 +154,12 @@ class _Block(nn.Module):
     ) -> Float[jax.Array, "B h w C"]:
         c = self.config
         module = rematerialised(Transformer2D, self.remat)
+        heads, depth = c.heads(self.level), c.depth(self.level)
         factors = condition.factors
         if factors is not None:
-            factors = factors[..., self.first_site + index, : c.heads(self.level)]
-        block = module(c.heads(self.level), c.norm_groups, self.dtype, name=f"attentions_{index}")
+            first = self.first_site + index * depth
+            factors = factors[..., first : first + depth, :heads]
+        block = module(heads, c.norm_groups, self.dtype, depth, name=f"attentions_{index}")
         return block(x, condition.hidden, condition.log_weights, factors)
 
 
@@ -234,17 +249,17 @@ class UNet(nn.Module):
             down = DownBlock(c, level, site, self.dtype, self.remat, name=f"down_blocks_{level}")
             x, left = down(x, time, condition)
             skips += left
-            site += c.layers_per_block * c.attention[level]
+            site += c.layers_per_block * c.attention[level] * c.depth(level)
 
         x = MidBlock(c, last, site, self.dtype, self.remat, name="mid_block")(x, time, condition)
-        site += 1
+        site += c.depth(last)
 
         layers = c.layers_per_block + 1
         for i, level in enumerate(reversed(range(last + 1))):
             taken, skips = skips[-layers:], skips[:-layers]
             up = UpBlock(c, level, site, self.dtype, self.remat, name=f"up_blocks_{i}")
             x = up(x, time, condition, taken)
-            site += layers * c.attention[level]
+            site += layers * c.attention[level] * c.depth(level)
 
         x = nn.silu(group_norm(x, c.norm_groups, c.norm_eps, name="conv_norm_out"))
         return conv(c.out_channels, 3, name="conv_out", dtype=self.dtype)(x)

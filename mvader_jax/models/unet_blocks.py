@@ -281,11 +281,12 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer2D(nn.Module):
-    """A transformer block over the positions of a feature map, between two 1x1 convolutions."""
+    """Transformer blocks over the positions of a feature map, between two 1x1 convolutions."""
 
     num_heads: int
     groups: int
     dtype: Dtype = jnp.float32
+    depth: int = 1
 
     @nn.compact
     def __call__(
@@ -293,12 +294,15 @@ class Transformer2D(nn.Module):
         x: Float[jax.Array, "B h w C"],
         context: Float[jax.Array, "B S D"],
         log_weights: Float[jax.Array, "B S"],
-        factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None,
+        factors: Float[jax.Array, "{self.depth} H"] | Float[jax.Array, "B {self.depth} H"] | None,
     ) -> Float[jax.Array, "B h w C"]:
         batch, height, width, channels = x.shape
         hidden = group_norm(x, self.groups, 1e-6, name="norm")
         hidden = conv(channels, 1, name="proj_in", dtype=self.dtype)(hidden)
         hidden = hidden.reshape(batch, height * width, channels)
-        block = TransformerBlock(self.num_heads, dtype=self.dtype, name="transformer_blocks_0")
-        hidden = block(hidden, context, log_weights, factors).reshape(x.shape)
+        for i in range(self.depth):
+            block = TransformerBlock(self.num_heads, dtype=self.dtype, name=f"transformer_blocks_{i}")
+            own = None if factors is None else factors[..., i, :]
+            hidden = block(hidden, context, log_weights, own)
+        hidden = hidden.reshape(x.shape)
         return x + conv(channels, 1, name="proj_out", dtype=self.dtype)(hidden)

@@ -24,6 +24,10 @@ from mvader_jax.models.vae import VAEConfig
         (lambda: DecoderConfig(rotary_dim=7), "rotary_dim is 7"),
         (lambda: ImageEncoderConfig(image_size=100), "image_size is 100.* multiple of 32"),
         (lambda: UNetConfig(num_heads=7), "must divide by norm_groups"),
+        (
+            lambda: UNetConfig(transformer_depth=(1, 2)),
+            r"transformer_depth is \(1, 2\); give one number, or one a",
+        ),
         (lambda: VAEConfig(norm_groups=7), "must divide by norm_groups"),
     ],
 )

@@ -19,7 +19,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.models import unet_blocks
 from mvader_jax.models.attention import attend
 from mvader_jax.models.remat import Remat
-from mvader_jax.models.unet import UNet, UNetConfig, cross_attention_paths
+from mvader_jax.models.unet import UNet, UNetConfig, cross_attention_paths, factors_shape
 from mvader_jax.models.unet_blocks import GroupNorm
 from mvader_jax.parallel.sharding import MESH_AXES, abstract_init, batch_sharding, param_shardings
 
@@ -334,3 +334,20 @@ def test_a_convolution_as_a_product_is_the_convolution(
     assert "conv_general_dilated" in str(jax.make_jaxpr(lambda x: module.apply(params, x))(x))
     for a, b in zip(jax.tree.leaves(product), jax.tree.leaves(both(params, x)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_factors_of_deep_transformers_are_in_the_order_of_execution() -> None:
+    config = UNetConfig(4, 4, (8, 16), 1, (True, True), 8, 2, 4, 1e-5, 4, (1, 2))
+    latents, t = jnp.ones((1, 4, 4, 4)), jnp.zeros(1)
+    plain = Condition(jnp.ones((1, 3, 8)), jnp.array([[0.0, -1.0, -2.0]]))
+    seen: list[int] = []
+
+    def order(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if context.module.name == "attn2" and context.method_name == "__call__":
+            seen.append(paths.index("/".join(context.module.path)))
+        return next_fun(*args, **kwargs)
+
+    paths = cross_attention_paths(config)
+    with nn.intercept_methods(order):
+        jax.eval_shape(UNet(config).init, jax.random.key(0), latents, t, plain)
+    assert seen == list(range(len(paths))) and factors_shape(config) == (len(paths), 2) == (11, 2)

@@ -107,6 +107,7 @@ def torch_unet(config: UNetConfig) -> UNet2DConditionModel:
         layers_per_block=config.layers_per_block,
         cross_attention_dim=config.cross_attention_dim,
         attention_head_dim=config.num_heads,
+        transformer_layers_per_block=config.transformer_depth,
         norm_num_groups=config.norm_groups,
         norm_eps=config.norm_eps,
         down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
@@ -119,6 +120,7 @@ CONFIGS = {
     "two-levels": UNetConfig(4, 4, (24, 40), 1, (True, True), 28, 4, 8, 1e-5, 8),
     "gap-in-attention": UNetConfig(4, 4, (16, 24, 40), 2, (True, False, True), 36, 2, 4, 1e-6, 8),
     "heads-a-level": UNetConfig(4, 8, (20, 30, 60), 1, (False, True, True), 24, (2, 3, 5), 5, 1e-5, 8),
+    "deep-transformers": UNetConfig(4, 4, (24, 40), 1, (True, True), 28, 4, 8, 1e-5, 8, (1, 3)),
     "sd-shaped": UNetConfig(5, 3, (32, 48, 64, 64), 2, (True, True, True, False), 20, 8, 16, 1e-5, 16),
 }
 

@@ -111,7 +111,14 @@ def _attention(settings: Settings, levels: int) -> tuple[bool, ...]:
 
 def unet_settings(config: UNetConfig) -> dict[str, Any]:
     """diffusers' config.json of a UNet."""
+    depth = config.transformer_depth
+    deep = (
+        {}
+        if depth == 1
+        else {"transformer_layers_per_block": depth if isinstance(depth, int) else list(depth)}
+    )
     return {
+        **deep,
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": "0.6.0",
         "act_fn": "silu",
