@@ -87,7 +87,12 @@ def test_a_walk_is_short_and_never_turns_back(title: str) -> None:
     assert 10 <= len(stops) <= 15
     names = [module(ROOT / stop) for stop in stops]
     assert [name for name in names if name not in MODULES] == []
-    back = [(names[j], names[i]) for i in range(len(names)) for j in range(i + 1, len(names)) if names[i] in reached(names[j])]
+    back = [
+        (names[j], names[i])
+        for i in range(len(names))
+        for j in range(i + 1, len(names))
+        if names[i] in reached(names[j])
+    ]
     assert back == []
 
 

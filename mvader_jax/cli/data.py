@@ -213,8 +213,8 @@ def bench(
     ] = None,
 ) -> None:
     """Measure reading, decoding, building and loading, in records a second of one core."""
-    from mvader_jax.data.bench import bench as run
-    from mvader_jax.data.bench import lines
+    from mvader_jax.train.bench import bench as run
+    from mvader_jax.train.bench import lines
 
     rates = run(path, size=size, seconds=seconds)
     print("\n".join(lines(rates)))

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from mvader_jax.errors import UserError
+from mvader_jax.storage.stream import bytes_of
 
 #: Element types by the names that safetensors gives them.
 DTYPES: dict[str, np.dtype] = {
@@ -144,11 +145,6 @@ def read_at(file: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) ->
                 raise UserError(f"{file} is truncated: it ends inside a tensor")
             view = view[count:]
     return result
-
-
-def bytes_of(array: np.ndarray) -> memoryview:
-    """An array's bytes in C order; a view where it is contiguous. (bfloat16 itself is no buffer format.)"""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def refuse_pointer(file: Path) -> None:

@@ -22,7 +22,6 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax.traverse_util import unflatten_dict
 
-from mvader_jax.convert.tensors import bytes_of
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.sharding import Tree
 from mvader_jax.storage.quiet import quiet
@@ -32,6 +31,11 @@ _CHUNK_BYTES = 32 << 20
 #: Bytes that may wait between reading and writing.
 _AHEAD_BYTES = 256 << 20
 Advance = Callable[[int], None]
+
+
+def bytes_of(array: np.ndarray) -> memoryview:
+    """An array's bytes in C order; a view where it is contiguous. (bfloat16 itself is no buffer format.)"""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,13 +14,13 @@ from mvader_jax.convert.tensors import (
     DTYPES,
     Tensor,
     Weights,
-    bytes_of,
     read_at,
     reason,
     refused_dtype,
     shown,
 )
 from mvader_jax.errors import UserError
+from mvader_jax.storage.stream import bytes_of
 
 #: The format's own limit.
 _MAX_HEADER = 100 << 20

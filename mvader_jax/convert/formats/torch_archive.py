@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, bytes_of, plain, read_at, reason
+from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, plain, read_at, reason
 from mvader_jax.errors import UserError
+from mvader_jax.storage.stream import bytes_of
 
 _STORAGES = {
     "DoubleStorage": "F64",
