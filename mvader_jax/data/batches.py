@@ -6,12 +6,14 @@ An objective makes the batch of a step's number of these parts (`train/objective
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import BFloat16, Float32, UInt8
 
 from mvader_jax.data.buckets import Buckets
 from mvader_jax.data.config import DataConfig
@@ -69,13 +71,13 @@ class Shape:
 
 def pixel_batch(reader: Feed, shape: Shape, config: DataConfig) -> BatchFn:
     """{"pixels": uint8 [B, H, W, 3]}: a quarter of the bytes to the device, which makes floats of them."""
+    return functools.partial(_pixel_batch, reader, shape, config)
 
-    def make(step: int) -> tuple[Batch, list[Damage]]:
-        canvas = Canvas(shape.rows)
-        _, damage = read(reader, shape, step, config, canvas=canvas)
-        return canvas.batch(), damage
 
-    return make
+def _pixel_batch(reader: Feed, shape: Shape, config: DataConfig, step: int) -> tuple[Batch, list[Damage]]:
+    canvas = Canvas(shape.rows)
+    _, damage = read(reader, shape, step, config, canvas=canvas)
+    return canvas.batch(), damage
 
 
 def read(
@@ -124,7 +126,7 @@ class Canvas:
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self._pixels: np.ndarray | None = None
+        self._pixels: UInt8[np.ndarray, "B H W 3"] | None = None
 
     def take(self, row: int, record: Record) -> Record:
         """The record, its picture a view of row `row`."""
@@ -135,13 +137,15 @@ class Canvas:
         self._pixels[row] = record["image"]
         return {**record, "image": self._pixels[row]}
 
-    def batch(self) -> Batch:
+    def batch(self) -> dict[str, UInt8[np.ndarray, "B H W 3"]]:
         """{"pixels": uint8 [B, H, W, 3]}, once every row was taken."""
         assert self._pixels is not None
         return {"pixels": self._pixels}
 
 
-def moments(records: Sequence[Record], shape: tuple[int, ...]) -> Batch:
+def moments(
+    records: Sequence[Record], shape: tuple[int, ...]
+) -> dict[str, BFloat16[np.ndarray, "{len(records)} {shape[1]} {shape[2]} {shape[3]}"]]:
     """Mean and log variance of latents; zeros for records without, whose pixels come beside."""
     out = np.zeros((2, len(records), *shape[1:]), BF16)
     for row, record in enumerate(records):
@@ -150,7 +154,9 @@ def moments(records: Sequence[Record], shape: tuple[int, ...]) -> Batch:
     return {"latent_mean": out[0], "latent_logvar": out[1]}
 
 
-def encoder_input(records: Sequence[Record], shape: Shape, features: tuple[int, ...] | None) -> np.ndarray:
+def encoder_input(
+    records: Sequence[Record], shape: Shape, features: tuple[int, ...] | None
+) -> Float32[np.ndarray, "{len(records)} h w 3"] | BFloat16[np.ndarray, "{len(records)} T C"]:
     """[N, H, W, 3] for the image encoder, or its features [N, T, C] where they are known."""
     if features is None:
         return encoder_pixels([record["image"] for record in records], shape.encoder_size)

@@ -69,6 +69,9 @@ class _Lazy:
             self._made = self._make()
         return getattr(self._made, name)
 
+    #: What it stands for, to those who ask by `isinstance`.
+    __class__ = property(lambda self: np.random.Generator)
+
 
 class _Epochs(Sequence[int]):
     """The numbers from `start` to below `stop`, again and again, in another order each time.

@@ -8,19 +8,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 
 if TYPE_CHECKING:
     import jax
 
     Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
+else:  # JAX is not imported for a name
+    Pixels = TypeVar("Pixels")
 
 
-def to_float(pixels: Pixels) -> Pixels:
+def to_float(pixels: UInt8[Pixels, "*shape"]) -> Float32[Pixels, "*shape"]:
     """uint8 -> float32 in [-1, 1], any shape."""
     return pixels.astype("float32") / 127.5 - 1.0
 
 
-def to_uint8(pixels: Pixels) -> Pixels:
+def to_uint8(pixels: Float[Pixels, "*shape"]) -> UInt8[Pixels, "*shape"]:
     """Floats in [-1, 1] -> uint8, any shape: the nearest (halves to the even one); values beyond are clipped.
 
     Raises ValueError for NaN on the host, which would otherwise be written as a black picture.

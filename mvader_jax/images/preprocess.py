@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL.Image
+from jaxtyping import Float, Float32, Float64, UInt8
 
 from mvader_jax.images.pixels import to_float
 from mvader_jax.images.read import load_image
-
-if TYPE_CHECKING:
-    import PIL.Image
-
-    from mvader_jax.prompt.elements import Box, ImageSource
+from mvader_jax.prompt.elements import Box, ImageSource
 
 #: Mean and standard deviation of CLIP's preprocessing (openai/CLIP clip/clip.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -22,7 +19,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _MAX_ASPECT = 32
 
 
-def clip_preprocess(source: ImageSource, size: int) -> np.ndarray:
+def clip_preprocess(source: ImageSource, size: int) -> Float32[np.ndarray, "{size} {size} 3"]:
     """float32 [size, size, 3] as CLIP's image encoder reads it: short side to `size` (bicubic), centre
     crop, CLIP's mean and deviation.
 
@@ -42,7 +39,7 @@ def clip_preprocess(source: ImageSource, size: int) -> np.ndarray:
     return pixels.reshape(size, size, 3)
 
 
-def to_vae_pixels(source: ImageSource, height: int, width: int) -> np.ndarray:
+def to_vae_pixels(source: ImageSource, height: int, width: int) -> Float32[np.ndarray, "{height} {width} 3"]:
     """float32 [height, width, 3] in [-1, 1]: resized (bicubic) to cover the target, centre crop.
 
     Raises as `load_image`.
@@ -62,10 +59,10 @@ def _limit_aspect(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.crop((left, top, left + keep_w, top + keep_h))
 
 
-def _resize_and_crop(image: PIL.Image.Image, new: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+def _resize_and_crop(
+    image: PIL.Image.Image, new: tuple[int, int], target: tuple[int, int]
+) -> UInt8[np.ndarray, "{target[1]} {target[0]} 3"]:
     """uint8 [h, w, 3] of a `target` (w, h) cut from the centre of the image resized to `new` (w, h)."""
-    import PIL.Image
-
     if image.size != new:
         image = image.resize(new, PIL.Image.Resampling.BICUBIC)
     left, top = (round((new[i] - target[i]) / 2.0) for i in (0, 1))
@@ -73,8 +70,10 @@ def _resize_and_crop(image: PIL.Image.Image, new: tuple[int, int], target: tuple
 
 
 def region_weights(
-    regions: Sequence[tuple[Box | np.ndarray, float]], grid: int, size: tuple[int, int] = (1, 1)
-) -> np.ndarray:
+    regions: Sequence[tuple[Box | Float32[np.ndarray, "_ _"], float]],
+    grid: int,
+    size: tuple[int, int] = (1, 1),
+) -> Float64[np.ndarray, " {grid*grid}"]:
     """float64 [grid * grid], row-major: the factor of every image token under `regions` (see `prompt.Image`).
 
     size: width and height of the picture; the grid lies on its central square, as CLIP crops it.
@@ -99,7 +98,7 @@ def region_weights(
     return weights.reshape(-1)
 
 
-def _overlap(cells: np.ndarray, parts: np.ndarray) -> np.ndarray:
+def _overlap(cells: Float[np.ndarray, " C"], parts: Float[np.ndarray, " P"]) -> Float[np.ndarray, "C-1 P-1"]:
     """[cells, parts]: the fraction of each cell that each part covers, both given by their edges."""
     low = np.maximum(cells[:-1, None], parts[None, :-1])
     high = np.minimum(cells[1:, None], parts[None, 1:])

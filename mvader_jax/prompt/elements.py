@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     ImageSource: TypeAlias = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray
     #: What `Prompt.of` takes.
     PromptLike: TypeAlias = "Prompt | Element | ImageSource | Sequence[Element | ImageSource]"
+else:  # for those who read annotations
+    ImageSource = PromptLike = Any
 
 #: Where weights act: in the decoder's self-attentions, in the UNet's cross-attentions, or in both.
 Site = Literal["decoder", "cross_attention", "both"]

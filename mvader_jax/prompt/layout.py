@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Float64
 
+from mvader_jax.condition import PADDING, PromptBatch
 from mvader_jax.errors import UserError
 from mvader_jax.images.preprocess import clip_preprocess, region_weights
 from mvader_jax.images.read import load_image
 from mvader_jax.prompt.elements import SITES, Image, Prompt, Site, Text
 from mvader_jax.prompt.theta import balanced, log_theta, span_factors, spread_factors
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig, bucket
-
-if TYPE_CHECKING:
-    from mvader_jax.condition import PromptBatch
 
 
 def lay_out(
@@ -32,7 +31,7 @@ def lay_out(
     num_images: int | None = None,
     site: Site | None = None,
     balance: bool | None = None,
-    pixels: np.ndarray | None = None,
+    pixels: Float32[np.ndarray, "N {image_size} {image_size} 3"] | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
     decoder_heads: tuple[int, int] | None = None,
     cross_attention_heads: tuple[int, int] | None = None,
@@ -58,8 +57,6 @@ def lay_out(
     Raises UserError for a prompt of more tokens than positions, for ids beyond the vocabulary, for an image
     where the embedder takes none, for images that cannot be read, and for factors of another shape than the model's.
     """
-    from mvader_jax.condition import PADDING, PromptBatch
-
     config = tokenizer.config
     rows = [None if p is None else Prompt.of(p) for p in prompts]
     if site is not None and site not in SITES:
@@ -119,7 +116,9 @@ def lay_out(
     )
 
 
-def _encode_texts(tokenizer: Tokenizer, elements: Iterable[Text]) -> dict[Text, tuple[list[int], np.ndarray]]:
+def _encode_texts(
+    tokenizer: Tokenizer, elements: Iterable[Text]
+) -> dict[Text, tuple[list[int], Float64[np.ndarray, " _"]]]:
     """Ids and per-token factors of every text; offsets are asked for only where there are spans."""
     unique = list(dict.fromkeys(elements))
     plain = [t for t in unique if not t.span_weights]
@@ -137,7 +136,7 @@ def _encode_texts(tokenizer: Tokenizer, elements: Iterable[Text]) -> dict[Text, 
 def _row(
     config: TokenizerConfig,
     prompt: Prompt | None,
-    texts: dict[Text, tuple[list[int], np.ndarray]],
+    texts: dict[Text, tuple[list[int], Float64[np.ndarray, " _"]]],
     reader: _ImageReader,
     limit: int,
     balance: bool | None,
@@ -181,8 +180,8 @@ def _row(
 class _Row:
     ids: list[int]
     image_index: list[int]
-    log_weights: np.ndarray
-    images: list[np.ndarray]
+    log_weights: Float32[np.ndarray, " S"]
+    images: list[Float32[np.ndarray, "h w 3"]]
 
 
 class _ImageReader:
@@ -192,7 +191,7 @@ class _ImageReader:
         self,
         size: int,
         tokens: int,
-        pixels: np.ndarray | None,
+        pixels: Float32[np.ndarray, "N h w 3"] | None,
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.size = size
@@ -203,7 +202,9 @@ class _ImageReader:
         self.given = None if pixels is None else zip(pixels, sizes or [(1, 1)] * len(pixels), strict=True)
         self.known: dict[Any, tuple[np.ndarray, tuple[int, int]]] = {}
 
-    def read(self, element: Image) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, element: Image
+    ) -> tuple[Float32[np.ndarray, "{self.size} {self.size} 3"], Float64[np.ndarray, " {self.tokens}"]]:
         """(pixels [size, size, 3], factors [tokens])."""
         if self.given is not None:
             picture, size = next(self.given)

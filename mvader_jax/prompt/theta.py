@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Float32, Float64
 
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Factors, Text
 
 
-def log_theta(thetas: np.ndarray) -> np.ndarray:
+def log_theta(thetas: Float[np.ndarray, " T"]) -> Float32[np.ndarray, " T"]:
     """log theta, SUPPRESSED for 0; float32, finite for every theta >= 0."""
     from mvader_jax.condition import SUPPRESSED  # this file itself needs no JAX
 
@@ -19,7 +20,7 @@ def log_theta(thetas: np.ndarray) -> np.ndarray:
     return np.maximum(logs, SUPPRESSED).astype(np.float32)
 
 
-def span_factors(text: Text, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+def span_factors(text: Text, offsets: Sequence[tuple[int, int]]) -> Float64[np.ndarray, " {len(offsets)}"]:
     """float64 [tokens]: the factor of every token of a text under its spans. offsets: its tokens' in the text."""
     weights = np.ones(len(offsets))
     for span, weight in text.span_weights:
@@ -36,7 +37,9 @@ def span_factors(text: Text, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     return weights
 
 
-def balanced(weights: list[float], inside: list[np.ndarray]) -> list[np.ndarray]:
+def balanced(
+    weights: list[float], inside: list[Float64[np.ndarray, " _"]]
+) -> list[Float64[np.ndarray, " _"]]:
     """Thetas that sum to weight * N / E in each element, divided as `inside` (see `prompt.Prompt`)."""
     alive = [weight > 0 and bool(factors.any()) for weight, factors in zip(weights, inside, strict=True)]
     if not any(alive):
@@ -52,7 +55,7 @@ def balanced(weights: list[float], inside: list[np.ndarray]) -> list[np.ndarray]
 
 def spread_factors(
     given: Sequence[Factors | None], shape: tuple[int, int] | None, site: str
-) -> np.ndarray | None:
+) -> Float32[np.ndarray, "{len(given)} {shape[0]} {shape[1]}"] | None:
     """float32 [B, layers, heads], 1 where a prompt has none; None where none has."""
     if all(value is None for value in given):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed
 from mvader_jax.models.unet import UNet
 from mvader_jax.parallel.processes import gather_rows
-from mvader_jax.prompt.elements import Prompt
+from mvader_jax.prompt.elements import ImageSource, Prompt, PromptLike
 from mvader_jax.sampling.generate import (
     Draws,
     InitImages,
@@ -38,9 +38,6 @@ from mvader_jax.sampling.placement import Placement
 from mvader_jax.sampling.settings import SamplingSettings, StaticSettings, image_count, image_size
 from mvader_jax.storage.bundle import Bundle, load_bundle
 from mvader_jax.storage.programs import Program, compilation_cache
-
-if TYPE_CHECKING:
-    from mvader_jax.prompt.elements import ImageSource, PromptLike
 
 
 class NotFiniteError(UserError):

@@ -123,7 +123,7 @@ def test_twenty_random_stops_with_other_process_counts_lose_and_repeat_nothing(t
     whole = [n for b in take(diffusion_loader(tokenizer, Numbered(240), config()), 20) for n in numbers(b)]
     for _ in range(20):
         stop = int(rng.integers(1, 20))
-        before, after = rng.choice([1, 2, 4], 2)
+        before, after = rng.choice([1, 2, 4], 2).tolist()
         seen = []
         states = []
         for index in range(before):

@@ -121,7 +121,7 @@ def shard_path(path: str | os.PathLike[str], split: str, shard: int) -> epath.Pa
 
 def pack(
     latents: BFloat16[np.ndarray, "2 h w C"] | None,
-    features: BFloat16[np.ndarray, "T C"] | None,
+    features: BFloat16[np.ndarray, "T D"] | None,
     captions: Sequence[str],
 ) -> bytes:
     """A record's bytes from bfloat16 arrays."""

@@ -74,7 +74,7 @@ class SceneImages:
     def record(self, index: int, rng: np.random.Generator) -> Record:
         return {"image": self.picture(index), "caption": self.caption(index, rng)}
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "size size 3"]:
+    def picture(self, index: int) -> UInt8[np.ndarray, "{self._size} {self._size} 3"]:
         """uint8 [size, size, 3]."""
         return render(scene_at(self._seed, index, self._split), self._size)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from mvader_jax.bounds import PositiveFloat
 from mvader_jax.data.building.schema import COLUMN_TYPE, COLUMNS, REPORT
@@ -144,12 +144,12 @@ class Stored:
         except DamagedRecord:
             return []
 
-    def shapes(self) -> Int[np.ndarray, "N 2"]:
+    def shapes(self) -> Int[np.ndarray, "{len(self)} 2"]:
         """int [N, 2]: height and width of every picture. Raises UserError as `columns`."""
         columns = self.columns()
         return np.stack([columns["height"], columns["width"]], axis=1)
 
-    def columns(self) -> np.ndarray:
+    def columns(self) -> Shaped[np.ndarray, " {len(self)}"]:
         """`schema.COLUMN_TYPE` [N] of all its records; read one by one where the data set came without.
 
         Raises UserError if the records hold no sizes.
