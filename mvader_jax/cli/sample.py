@@ -244,6 +244,7 @@ def read_parts(parts: list[str]) -> tuple[Element, ...]:
 @contextmanager
 def _bar(quiet: bool) -> Iterator[Progress]:
     """Shows a batch's progress; problems are told even where nothing else is."""
+    from mvader_jax.parallel.processes import first_process
     from mvader_jax.sampling.batch.run import Progress
 
     with bar("drawing", "images", quiet=quiet) as shown:
@@ -258,7 +259,10 @@ def _bar(quiet: bool) -> Iterator[Progress]:
                 shown.advance(count)
 
             def problem(self, problem: Any) -> None:
-                shown.say(f"mvader: {problem}")
+                if not quiet:
+                    shown.say(f"mvader: {problem}")
+                elif first_process():
+                    tell(f"mvader: {problem}")
 
             def say(self, message: str) -> None:
                 shown.say(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ FORMAT = 1
 #: What config.json says of who wrote it; bundles of earlier versions do not.
 _MARK = {"written_by": "mvader_jax"}
 _KEYS = {"format", "model", "components", *_MARK}
+#: The files of a component's directory: of training by Orbax, and of conversions, one array a folder.
+_WRITTEN = re.compile(
+    r"_\w+(\.json)?|commit_success\.txt|array_metadatas/process_\d+"
+    r"|(ocdbt\.process_\w+/)?(d/[0-9a-f]+|manifest\.ocdbt(\.__lock)?)|[^/]+/(\.zarray|[0-9.]+)"
+)
 #: The types of what a component's record may say.
 _RECORD: dict[str, Any] = {
     "parameters": int,
@@ -131,6 +137,14 @@ def not_ours(path: Path) -> str:
     if not known:
         return "it holds no bundle that mvader wrote"
     foreign = sorted(held - names)
+    for name in sorted(held & set(data["components"])):
+        files = (file for file in (path / name).rglob("*") if not file.is_dir() or file.is_symlink())
+        within = (file.relative_to(path / name).as_posix() for file in files)
+        foreign += sorted(f"{name}/{file}" for file in within if not _WRITTEN.fullmatch(file))
+    tokenizer = path / "tokenizer"
+    foreign += sorted(
+        f"tokenizer/{file.name}" for file in tokenizer.glob("*") if file.name != "tokenizer.json"
+    )
     return f"beside a bundle it holds {', '.join(foreign[:4])}" if foreign else ""
 
 

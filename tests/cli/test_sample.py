@@ -208,6 +208,14 @@ def test_mistakes(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_quiet_batch_says_which_lines_are_bad(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "red"}\n{"id": "../up", "prompt": "blue"}\n')
+    code, _, err = run(
+        "sample", "--prompts", "p.jsonl", "--bundle", "micro", "--steps", "2", "--out", "o", "--quiet"
+    )
+    assert code == 1 and err.count("line 2: the id '../up'") == 1, err
+
+
 def test_files_have_the_names_that_people_gave_them(run: Run, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     picture(tmp_path / f"{name}.png")

@@ -327,6 +327,14 @@ def test_only_what_this_package_wrote_is_ours(bundles: dict[str, Path], tmp_path
     assert not_ours(model) == "beside a bundle it holds notes.txt"
 
 
+@pytest.mark.parametrize("file", ["unet/notes.txt", "unet/d/photo.png", "tokenizer/my_vocabulary.json"])
+def test_a_file_of_the_users_within_a_component_is_not_ours(tmp_path: Path, file: str) -> None:
+    bundle = tmp_path / "b"
+    shutil.copytree(TINY, bundle)
+    (bundle / file).write_text("mine")
+    assert not_ours(bundle) == f"beside a bundle it holds {file}"
+
+
 def test_a_trained_component_does_not_keep_the_hash_of_its_start(tmp_path: Path, monkeypatch: Any) -> None:
     """Several processes cannot hash what none of them holds whole: then nothing is said."""
     made = micro.bundle(micro.NANO, "image_prefix")
