@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mvader_jax.cli._progress import bar
-from mvader_jax.errors import UserError
 
 
 def convert(
@@ -49,12 +48,12 @@ def convert(
     from mvader_jax.convert.kinds.base import Options
     from mvader_jax.convert.names import in_patterns
     from mvader_jax.convert.sources import open_source
-    from mvader_jax.storage.atomic import local
+    from mvader_jax.storage.atomic import check_place, local
 
     local(out)
     options = Options(config=config, ema=ema, variant=variant, trust_pickle=trust_pickle)
-    if out.exists() and not overwrite:  # before anything is downloaded
-        raise UserError(f"{out} exists already; choose another place or pass --overwrite")
+    if not overwrite:  # before anything is downloaded
+        check_place(out, sources=[] if str(source).startswith("hf:") else [Path(source)])
     found = fetch(source, variant, quiet=quiet)
     opened = open_source(found.path, kind, options)
     print(f"{source} is {opened.kind.name}")
