@@ -39,7 +39,9 @@ def local(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if _SCHEME.match(text):
         how = "mount the bucket (gcsfuse)" if text.startswith("gs:") else "mount it"
-        raise UserError(f"{text!r} is not on this machine's file system: {how} and name the folder under it")
+        scheme, _, rest = text.partition(":")
+        url = f"{scheme}://{rest.lstrip('/')}"
+        raise UserError(f"{url!r} is not on this machine's file system: {how} and name the folder under it")
     if text.startswith("hf:"):
         raise UserError(
             f"{text!r} is an address of the hub: write to a folder, and publish it with `mvader push`"

@@ -169,6 +169,8 @@ def test_urls_are_no_paths(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names(tmp_path) == []
     with pytest.raises(UserError, match="is an address of the hub: write to a folder, and publish it"):
         whole_directory("hf:me/model").__enter__()
+    with pytest.raises(UserError, match=r"^'gs://b/x' is not"):  # as it was written, whatever Path made of it
+        local(Path("gs://b/x"))
     assert local("a:b/c") == Path("a:b/c") and local("./gs:/b") == Path("gs:/b")
 
 
