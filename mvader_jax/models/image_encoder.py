@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
-from mvader_jax.bounds import LARGEST_INT, Bound, PositiveInt
+from mvader_jax.bounds import Bound, PositiveInt
 from mvader_jax.parallel.sharding import constrain, partitioned
 from mvader_jax.settings import Checked
 
@@ -23,7 +23,7 @@ Dtype = Any
 _EPS = 1e-5
 _STATISTICS = "statistics"
 #: The network divides each side by 32.
-_DIVIDES = Bound(lambda x: 0 < x <= LARGEST_INT and x % 32 == 0, "a positive multiple of 32")
+_DIVIDES = Bound(lambda x: 0 < x <= 1 << 14 and x % 32 == 0, "a positive multiple of 32, at most 16384")
 
 
 @dataclasses.dataclass(frozen=True)

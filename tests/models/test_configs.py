@@ -23,6 +23,7 @@ from mvader_jax.models.vae import VAEConfig
         (lambda: DecoderConfig(rotary_dim=64, head_dim=32), "rotary_dim of 64 is more than its head_dim, 32"),
         (lambda: DecoderConfig(rotary_dim=7), "rotary_dim is 7"),
         (lambda: ImageEncoderConfig(image_size=100), "image_size is 100.* multiple of 32"),
+        (lambda: ImageEncoderConfig(image_size=2**31 - 32), "image_size is .*at most 16384"),
         (lambda: UNetConfig(num_heads=7), "must divide by norm_groups"),
         (
             lambda: UNetConfig(transformer_depth=(1, 2)),
