@@ -8,6 +8,7 @@ D width, H heads (Hc: of a cross-attention), K head width. Images and latents ar
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -147,3 +148,18 @@ def _row_factors(condition: Condition, shape: tuple[int, ...]) -> jax.Array:
     """[B, N, H]; a Condition without factors has factors of 1."""
     factors = jnp.ones(()) if condition.factors is None else jnp.asarray(condition.factors)
     return jnp.broadcast_to(factors, (condition.hidden.shape[0], *shape))
+
+
+def stack(conditions: Sequence[Condition], length: int) -> Condition:
+    """The first row of each, on the host, padded to `length` with positions that do not exist."""
+    hidden, weights = [], []
+    for condition in conditions:
+        extra = length - condition.hidden.shape[1]
+        hidden.append(np.pad(np.asarray(condition.hidden[0]), ((0, extra), (0, 0))))
+        weights.append(np.pad(np.asarray(condition.log_weights[0]), (0, extra), constant_values=PADDING))
+    factors = [condition.factors for condition in conditions]
+    known = next((f for f in factors if f is not None), None)
+    rows = None
+    if known is not None:
+        rows = np.stack([np.ones_like(known[0]) if f is None else np.asarray(f[0]) for f in factors])
+    return Condition(np.stack(hidden), np.stack(weights), rows)

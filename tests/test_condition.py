@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from mvader_jax.condition import PADDING, Condition, concatenate, spread, take, where
+from mvader_jax.condition import PADDING, Condition, concatenate, spread, stack, take, where
 
 PLAIN = Condition(jnp.zeros((2, 3, 4)), jnp.zeros((2, 3)))
 SHARED = Condition(jnp.ones((2, 5, 4)), jnp.ones((2, 5)), jnp.full((6, 2), 0.5))
@@ -32,3 +32,14 @@ def test_where_and_concatenate_and_spread() -> None:
     assert chosen.log_weights[1].tolist() == [0, 0, 0, *[np.float32(PADDING)] * 2]
     assert of(concatenate(BY_ROW, PLAIN)) == [0.0, 2.0, 1.0, 1.0]
     assert of(spread(BY_ROW, groups=2, samples=2, start=1)) == [0.0, 0.0, 0.0, 2.0]
+
+
+def test_rows_are_stacked_with_their_factors() -> None:
+    short = Condition(np.ones((1, 2, 3), np.float32), np.zeros((1, 2), np.float32))
+    factors = np.full((1, 1, 2), 2.0, np.float32)
+    long = Condition(np.full((1, 3, 3), 2, np.float32), np.full((1, 3), -1, np.float32), factors)
+    both = stack([short, long], 4)
+    assert both.hidden[:, :, 0].tolist() == [[1, 1, 0, 0], [2, 2, 2, 0]]
+    assert both.log_weights.tolist() == [[0, 0, PADDING, PADDING], [-1, -1, -1, PADDING]]
+    assert both.factors.tolist() == [[[1, 1]], [[2, 2]]]
+    assert stack([short], 2).factors is None

@@ -1,4 +1,4 @@
-"""DDIM, Euler and DPM-Solver++(2M). Coefficients: float64 on the host, a row a step."""
+"""DDIM, Euler and DPM-Solver++(2M). Coefficients: float64 on the host, one row per step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLOPs, bytes and collectives of a compiled program a chip, loops multiplied out.
+"""FLOPs, bytes and collectives of a compiled program per chip, loops multiplied out.
 
 XLA's own `cost_analysis` counts a loop's body once. Here every computation is counted where it is called,
 times the trip count of the loops round it. What is counted: FLOPs of matrix products and convolutions,
@@ -33,7 +33,7 @@ _FREE = frozenset({
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """kind: as XLA names it; payload: bytes of its larger side a chip; groups: who exchanges with whom."""
+    """kind: as XLA names it; payload: bytes of its larger side per chip; groups: who exchanges with whom."""
 
     kind: str
     payload: int
@@ -72,7 +72,7 @@ class Cost:
 
 
 def cost(text: str) -> Cost:
-    """The cost of a compiled program's text (`compiled.as_text()`), a chip."""
+    """The cost per chip of a compiled program's text (`compiled.as_text()`)."""
     computations, entry = parse(text)
     total = Cost()
     _walk(computations, computations[entry], 1, total)

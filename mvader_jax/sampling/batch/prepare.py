@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvader_jax.condition import PADDING, Condition, PromptBatch
+from mvader_jax.condition import Condition, PromptBatch, stack
 from mvader_jax.errors import UserError
 from mvader_jax.images.preprocess import clip_preprocess
 from mvader_jax.images.read import load_image
@@ -153,7 +152,7 @@ class Preparer:
             pixels = np.stack([self._stacked(item.request.prompt, prepared, shape.images) for item in items])
             batch = dataclasses.replace(batch, pixels=pixels)
         negatives = [self.negative(item.request.negative) for item in items]
-        return batch, _stack(negatives, shape.length)
+        return batch, stack(negatives, shape.length)
 
     def _stacked(self, prompt: Prompt, prepared: Prepared, places: int) -> np.ndarray:
         features = [prepared.pictures[path].features for path in _paths(prompt)]
@@ -162,7 +161,7 @@ class Preparer:
 
     def nulls(self, length: int) -> Condition:
         """The null prompt's Condition, `size` rows."""
-        return _stack([self.negative(None)] * self.size, length)
+        return stack([self.negative(None)] * self.size, length)
 
     def negative(self, prompt: Prompt | None) -> Condition:
         """The Condition of a negative prompt, or of the null prompt, one row on the host; computed once."""
@@ -177,18 +176,3 @@ class Preparer:
 
 def _paths(prompt: Prompt) -> list[str]:
     return [str(element.path) for element in prompt.elements if isinstance(element, Image)]
-
-
-def _stack(conditions: Sequence[Condition], length: int) -> Condition:
-    """The rows, padded to `length` with positions that do not exist."""
-    hidden, weights = [], []
-    for condition in conditions:
-        extra = length - condition.hidden.shape[1]
-        hidden.append(np.pad(np.asarray(condition.hidden[0]), ((0, extra), (0, 0))))
-        weights.append(np.pad(np.asarray(condition.log_weights[0]), (0, extra), constant_values=PADDING))
-    factors = [condition.factors for condition in conditions]
-    known = next((f for f in factors if f is not None), None)
-    rows = None
-    if known is not None:
-        rows = np.stack([np.ones_like(known[0]) if f is None else np.asarray(f[0]) for f in factors])
-    return Condition(np.stack(hidden), np.stack(weights), rows)
