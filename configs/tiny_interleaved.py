@@ -12,13 +12,12 @@ The result is runs/tiny_interleaved/diffusion/bundle; `mvader evaluate` compares
 """
 
 import dataclasses
-from pathlib import Path
 
 from mvader_jax.train.config import TrainConfig, load_config
 
 
 def get_config() -> TrainConfig:
-    tiny = load_config(Path(__file__).with_name("tiny.py"))
+    tiny = load_config("tiny")
     twin = tiny.stages["diffusion"]
     stage = dataclasses.replace(
         twin,

@@ -16,6 +16,7 @@ from mvader_jax.bounds import Bound
 def register(app: typer.Typer) -> None:
     """Hooks every command into the application."""
     from mvader_jax.cli.bundle import bundle
+    from mvader_jax.cli.configs import configs
     from mvader_jax.cli.convert import convert
     from mvader_jax.cli.data import app as data
     from mvader_jax.cli.demo import demo
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
     app.command()(sample)
     app.command()(samplers)
+    app.command()(configs)
     app.command()(train)
     app.command()(convert)
     app.command()(bundle)

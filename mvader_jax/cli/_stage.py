@@ -1,4 +1,4 @@
-"""`--stage`, and the option by which it went before."""
+"""What names a config and one of its stages, and the option by which a stage went before."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from mvader_jax.errors import UserError
 
 DEFAULT = "diffusion"
+Config = Annotated[str, typer.Argument(help="a file, or a name of `mvader configs`")]
 #: `--objective`, which named a stage before `--stage` did.
 Objective = Annotated[str | None, typer.Option(hidden=True)]
 

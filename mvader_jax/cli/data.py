@@ -11,7 +11,7 @@ import typer
 
 from mvader_jax.bounds import PositiveFloat, PositiveInt, Seed, Workers, above
 from mvader_jax.cli._progress import bar
-from mvader_jax.cli._stage import Objective, chosen_stage
+from mvader_jax.cli._stage import Config, Objective, chosen_stage
 
 if TYPE_CHECKING:
     from mvader_jax.data.sources.encoded import EncodedInfo
@@ -132,7 +132,7 @@ def describe(
 
 @app.command()
 def encode(
-    config: Annotated[Path, typer.Argument(help="a file of configs/, such as configs/tiny.py")],
+    config: Config,
     data: Annotated[
         str, typer.Argument(help="folder of a data set, or `scenes` for the config's own scenes")
     ],

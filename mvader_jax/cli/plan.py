@@ -12,12 +12,12 @@ import typer
 
 from mvader_jax.bounds import NON_NEGATIVE, POSITIVE, PositiveInt, between
 from mvader_jax.cli._progress import status
-from mvader_jax.cli._stage import Objective, chosen_stage
+from mvader_jax.cli._stage import Config, Objective, chosen_stage
 from mvader_jax.errors import UserError
 
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="a file of configs/, such as configs/open_v2.py")],
+    config: Config,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as in stages.diffusion.remat=none")
     ] = None,
@@ -67,10 +67,10 @@ def plan(
     from mvader_jax.plan.runner import ask, run_request
     from mvader_jax.plan.topology import parse_topology
     from mvader_jax.storage.atomic import write_file
+    from mvader_jax.train.shipped import find_config
 
     parse_topology(topology, slices)
-    if not config.is_file():
-        raise UserError(f"no config file {str(config)!r}; the project's own are in configs/")
+    find_config(config)
     if search and job != "train":
         raise UserError("--search ranks meshes for training; name a mesh for --job sample")
     named = {"stage": stage or objective, "accumulate": accumulate, "precomputed": precomputed or None}
@@ -81,7 +81,7 @@ def plan(
     if out is not None:
         _check_out(out)
     request = Request(
-        config=str(config),
+        config=config,
         topology=topology,
         slices=slices,
         overrides=tuple(overrides or ()),

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from mvader_jax.bounds import NonNegativeInt
-from mvader_jax.cli._stage import Objective, chosen_stage
+from mvader_jax.cli._stage import Config, Objective, chosen_stage
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="a file of configs/, such as configs/tiny.py")],
+    config: Config,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as in stages.vae.steps=100")
     ] = None,

@@ -27,6 +27,7 @@ from mvader_jax.models.remat import Remat
 from mvader_jax.settings import Checked, nearest, override
 from mvader_jax.train.objectives import Objective
 from mvader_jax.train.optim.optimizer import OptimizerConfig
+from mvader_jax.train.shipped import find_config
 
 #: A mean is exceeded by every second loss.
 _RATIO = Bound(lambda x: x == 0 or x > 1, "0, or more than 1")
@@ -115,14 +116,12 @@ class TrainConfig(Checked):
         return self.stages[name]
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Runs a config file's `get_config()` and applies overrides.
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Runs the `get_config()` of a config (named as of `find_config`) and applies overrides.
 
-    Raises UserError when there is no such file, it cannot be run, has no such function, or an override names no key.
+    Raises UserError when there is no such config, it cannot be run, has no such function, or an override names no key.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no config file {str(path)!r}; the project's own are in configs/")
+    path = find_config(name)
     try:
         module = runpy.run_path(str(path))
         if "get_config" not in module:

@@ -26,7 +26,7 @@ from mvader_jax.cli.main import main
         (["sample", "red", "--site", "nowhere"], "accepted: decoder"),
         (["sample", "red", "--dtype", "int8"], "accepted: float32"),
         (["sample", "red", "--bundle", "nope"], "no bundle 'nope'"),
-        (["train", "nofile.py"], "no config file"),
+        (["train", "nofile.py"], "no config 'nofile.py': it is neither a file nor one of emoji, "),
         (["train", "configs/tiny.py", "stages.vae.step=3"], "did you mean 'steps'"),
     ],
 )

@@ -281,7 +281,7 @@ def test_configs_load_and_overrides_are_checked() -> None:
         load_config("configs/tiny.py", ["stages.vae.stepps=7"])
     with pytest.raises(UserError, match="expected int"):
         load_config("configs/tiny.py", ["stages.vae.steps=many"])
-    with pytest.raises(UserError, match="no config file"):
+    with pytest.raises(UserError, match="no config 'configs/none"):
         load_config("configs/none.py")
     with pytest.raises(UserError, match="unknown stage 'difusion'"):
         config.stage("difusion")
