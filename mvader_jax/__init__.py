@@ -12,27 +12,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mvader_jax.condition import Condition
+    from mvader_jax.errors import UserError
+    from mvader_jax.images.sheet import grid
     from mvader_jax.prompt.elements import Image, Prompt, Text
-    from mvader_jax.sampling.pipeline import Pipeline
+    from mvader_jax.sampling import tasks
+    from mvader_jax.sampling.pictures import Pictures
+    from mvader_jax.sampling.pipeline import NotFiniteError, Pipeline
     from mvader_jax.sampling.settings import SamplingSettings
     from mvader_jax.storage.programs import compilation_cache
 
 __version__ = "0.1.0"
-__all__ = ["Condition", "Image", "Pipeline", "Prompt", "SamplingSettings", "Text", "compilation_cache"]
+__all__ = [
+    "Condition",
+    "Image",
+    "NotFiniteError",
+    "Pictures",
+    "Pipeline",
+    "Prompt",
+    "SamplingSettings",
+    "Text",
+    "UserError",
+    "compilation_cache",
+    "grid",
+    "tasks",
+]
 
+#: Where the public names live; a module has its own name.
 _HOMES = {
     "Condition": "condition",
-    "Pipeline": "sampling.pipeline",
     "Image": "prompt.elements",
+    "NotFiniteError": "sampling.pipeline",
+    "Pictures": "sampling.pictures",
+    "Pipeline": "sampling.pipeline",
     "Prompt": "prompt.elements",
     "SamplingSettings": "sampling.settings",
     "Text": "prompt.elements",
+    "UserError": "errors",
     "compilation_cache": "storage.programs",
+    "grid": "images.sheet",
+    "tasks": "sampling",
 }
 
 
 def __getattr__(name: str) -> Any:
     # JAX is loaded when something is used, not when the package is named.
     if name in _HOMES:
-        return getattr(importlib.import_module(f"mvader_jax.{_HOMES[name]}"), name)
+        home = f"mvader_jax.{_HOMES[name]}"
+        module = importlib.import_module(home)
+        return getattr(module, name) if hasattr(module, name) else importlib.import_module(f"{home}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__} - {"annotations", "importlib", "TYPE_CHECKING", "Any"})

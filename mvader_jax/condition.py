@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -24,6 +25,24 @@ PADDING = -1e9
 #: log weight of a token with theta = 0 (eq. 2 of the paper): its attention prob underflows to exactly 0
 #: beside any token of ordinary weight.
 SUPPRESSED = -1e4
+
+
+def shapes(value: Any) -> str:
+    """A dataclass of arrays in a line, its `__repr__`: Condition(hidden float32 [1, 8, 64], ...)."""
+    held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    parts = ", ".join(f"{name} {_shape(part)}" for name, part in held.items() if part is not None)
+    return f"{type(value).__name__}({parts})"
+
+
+def _shape(part: Any) -> str:
+    if hasattr(part, "shape") and hasattr(part, "dtype"):
+        return f"{part.dtype} {list(part.shape)}"
+    sizes = [getattr(leaf, "size", 1) for leaf in jax.tree.leaves(part)]
+    # A dataclass tells itself; trees of parameters are dictionaries and tuples.
+    return f"{len(sizes)} arrays of {sum(sizes):,}" if type(part).__repr__ in _PLAIN else repr(part)
+
+
+_PLAIN = (dict.__repr__, tuple.__repr__, list.__repr__)
 
 
 @flax.struct.dataclass
@@ -49,6 +68,8 @@ class PromptBatch:
     factors: Float32[Array, "B L H"] | None = None
     condition_factors: Float32[Array, "B N Hc"] | None = None
 
+    __repr__ = shapes
+
     def condition(self, hidden: Float[Array, "B S D"]) -> Condition:
         """What the UNet attends to: an embedder's hidden states under the weights that the prompts have there."""
         return Condition(hidden, jnp.asarray(self.condition_log_weights), self.condition_factors)
@@ -68,6 +89,8 @@ class Condition:
     hidden: Float[Array, "B S D"]
     log_weights: Float32[Array, "B S"]
     factors: Float32[Array, "N H"] | Float32[Array, "B N H"] | None = None
+
+    __repr__ = shapes
 
 
 def pad(condition: Condition, length: int) -> Condition:

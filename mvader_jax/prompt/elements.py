@@ -83,6 +83,10 @@ class Text:
             checked.append((span, check_weight(weight, f"the span {_quote(span)}")))
         return tuple(checked)
 
+    def __repr__(self) -> str:
+        spans = [f"spans={dict(self.span_weights)}"] if self.span_weights else []
+        return f"Text({', '.join([repr(self.text), *_weight(self.weight), *spans])})"
+
     @property
     def span_weights(self) -> tuple[tuple[str, float], ...]:
         """The spans as pairs (substring, factor)."""
@@ -134,6 +138,13 @@ class Image:
     def path(self) -> str | None:
         """The path, where the image is a file."""
         return os.fspath(self.image) if isinstance(self.image, (str, os.PathLike)) else None
+
+    def __repr__(self) -> str:
+        size = getattr(self.image, "shape", None) or getattr(self.image, "size", None)
+        kind = type(self.image).__name__ + (f" {size}" if size else "")
+        held = f"<{kind}>" if self.path is None else repr(self.path)
+        regions = [f"{len(self.regions)} regions"] if self.regions else []
+        return f"Image({', '.join([held, *_weight(self.weight), *regions])})"
 
     def _key(self) -> tuple[Any, ...]:
         regions = tuple(
@@ -189,6 +200,11 @@ class Prompt:
         for name in ("decoder_factors", "cross_attention_factors"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _checked_factors(value, name))
+
+    def __repr__(self) -> str:
+        fields = (field for field in dataclasses.fields(self) if field.name != "elements")
+        changed = [f", {f.name}={v!r}" for f in fields if (v := getattr(self, f.name)) != f.default]
+        return f"Prompt({list(self.elements)}{''.join(changed)})"
 
     @classmethod
     def of(cls, prompt: PromptLike, **options: Any) -> Prompt:
@@ -356,6 +372,10 @@ def _checked_factor(number: Any, what: str) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < math.inf:
         raise UserError(f"{what} holds {number!r}; a factor is a finite number of at least 0")
     return float(number)
+
+
+def _weight(weight: float) -> list[str]:
+    return [] if weight == 1.0 else [f"{weight:g}"]
 
 
 def _quote(text: str) -> str:

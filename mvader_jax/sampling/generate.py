@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt32
 
-from mvader_jax.condition import Array, Condition, PromptBatch, take
+from mvader_jax.condition import Array, Condition, PromptBatch, shapes, take
 from mvader_jax.diffusion.guidance import guided
 from mvader_jax.diffusion.noise import initial_noise, sampler_keys
 from mvader_jax.diffusion.samplers import SAMPLERS
@@ -39,6 +39,8 @@ class Prompted:
     prompts: PromptBatch | Condition
     rows: Int[Array, " B"] | None = None
 
+    __repr__ = shapes
+
     @property
     def count(self) -> int:
         """P."""
@@ -56,6 +58,8 @@ class InitImages:
 
     pixels: Float32[Array, "B J H W 3"]
     shares: Float32[Array, "B J"]
+
+    __repr__ = shapes
 
 
 @flax.struct.dataclass
@@ -77,6 +81,8 @@ class Draws:
     negative: Prompted | None = None
     negative_strength: Float32[Array, " B"] | None = None
     init: InitImages | None = None
+
+    __repr__ = shapes
 
     @classmethod
     def of(

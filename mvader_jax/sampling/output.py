@@ -15,6 +15,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata, save_png
 from mvader_jax.images.sheet import grid
 from mvader_jax.sampling.manifest import MANIFEST, add_rows, read_rows
+from mvader_jax.sampling.pictures import drawn_with
 from mvader_jax.storage.atomic import TakenError, local, make_directory, sweep
 from mvader_jax.storage.lock import moment
 
@@ -82,10 +83,10 @@ def write_pictures(
 ) -> list[Path]:
     """Writes each picture and their grid as PNG, and a manifest row per picture; returns the paths, the grid last.
 
-    images: {its number under the seed: a picture}. settings: JSON values, kept in every PNG and row. Numbers of
-    files go on from the largest that the directory or its manifest holds; nothing that is there is replaced,
-    whoever else writes there. Raises UserError where the directory cannot be written: what is in place by then
-    stays, with its row.
+    images: {its number under the seed: a picture}. settings: JSON values, kept in every PNG and row, beside what a
+    picture itself says it was drawn with. Numbers of files go on from the largest that the directory or its
+    manifest holds; nothing that is there is replaced, whoever else writes there. Raises UserError where the
+    directory cannot be written: what is in place by then stays, with its row.
     """
     make_writable(out)
     rows: list[dict[str, Any]] = []
@@ -94,7 +95,8 @@ def write_pictures(
         number = first = _next_number(out)
         try:
             for index, image in images.items():
-                row = {**settings, "index": index}
+                own = drawn_with(image)
+                row = {**own, **settings, "index": own.get("index", index)}
                 number, path = _save_numbered(out, "", number, image, row)
                 rows.append({"file": path.name, **row})
                 paths.append(path)

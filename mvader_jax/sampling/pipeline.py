@@ -34,9 +34,10 @@ from mvader_jax.sampling.generate import (
     generate,
     image_features,
 )
+from mvader_jax.sampling.pictures import DRAWN, Pictures
 from mvader_jax.sampling.placement import Placement
 from mvader_jax.sampling.settings import SamplingSettings, StaticSettings, image_count, image_size
-from mvader_jax.storage.bundle import Bundle, load_bundle
+from mvader_jax.storage.bundle import Bundle, load_bundle, parameter_count
 from mvader_jax.storage.programs import Program, compilation_cache
 
 
@@ -96,6 +97,13 @@ class Pipeline:
             compilation_cache()
         return cls(load_bundle(name, mesh=mesh, dtype=dtype), dtype=dtype, mesh=mesh)
 
+    def __repr__(self) -> str:
+        model, mesh = self.model, self.placement.mesh
+        size = "" if model.unet is None or model.vae is None else " {} x {},".format(*image_size(model))
+        count = sum(parameter_count(tree) for tree in self.bundle.components.values())
+        where = "" if mesh is None else f" on {mesh.size} devices"
+        return f"Pipeline({model.embedder},{size} {count:,} parameters, {self.dtype}{where})"
+
     @property
     def model(self) -> ModelConfig:
         return self.bundle.model
@@ -120,7 +128,7 @@ class Pipeline:
         init_image: ImageSource | Sequence[ImageSource] | None = None,
         shares: Sequence[float] | None = None,
         **changes: Any,
-    ) -> list[PIL.Image.Image]:
+    ) -> Pictures:
         """Draws `num_images` pictures of one prompt: `pipe("a red hat", steps=20, seed=3, num_images=4)`.
 
         prompt, negative: a string, Text, Image, picture, or a sequence of these (`Prompt.of`); None is
@@ -160,7 +168,10 @@ class Pipeline:
             init=init,
         )
         pixels, finite = self.generate(draws, settings.static(self.model, from_image=init is not None))
-        pictures = [PIL.Image.fromarray(image) for image in gather_rows(pixels)]
+        pictures = Pictures(PIL.Image.fromarray(image) for image in gather_rows(pixels))
+        about = _recorded(settings, prompt, negative)
+        for index, picture in enumerate(pictures):
+            picture.info[DRAWN] = {**about, "index": index}
         whole = gather_rows(finite)
         good = {number: picture for number, picture in enumerate(pictures) if whole[number]}
         if len(good) < count:
@@ -234,6 +245,21 @@ class Pipeline:
         """Scaled latents -> images, clipped to [-1, 1]."""
         self.bundle.need("vae")
         return jnp.clip(self._decode(self.bundle.components, jnp.asarray(latents)), -1.0, 1.0)
+
+
+def _recorded(
+    settings: SamplingSettings, prompt: PromptLike | None, negative: PromptLike | None
+) -> dict[str, Any]:
+    """What a picture is drawn with, as JSON values."""
+    shown, away = (None if one is None else Prompt.of(one) for one in (prompt, negative))
+    if shown is not None:
+        balance = shown.balance if settings.balance is None else settings.balance
+        settings = settings.changed(site=settings.site or shown.site, balance=balance)
+    parts = {"prompt": shown, "negative": away}
+    return {
+        **{key: [] if one is None else one.to_json() for key, one in parts.items()},
+        **settings.recorded(),
+    }
 
 
 def init_images(

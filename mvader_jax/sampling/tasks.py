@@ -17,10 +17,9 @@ import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import PIL.Image
-
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Element, Image, Prompt, Text
+from mvader_jax.sampling.pictures import Pictures
 from mvader_jax.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     Picture: TypeAlias = Image | ImageSource
     Words: TypeAlias = str | Text | Sequence[str | Text] | None
-Pictures = list[PIL.Image.Image]
 
 
 def variation(pipe: Pipeline, image: Picture, **options: Any) -> Pictures:

@@ -14,6 +14,7 @@ from typing import Any
 import flax.struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mvader_jax.condition import shapes
 from mvader_jax.errors import UserError
 
 Tree = Any
@@ -35,6 +36,8 @@ class TrainState:
     opt_state: Any
     ema: Tree
     loss_mean: Any = None
+
+    __repr__ = shapes
 
 
 def partition(

@@ -1,0 +1,65 @@
+"""What a pipeline draws: a list of Pillow images that a notebook shows as a grid."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex, overload
+
+import PIL.Image
+
+from mvader_jax.images.sheet import grid
+
+#: The key of `PIL.Image.Image.info` under which a picture keeps what it was drawn with.
+DRAWN = "mvader"
+
+
+class Pictures(list[PIL.Image.Image]):
+    """Pictures in the order of their numbers; a list like any other, shown as a grid where it is displayed.
+
+    Each picture keeps its prompt, seed and settings in `picture.info["mvader"]`.
+    """
+
+    def grid(
+        self, columns: int | None = None, labels: Sequence[str] | None = None, *, gap: int = 2
+    ) -> PIL.Image.Image:
+        """All of them as one picture. Arguments and errors as `images.sheet.grid`."""
+        return grid(self, columns, labels, gap=gap)
+
+    def save(self, directory: str | os.PathLike[str]) -> list[Path]:
+        """Writes each picture and their grid as PNG with its settings in it, and a row each in `manifest.jsonl`, as
+        `mvader sample` does; returns the paths, the grid last. Nothing that is there is replaced.
+
+        Raises UserError where the directory cannot be written, or there are no pictures.
+        """
+        from mvader_jax.sampling.output import write_pictures
+        from mvader_jax.storage.atomic import local
+
+        return write_pictures(local(directory), dict(enumerate(self)), {})
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> PIL.Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> Pictures: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> PIL.Image.Image | Pictures:
+        found = super().__getitem__(index)
+        return Pictures(found) if isinstance(found, list) else found
+
+    def __repr__(self) -> str:
+        sizes = sorted({picture.size for picture in self})
+        of = " and ".join(f"{width} x {height}" for width, height in sizes)
+        return f"<{len(self)} picture{'s' * (len(self) != 1)}{' of ' * bool(sizes)}{of}>"
+
+    def _repr_png_(self) -> bytes | None:
+        if not self:
+            return None
+        data = io.BytesIO()
+        self.grid().save(data, format="PNG")
+        return data.getvalue()
+
+
+def drawn_with(picture: Any) -> dict[str, Any]:
+    """What a picture was drawn with, as JSON values; nothing where it does not say."""
+    return dict(getattr(picture, "info", {}).get(DRAWN, {}))
