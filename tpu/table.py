@@ -78,8 +78,8 @@ def estimated_table(rows: list[dict[str, Any]]) -> str:
 
 def estimate(configs: list[str]) -> None:
     """Writes tpu/plans/estimated.json: the model's figures for every pod's mesh, and the mesh it ranks first."""
+    from mvader_jax.parallel.pods import parse_topology
     from mvader_jax.plan.request import Request, candidates
-    from mvader_jax.plan.topology import parse_topology
 
     rows = []
     if ESTIMATES.exists():

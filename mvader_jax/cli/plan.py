@@ -21,7 +21,9 @@ def plan(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as in stages.diffusion.remat=none")
     ] = None,
-    topology: Annotated[str, typer.Option(help="of the pod, as v5e:16x16 or v5p:4x4x8")] = "v5e:16x16",
+    topology: Annotated[
+        str, typer.Option(help="the pod: v5e-8, v5litepod-16, v4-32, 2xv5e-256 or v5p:4x4x8")
+    ] = "v5e-256",
     slices: Annotated[PositiveInt, typer.Option(help="such pods, joined by the data-centre network")] = 1,
     mesh: Annotated[
         str | None, typer.Option(help="axes of the mesh, as in data=16,fsdp=16 [default: fsdp=-1]")
@@ -62,10 +64,10 @@ def plan(
     """What a training step or sampling would cost on a pod that is not there, per chip."""
     import dataclasses
 
+    from mvader_jax.parallel.pods import parse_topology
     from mvader_jax.plan import report
     from mvader_jax.plan.request import Request
     from mvader_jax.plan.runner import ask, run_request
-    from mvader_jax.plan.topology import parse_topology
     from mvader_jax.storage.atomic import write_file
     from mvader_jax.train.shipped import find_config
 

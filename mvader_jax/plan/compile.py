@@ -17,9 +17,10 @@ import jax
 import numpy as np
 
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.pods import Topology
 from mvader_jax.plan.hlo import cost
 from mvader_jax.plan.program import Program
-from mvader_jax.plan.topology import Topology, places
+from mvader_jax.plan.topology import places
 from mvader_jax.storage import programs
 from mvader_jax.storage.atomic import make_directory, sweep, write_file
 

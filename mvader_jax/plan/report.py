@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mvader_jax.plan.topology import Chip, Topology, parse_topology
+from mvader_jax.parallel.pods import Chip, Topology, parse_topology
 
 #: compiled: read from the program that XLA made for the pod. counted: from shapes and shardings, exact.
 #: estimated: divided by the chip's numbers, or modelled.

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from mvader_jax.bounds import NonNegativeInt, PositiveInt, between
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.pods import parse_topology
 from mvader_jax.plan.report import Plan, Subject, Work, make_plan
-from mvader_jax.plan.topology import parse_topology, prepare_environment
+from mvader_jax.plan.topology import prepare_environment
 from mvader_jax.settings import Checked
 
 if TYPE_CHECKING:

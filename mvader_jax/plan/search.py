@@ -17,7 +17,7 @@ from typing import Any
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.parallel.mesh import MeshConfig
-from mvader_jax.plan.topology import Topology
+from mvader_jax.parallel.pods import Topology
 from mvader_jax.train.config import Stage
 
 #: What `tensor` really moves, over the reductions that the model knows: convolutions exchange channels and remat

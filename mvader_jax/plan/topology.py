@@ -1,23 +1,14 @@
-"""Pods by name: their chips' numbers, their shape, and the devices that a program is compiled for.
-
-Names are `GENERATION:SIDExSIDE[xSIDE]`, as in v5e:16x16. The numbers stand in `tpu/chips.toml`.
-"""
+"""The devices of a pod that is not there, for which a program is compiled."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import importlib.util
-import math
 import os
-import re
-import tomllib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from mvader_jax.errors import UserError
-from mvader_jax.settings import nearest
+from mvader_jax.parallel.pods import Topology
 
 #: What libtpu reads to compile without a TPU: no query of a metadata server, one imaginary host.
 ENVIRONMENT = {
@@ -26,100 +17,6 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One row of `tpu/chips.toml`; its comments say what each number is."""
-
-    name: str
-    peak_tflops: float
-    hbm_gib: float
-    hbm_gbps: float
-    ici_links: int
-    ici_gbps: float
-    ici_wraps: int
-    torus: int
-    dcn_gbps: float
-    dcn_source: str
-    chip_config: str
-    cores: int
-    hosts: int
-    source: str
-
-    @property
-    def peak(self) -> float:
-        """FLOPs per second."""
-        return self.peak_tflops * 1e12
-
-    @property
-    def hbm_bytes(self) -> int:
-        return round(self.hbm_gib * 2**30)
-
-
-@dataclasses.dataclass(frozen=True)
-class Topology:
-    """`slices` pods of one shape, joined by the data-centre network."""
-
-    generation: str
-    shape: tuple[int, ...]
-    slices: int
-    chip: Chip
-
-    @property
-    def chips(self) -> int:
-        return math.prod(self.shape) * self.slices
-
-    @property
-    def name(self) -> str:
-        return f"{self.generation}:{'x'.join(map(str, self.shape))}"
-
-    def wraps(self, dim: int) -> bool:
-        """Whether the pod's links close to a ring along a side."""
-        side, whole = self.shape[dim], self.chip.ici_wraps
-        return side >= whole and (side % whole == 0 if self.chip.torus == 3 else side == whole)
-
-    def bandwidth(self, places: Iterable[Sequence[int]]) -> float:
-        """Bytes per second that a chip sends in a collective among chips at these coordinates (estimated).
-
-        Along every side on which they differ a chip has one link, two where the side closes to a ring.
-        """
-        links = 0
-        for dim, values in enumerate(zip(*places, strict=True)):
-            spread = len(set(values))
-            if spread > 1:
-                links += 2 if spread == self.shape[dim] and self.wraps(dim) else 1
-        return max(links, 1) * self.chip.ici_gbps * 1e9
-
-
-def chips_file() -> Path:
-    """`tpu/chips.toml` of the checkout. Raises UserError where the package was installed without it."""
-    path = Path(__file__).parents[2] / "tpu" / "chips.toml"
-    if not path.is_file():
-        raise UserError("there is no tpu/chips.toml; plans are made in a checkout of the project")
-    return path
-
-
-@functools.cache
-def chips() -> dict[str, Chip]:
-    """{generation: its chip}."""
-    return {key: Chip(**row) for key, row in tomllib.loads(chips_file().read_text(encoding="utf-8")).items()}
-
-
-def parse_topology(name: str, slices: int = 1) -> Topology:
-    """'v5e:16x16' -> Topology. Raises UserError for another spelling or an unknown generation."""
-    match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+){1,2})", name)
-    if not match:
-        raise UserError(f"{name!r} is no topology; write GENERATION:SIDExSIDE, as in v5e:16x16 or v5p:4x4x8")
-    if match[1] not in chips():
-        raise UserError(f"unknown generation {match[1]!r} in {name!r}; {nearest(match[1], chips())}")
-    chip = chips()[match[1]]
-    shape = tuple(int(side) for side in match[2].split("x"))
-    if len(shape) != chip.torus or min(shape) < 1:
-        raise UserError(f"{name!r}: slices of {chip.name} have {chip.torus} sides, each at least 1")
-    if slices < 1:
-        raise UserError(f"slices is {slices}; at least 1 is needed")
-    return Topology(match[1], shape, slices, chip)
 
 
 def prepare_environment() -> None:
@@ -139,6 +36,8 @@ def devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if min(topology.shape[:2]) < 2:  # less than a host's four chips, which libtpu takes for granted
+        options["chips_per_host_bounds"] = (*topology.shape, 1)[:3]
     if topology.chip.chip_config:
         options["chip_config_name"] = topology.chip.chip_config
     try:

@@ -12,16 +12,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-#: Peak of one device in dense bfloat16 FLOP/s, by what its `device_kind` begins with; longest match wins.
-#: Google Cloud's TPU pages and NVIDIA's data sheets, without sparsity. An installed package has no
-#: tpu/chips.toml, so the TPUs' stand here too; a test holds the two together.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "TPU7x": 2307e12,
+from mvader_jax.parallel.pods import chips, generation_of
+
+#: Peak of one GPU in dense bfloat16 FLOP/s, by what its `device_kind` begins with: NVIDIA's data sheets, without
+#: sparsity. TPUs stand in `parallel/chips.toml`.
+GPU_PEAKS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
@@ -30,8 +25,11 @@ PEAK_FLOPS = {
 
 def peak_flops(device_kind: str) -> float | None:
     """bfloat16 FLOP/s of a device at its best; None for a kind that is not listed (a CPU)."""
-    known = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    generation = generation_of(device_kind)
+    if generation is not None:
+        chip = chips()[generation]
+        return chip.peak / chip.cores
+    return next((peak for name, peak in GPU_PEAKS.items() if device_kind.startswith(name)), None)
 
 
 def count_flops(jaxpr: Any, *, padding: bool = True) -> float:

@@ -16,8 +16,9 @@ from mvader_jax.models import attention_kernels
 from mvader_jax.models.attention import attend, key_bias, plain
 from mvader_jax.models.attention_kernels import choose, current_platform, run
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.parallel.pods import parse_topology
 from mvader_jax.plan.hlo.cost import cost
-from mvader_jax.plan.topology import devices, parse_topology
+from mvader_jax.plan.topology import devices
 
 BF16 = jnp.bfloat16
 

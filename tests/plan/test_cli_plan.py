@@ -86,7 +86,9 @@ def test_the_diffusion_step_and_the_sampler_compile(config: Path, capsys: pytest
     ("arguments", "message"),
     [
         (["nowhere.py"], "no config file 'nowhere.py'"),
-        (["{config}", "--topology", "v5e-256"], "write GENERATION:SIDExSIDE"),
+        (["{config}", "--topology", "v5e-255"], "there is no slice v5e-255; accepted: v5e-1, v5e-4, v5e-8"),
+        (["{config}", "--topology", "big"], "'big' is no pod; accepted: Google's name"),
+        (["{config}", "--topology", "2xv5e-16", "--slices", "4"], "'2xv5e-16' is 2 slices, not 4"),
         (["{config}", "--job", "sample", "--search"], "--search ranks meshes for training"),
         (["{config}", "--job", "sample", "--stage", "vae"], "--stage does nothing for --job sample"),
         (["{config}", "--job", "sample", "--accumulate", "2"], "--accumulate does nothing for --job sample"),

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from mvader_jax.parallel.pods import parse_topology
 from mvader_jax.plan.compile import collective_seconds, memory_of, refused_memory
 from mvader_jax.plan.hlo.cost import Collective
 from mvader_jax.plan.hlo.groups import Groups
 from mvader_jax.plan.report import Plan, Subject, Work, from_dict, make_plan, text
 from mvader_jax.plan.request import table
-from mvader_jax.plan.topology import parse_topology
 
 POD = parse_topology("v5e:16x16")
 COMPILED: dict[str, Any] = {

@@ -11,8 +11,8 @@ import pytest
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.paper import recipes as paper
+from mvader_jax.parallel.pods import parse_topology
 from mvader_jax.plan import search
-from mvader_jax.plan.topology import parse_topology
 
 MODEL = ModelConfig.open_m_vader()
 STAGE = paper.diffusion("v2", init=(), data=paper.laion())

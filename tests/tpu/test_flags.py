@@ -15,7 +15,8 @@ COMPILE = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
-from mvader_jax.plan.topology import devices, parse_topology
+from mvader_jax.parallel.pods import parse_topology
+from mvader_jax.plan.topology import devices
 mesh = make_mesh(MeshConfig(fsdp=4), devices(parse_topology({topology!r})))
 x = jax.ShapeDtypeStruct((8, 128), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
 jax.jit(lambda x: x @ x.T).trace(x).lower(lowering_platforms=("tpu",)).compile()

@@ -153,7 +153,7 @@ def test_run_starts_mvader_with_the_pod_s_mesh(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pod", sorted(PODS))
 def test_every_mesh_makes_up_its_pod(pod: str) -> None:
     from mvader_jax.parallel.mesh import parse_mesh
-    from mvader_jax.plan.topology import parse_topology
+    from mvader_jax.parallel.pods import parse_topology
 
     row = PODS[pod]
     topology = parse_topology(row["topology"], row["slices"])

@@ -10,7 +10,6 @@ import pytest
 from mvader_jax.condition import Condition
 from mvader_jax.models.unet import UNet, UNetConfig
 from mvader_jax.parallel.sharding import abstract_init
-from mvader_jax.plan.topology import chips
 from mvader_jax.train.flops import count_flops, peak_flops, valid_taps
 
 X = jnp.zeros((4, 8))
@@ -77,8 +76,8 @@ def test_peaks() -> None:
     assert peak_flops("TPU v5p") == peak_flops("TPU v5") == 459e12
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("cpu") is None
-    kinds = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite", "tpu7x": "TPU7x"}
-    assert {name: peak_flops(kinds[name]) for name in chips()} == {n: c.peak for n, c in chips().items()}
+    # Of a device: JAX shows a chip of TPU7x as two.
+    assert peak_flops("TPU7x") == 2307e12 / 2
 
 
 @pytest.mark.slow
