@@ -9,8 +9,8 @@ Run the stages in this order; each starts from the bundles its `init` names:
 The result is runs/tiny/diffusion/bundle. Every stage goes on where it stopped when started again.
 V1 of the paper (semantic biases train too, no adapters) is a setting away:
 
-    mvader train configs/tiny.py --stage diffusion model.adapters=null \
-        'stages.diffusion.groups.biases.parameters=biases/.*'
+    mvader train configs/tiny.py --stage diffusion model.adapters=null \\
+        'stages.diffusion.groups.biases={"parameters": "biases/.*", "learning_rate": 0.0015}'
 """
 
 import dataclasses

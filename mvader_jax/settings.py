@@ -125,10 +125,11 @@ def _set(config: Any, hint: Any, keys: list[str], text: str, path: str) -> Any:
         return convert(hint, _literal(text), path)
     key, rest = keys[0], keys[1:]
     if isinstance(config, Mapping):
-        if key not in config:
+        # Settings that are whole may come in under a new name.
+        if key not in config and (rest or not isinstance(_literal(text), Mapping)):
             raise UserError(f"unknown key {key!r} in {path!r}; {nearest(key, config)}")
         value_hint = typing.get_args(_without_none(hint))[1]
-        return {**config, key: _set(config[key], value_hint, rest, text, path)}
+        return {**config, key: _set(config.get(key), value_hint, rest, text, path)}
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise UserError(f"cannot set {path!r}: {key!r} is not inside a config")
     hints = type_hints(type(config))

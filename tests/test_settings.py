@@ -94,3 +94,14 @@ def test_settings_of_an_earlier_version_stand_under_todays_keys():
         "shape": {"kind": "circle", "radius": 1.0},
         "pen": {"colour": "red"},
     }
+
+
+def test_a_mapping_takes_whole_settings_under_a_new_name_and_nothing_else():
+    book = Book({"one": BOX})
+    assert override(book, ['pages.two={"shape": "box"}']).pages == {"one": BOX, "two": Drawing(Box())}
+    with pytest.raises(UserError, match=r"unknown key 'onee' in 'pages.onee'; did you mean 'one'\?"):
+        override(book, ["pages.onee=box"])
+    with pytest.raises(UserError, match=r"unknown key 'onee' in 'pages.onee.shape'"):
+        override(book, ["pages.onee.shape=box"])
+    with pytest.raises(UserError, match=r"unknown key 'colour' in pages.two; known: pen, shape"):
+        override(book, ['pages.two={"colour": 1}'])

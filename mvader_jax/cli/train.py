@@ -23,6 +23,10 @@ def train(
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
     profile: Annotated[NonNegativeInt, typer.Option(help="steps to profile, from the third on")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress shown")] = False,
+    show: Annotated[
+        bool,
+        typer.Option("--show", help="print the config, overrides applied, as a config file; train nothing"),
+    ] = False,
     objective: Objective = None,
 ) -> int:
     """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved; 130: by Ctrl-C."""
@@ -32,15 +36,21 @@ def train(
     from mvader_jax.train.config import load_config
     from mvader_jax.train.loop import train as run
     from mvader_jax.train.samples import SampleGrid
+    from mvader_jax.train.show import as_python
 
+    loaded, name = load_config(config, overrides or ()), chosen_stage(stage, objective)
+    if loaded.stages or not show:
+        loaded.stage(name)
+    if show:
+        print(as_python(loaded), end="")
+        return 0
     chosen_mesh = open_mesh(mesh or "data=-1")
     assert chosen_mesh is not None
     compilation_cache()
-    loaded = load_config(config, overrides or ())
     with asides.quiet():
         return run(
             loaded,
-            chosen_stage(stage, objective),
+            name,
             workdir or Path("runs") / loaded.name,
             chosen_mesh,
             quiet=quiet,
