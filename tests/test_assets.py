@@ -6,7 +6,8 @@ import numpy as np
 from mvader_jax.data.scenes.judge import compare, read_scene
 from mvader_jax.data.scenes.world import render
 from mvader_jax.models.components import abstract_components
-from mvader_jax.paper.evaluate import Evaluation, attribute_scores, draw, held_out, text_prompts
+from mvader_jax.paper.curves import held_out
+from mvader_jax.paper.evaluate import Evaluation, attribute_scores, draw, text_prompts
 from mvader_jax.prompt.elements import Image, Prompt
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvader_jax.errors import UserError
 from mvader_jax.sampling.settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 def evaluate(
     bundle: Annotated[str, typer.Option(help="name of an embedded bundle, or a directory")] = "tiny",
     parts: Annotated[
-        str, typer.Option(help="of reader,reconstruction,text,variation,change")
+        str, typer.Option(help="of reader,reconstruction,text,variation,change,style,pairs,order,three")
     ] = "reader,reconstruction,text,variation,change",
     count: Annotated[int, typer.Option(help="held-out scenes")] = 500,
     steps: Annotated[int, typer.Option(help="sampling steps")] = SamplingSettings.steps,
@@ -27,15 +26,16 @@ def evaluate(
     ] = SamplingSettings.guidance_scale,
     sampler: Annotated[str, typer.Option(help="plms is the paper's")] = SamplingSettings.sampler,
     thetas: Annotated[
-        str | None, typer.Option(help="change: weights of the image [default: 1,.5,.2,.1,.05,.02,0]")
+        str | None,
+        typer.Option(help="curves: weights of the element that has them [default: 1,.5,.2,.1,.05,.02,0]"),
     ] = None,
     sites: Annotated[
-        str | None, typer.Option(help="change: where they act [default: decoder,cross_attention,both]")
+        str | None, typer.Option(help="curves: where they act [default: decoder,cross_attention,both]")
     ] = None,
     image_first: Annotated[
-        bool, typer.Option("--image-first", help="change: the image before the text")
+        bool, typer.Option("--image-first", help="change, style, three: the text last")
     ] = False,
-    balance: Annotated[bool, typer.Option("--balance", help="change: weights are total shares")] = False,
+    balance: Annotated[bool, typer.Option("--balance", help="curves: weights are total shares")] = False,
     phrase: Annotated[
         str | None, typer.Option(help="change: the text beside the image [default: a {color} shape]")
     ] = None,
@@ -47,7 +47,8 @@ def evaluate(
     """Judge a bundle trained on scenes: held-out scenes, told and shown, read back from its pictures."""
     from mvader_jax.cli._progress import bar
     from mvader_jax.cli.sample import load_pipeline
-    from mvader_jax.paper.evaluate import Curves, Evaluation, as_markdown, check, check_place, save
+    from mvader_jax.paper.curves import Curves, check_options
+    from mvader_jax.paper.evaluate import Evaluation, as_markdown, check, check_place, save
     from mvader_jax.paper.evaluate import evaluate as run
     from mvader_jax.prompt.elements import check_weight
 
@@ -61,8 +62,7 @@ def evaluate(
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     named = [part.strip() for part in parts.split(",")]
     check(named)
-    if given and "change" not in named:
-        raise UserError(f"{next(iter(given))} belongs to the part change, which --parts leaves out")
+    check_options(given, named)
     curves = Curves(**given)
     sampling = SamplingSettings(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed)
     settings = Evaluation(count, batch, sampling)

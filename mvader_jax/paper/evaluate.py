@@ -7,17 +7,18 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from mvader_jax.bounds import NonNegativeFloat, PositiveInt
+from mvader_jax.bounds import PositiveInt
 from mvader_jax.data.scenes.captions import Language, caption
 from mvader_jax.data.scenes.judge import SCORES, compare, read_scene
-from mvader_jax.data.scenes.world import COLORS, Scene, render, scene_at
+from mvader_jax.data.scenes.world import Scene, render
 from mvader_jax.errors import UserError
 from mvader_jax.images.pixels import to_uint8
-from mvader_jax.prompt.elements import SITES, Element, Image, Prompt, Text
+from mvader_jax.paper.curves import TASKS, Curves, held_out, shares
+from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.sampling.generate import Draws, Prompted
 from mvader_jax.sampling.output import check_writable
 from mvader_jax.sampling.pipeline import Pipeline, not_finite
@@ -25,12 +26,11 @@ from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.settings import Checked
 from mvader_jax.storage.atomic import local, write_file
 
-#: theta of the image in the element-change curves.
-THETAS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.0)
-#: What the text beside the image says; {color} is the new colour's name. Worded as captions are.
-PHRASE = "a {color} shape"
-PARTS = ("reader", "reconstruction", "text", "variation", "change")
-Order = Literal["text first", "image first"]
+#: Parts that are tables of attributes, and all there are.
+ATTRIBUTES = ("reader", "reconstruction", "text", "variation")
+PARTS = (*ATTRIBUTES, *TASKS)
+#: Those that `mvader evaluate` asks for where none are named.
+DEFAULT = (*ATTRIBUTES, "change")
 Progress = Callable[[str, int, int], None]
 
 
@@ -42,35 +42,6 @@ class Evaluation(Checked):
     count: PositiveInt = 500
     batch: PositiveInt = 50
     sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
-
-
-@dataclasses.dataclass(frozen=True)
-class Curves(Checked):
-    """What the element-change curves compare.
-
-    thetas: of the image; sites: where they act; order: of the text and the image; balance: thetas as shares;
-    phrase: what the text says, {color} being the new colour's name. Raises UserError for a phrase without it.
-    """
-
-    thetas: tuple[NonNegativeFloat, ...] = THETAS
-    sites: tuple[str, ...] = ("decoder", "cross_attention", "both")
-    order: Order = "text first"
-    balance: bool = False
-    phrase: str = PHRASE
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in [name for name in self.sites if name not in SITES]:
-            raise UserError(f"unknown site {name!r}; accepted: {', '.join(SITES)}")
-        if "{color}" not in self.phrase:
-            raise UserError(
-                f"the phrase {self.phrase!r} names no colour; expected {{color}} in it, as in {PHRASE!r}"
-            )
-
-
-def held_out(count: int, two_objects: float = 0.3) -> list[Scene]:
-    """The first `count` scenes of the validation split, which training never shows."""
-    return [scene_at(0, index, "validation", two_objects) for index in range(count)]
 
 
 def draw(
@@ -130,46 +101,6 @@ def text_prompts(scenes: Sequence[Scene]) -> list[Prompt]:
     ]
 
 
-def change_prompts(
-    scenes: Sequence[Scene],
-    theta: float,
-    site: Any,
-    order: Order = "text first",
-    balance: bool = False,
-    phrase: str = PHRASE,
-) -> tuple[list[Prompt], list[str]]:
-    """([text naming a new colour, image of weight theta], the colours); one-object scenes."""
-    prompts, colors = [], []
-    for i, scene in enumerate(scenes):
-        others = [color for color in COLORS if color != scene.objects[0].color]
-        color = others[i % len(others)]
-        elements: list[Element] = [Text(phrase.replace("{color}", color)), Image(render(scene), weight=theta)]
-        prompts.append(Prompt(tuple(elements if order == "text first" else elements[::-1]), site, balance))
-        colors.append(color)
-    return prompts, colors
-
-
-def change_scores(
-    scenes: Sequence[Scene], colors: Sequence[str], pictures: Iterable[np.ndarray]
-) -> dict[str, float]:
-    """Shares of pictures with the text's colour, with the image's colour, shape, and the text's colour
-    and the image's shape at once (one-object scenes; no object in the picture counts as nothing right)."""
-    found = [read_scene(picture).objects for picture in pictures]
-    rows = [
-        (
-            things[0].color == color,
-            things[0].color == scene.objects[0].color,
-            things[0].shape == scene.objects[0].shape,
-            things[0].color == color and things[0].shape == scene.objects[0].shape,
-        )
-        if things
-        else (False,) * 4
-        for scene, color, things in zip(scenes, colors, found, strict=True)
-    ]
-    names = ("text_color", "image_color", "image_shape", "both")
-    return dict(zip(names, np.mean(np.asarray(rows, np.float64), axis=0).tolist(), strict=True))
-
-
 def check(parts: Sequence[str]) -> None:
     """Raises UserError for an unknown part."""
     for name in [name for name in parts if name not in PARTS]:
@@ -179,7 +110,7 @@ def check(parts: Sequence[str]) -> None:
 def evaluate(
     pipe: Pipeline,
     settings: Evaluation,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = DEFAULT,
     *,
     curves: Curves | None = None,
     progress: Progress = lambda what, done, total: None,
@@ -212,40 +143,37 @@ def evaluate(
     if "variation" in parts:
         images = [Prompt((Image(picture),)) for picture in truth]
         result["variation"] = attribute_scores(scenes, drawn("variation", images))
-    if "change" in parts:
-        result["change"] = _change(settings, curves or Curves(), drawn)
+    for name in [name for name in TASKS if name in parts]:
+        result[name] = _curve(name, settings.count, curves or Curves(), drawn)
     return result
 
 
-def _change(
-    settings: Evaluation, curves: Curves, drawn: Callable[[str, Sequence[Prompt]], np.ndarray]
+def _curve(
+    name: str, count: int, curves: Curves, drawn: Callable[[str, Sequence[Prompt]], np.ndarray]
 ) -> dict[str, Any]:
-    """The element-change curves. drawn: (what, prompts) -> their pictures."""
-    single = held_out(settings.count, two_objects=0.0)
-    thetas, order, balance, phrase = curves.thetas, curves.order, curves.balance, curves.phrase
+    """A task's shares at every theta and site. drawn: (what, prompts) -> their pictures."""
+    asked = TASKS[name].asks(count, curves)
     rows = []
-    # Where theta is 1 the site makes no difference, unless balanced: the prompt is the plain one.
-    plain = [(1.0, "any")] if 1.0 in thetas and not balance else []
-    for theta, site in plain + [(t, s) for s in curves.sites for t in thetas if t != 1.0 or balance]:
-        where = "both" if site == "any" else site
-        prompts, colors = change_prompts(single, theta, where, order, balance, phrase)
-        pictures = drawn(f"change, theta {theta:g}, {site}", prompts)
-        rows.append({"site": site, "theta": theta, **change_scores(single, colors, pictures)})
-    return {"order": order, "balance": balance, "phrase": phrase, "rows": rows}
+    for theta, site in curves.points:
+        prompts = [one.prompt(theta, "both" if site == "any" else site, curves.balance) for one in asked]
+        pictures = drawn(f"{name}, theta {theta:g}, {site}", prompts)
+        rows.append({"site": site, "theta": theta, **shares(asked, pictures)})
+    options = {option: getattr(curves, option) for option in TASKS[name].options}
+    return {**options, "balance": curves.balance, "rows": rows}
 
 
 def as_markdown(result: dict[str, Any]) -> str:
     """The tables as Markdown, in percent."""
     lines = []
-    named = [name for name in PARTS[:-1] if name in result]
+    named = [name for name in ATTRIBUTES if name in result]
     if named:
         lines += ["| | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 1) + "|"]
         for name in named:
             lines.append(f"| {name} | " + " | ".join(f"{100 * result[name][s]:.1f}" for s in SCORES) + " |")
-    if "change" in result:
-        rows = result["change"]["rows"]
+    for task in [task for task in TASKS if task in result]:
+        rows = result[task]["rows"]
         names = [name for name in rows[0] if name not in ("site", "theta")]
-        lines += ["", "| site | theta | " + " | ".join(n.replace("_", " ") for n in names) + " |"]
+        lines += ["", f"| {task}, at | theta | " + " | ".join(n.replace("_", " ") for n in names) + " |"]
         lines.append("|---" * (len(names) + 2) + "|")
         for row in rows:
             values = " | ".join(f"{100 * row[name]:.1f}" for name in names)

@@ -5,22 +5,19 @@ import micro
 import numpy as np
 import pytest
 
-from mvader_jax.data.scenes.world import Scene, SceneObject, render
+from mvader_jax.data.scenes.world import render
 from mvader_jax.errors import UserError
+from mvader_jax.paper.curves import Curves, held_out
 from mvader_jax.paper.evaluate import (
-    Curves,
+    PARTS,
     Evaluation,
     as_markdown,
     attribute_scores,
-    change_prompts,
-    change_scores,
     draw,
     evaluate,
-    held_out,
     text_prompts,
 )
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
-from mvader_jax.prompt.elements import Image, Text
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.storage.bundle import save_bundle
@@ -45,38 +42,6 @@ def test_text_prompts_name_every_attribute() -> None:
         assert {scene.background, *(thing.color for thing in scene.objects)} <= set(text)
 
 
-@pytest.mark.parametrize("order", ["text first", "image first"])
-def test_change_prompts_name_another_color(order) -> None:
-    scenes = held_out(12, two_objects=0.0)
-    prompts, colors = change_prompts(scenes, 0.3, "cross_attention", order)
-    kinds = (Text, Image) if order == "text first" else (Image, Text)
-    for scene, prompt, color in zip(scenes, prompts, colors, strict=True):
-        assert color != scene.objects[0].color
-        assert tuple(type(element) for element in prompt.elements) == kinds
-        text, image = sorted(prompt.elements, key=lambda e: isinstance(e, Image))
-        assert text.text == f"a {color} shape" and image.weight == 0.3 and prompt.site == "cross_attention"
-
-
-def test_change_prompts_say_the_phrase_that_is_asked_for() -> None:
-    scenes = held_out(3, two_objects=0.0)
-    prompts, colors = change_prompts(scenes, 1.0, "both", balance=True, phrase="in {color}")
-    for prompt, color in zip(prompts, colors, strict=True):
-        assert prompt.balance and prompt.elements[0].text == f"in {color}"
-
-
-def test_change_scores_are_shares_of_pictures() -> None:
-    thing = SceneObject("circle", "red", "large", "solid", "left")
-    scene = Scene("black", (thing,))
-    answers = [
-        Scene("black", (SceneObject("circle", "blue", "large", "solid", "left"),)),
-        Scene("black", (SceneObject("square", "blue", "large", "solid", "left"),)),
-        scene,
-        Scene("black", ()),
-    ]
-    shares = change_scores([scene] * 4, ["blue"] * 4, [render(answer) for answer in answers])
-    assert shares == {"text_color": 0.5, "image_color": 0.25, "image_shape": 0.5, "both": 0.25}
-
-
 def test_perfect_pictures_score_one() -> None:
     scenes = held_out(10)
     assert set(attribute_scores(scenes, [render(scene) for scene in scenes]).values()) == {1.0}
@@ -87,17 +52,19 @@ def test_every_part_runs_with_one_program_a_length(pipe: Pipeline) -> None:
     result = evaluate(
         pipe,
         SETTINGS,
+        PARTS,
         curves=Curves(thetas=(1.0, 0.0), sites=("cross_attention",)),
         progress=lambda what, done, total: seen.append((what, done, total)),
     )
-    assert [(row["site"], row["theta"]) for row in result["change"]["rows"]] == [
-        ("any", 1.0),
-        ("cross_attention", 0.0),
-    ]
-    assert set(result) == {"settings", "reader", "reconstruction", "text", "variation", "change"}
+    for task in ("change", "style", "pairs", "order", "three"):
+        rows = result[task]["rows"]
+        assert [(row["site"], row["theta"]) for row in rows] == [("any", 1.0), ("cross_attention", 0.0)]
+    assert result["change"]["phrase"] == "a {color} shape" and "phrase" not in result["pairs"]
+    assert list(result) == ["settings", *PARTS]
     assert ("text", 3, 3) in seen
     assert set(result["reader"].values()) == {1.0}
     assert "| cross_attention | 0 |" in as_markdown(result)
+    assert "| pairs, at | theta | both | first | second | neither |" in as_markdown(result)
     # Random weights draw no scenes.
     assert np.mean(list(result["text"].values())) < 0.9
 

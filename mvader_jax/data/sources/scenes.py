@@ -13,9 +13,10 @@ from jaxtyping import UInt8
 from mvader_jax.bounds import PositiveInt, Share
 from mvader_jax.data.order import Dataset, Record
 from mvader_jax.data.scenes.captions import Language, caption, contrastive_triplet
-from mvader_jax.data.scenes.prompts import SceneInterleaved
+from mvader_jax.data.scenes.prompts import KINDS, Kind, SceneInterleaved
 from mvader_jax.data.scenes.world import Split, render, scene_at
 from mvader_jax.data.sources.base import Source
+from mvader_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +25,24 @@ class Scenes(Source):
 
     num_records: scenes in an epoch. languages: of the captions. omit: probability that a caption leaves an
     attribute out. parallel: probability that a second caption of the same scene follows, as in parallel
-    corpora.
+    corpora. prompts: kinds of the interleaved prompts (data/scenes/prompts.py), drawn alike; one that is named
+    twice comes twice as often. Raises UserError where there are none.
     """
 
     num_records: PositiveInt = 100_000
     languages: tuple[Language, ...] = ("en", "de")
     omit: Share = 0.0
     parallel: Share = 0.0
+    prompts: tuple[Kind, ...] = KINDS
 
     drawn: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prompts:
+            raise UserError(
+                "source.prompts names no kind of interleaved prompt; leave it out for the default"
+            )
 
     def pictures(self, split: Split, seed: int, size: int) -> Sequence[SceneImages]:
         return [SceneImages(self, split, seed, size)]
@@ -41,7 +51,7 @@ class Scenes(Source):
         return [ScenePairs(self, split, seed, size)]
 
     def interleaved(self, split: Split, seed: int, size: int) -> Sequence[Dataset]:
-        return [SceneInterleaved(self.num_records, self.languages, split, seed, size)]
+        return [SceneInterleaved(self.num_records, self.languages, split, seed, size, self.prompts)]
 
     def captions(self, pictures: SceneImages, index: int) -> list[str]:
         return []

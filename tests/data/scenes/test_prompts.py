@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -7,8 +8,8 @@ import pytest
 from mvader_jax.data.batches import Shape
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of, make_loader
-from mvader_jax.data.scenes.prompts import KINDS, SceneInterleaved, scene_task
-from mvader_jax.data.scenes.world import Scene, render
+from mvader_jax.data.scenes.prompts import KINDS, SceneInterleaved, compose, scene_task
+from mvader_jax.data.scenes.world import COLORS, POSITIONS, Scene, SceneObject, render
 from mvader_jax.data.sources import Records, Scenes
 from mvader_jax.data.sources.open import open_interleaved
 from mvader_jax.errors import UserError
@@ -35,6 +36,65 @@ def test_two_pictures_show_the_objects_of_the_target():
             assert all(part.background == task.target.background for part in task.elements)
             orders.add(things == task.target.objects)
     assert orders == {True, False}
+
+
+def alone(position: str, shape: str = "circle", background: str = "black") -> Scene:
+    return Scene(background, (SceneObject(shape, "red", "small", "solid", position),))
+
+
+def test_the_first_picture_keeps_its_place_and_background():
+    across = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+    for here in POSITIONS:
+        for there in POSITIONS:
+            target = compose(alone(here), alone(there, "square", "white"))
+            assert target.background == "black"
+            places = {thing.shape: thing.position for thing in target.objects}
+            assert across[places["circle"]] == places["square"]
+            assert [thing.position for thing in target.objects] in (["left", "right"], ["top", "bottom"])
+            if here != "centre":
+                assert places["circle"] == here
+            elif there != "centre":
+                assert places["square"] == there
+            else:
+                assert places["circle"] == "left"
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_any_two_pictures_ask_for_both_objects(split):
+    places = set()
+    for i in range(40):
+        task = scene_task(3, i, split, np.random.default_rng(i), kinds=("pair",))
+        assert task.target == compose(*task.elements)
+        assert {scene.held_out for scene in (*task.elements, task.target)} == {split == "validation"}
+        places.add(tuple(scene.objects[0].position for scene in task.elements))
+    assert any(here == there for here, there in places)
+
+
+def test_a_colour_beside_two_pictures_is_that_of_both():
+    at = set()
+    for i in range(40):
+        task = scene_task(3, i, "train", np.random.default_rng(i), ("en",), ("pair_color",))
+        at.add(next(n for n, element in enumerate(task.elements) if isinstance(element, str)))
+        pictures = [element for element in task.elements if isinstance(element, Scene)]
+        composed = compose(*pictures)
+        color = next(e for e in task.elements if isinstance(e, str)).removeprefix("in ")
+        things = tuple(dataclasses.replace(thing, color=color) for thing in composed.objects)
+        assert color in COLORS
+        assert task.target == Scene(composed.background, things) != composed
+        assert not task.target.held_out
+    assert at == {0, 1, 2}
+
+
+def test_rows_of_before_are_drawn_again():
+    """Kinds that joined later changed nothing for configs that name none."""
+    assert KINDS == ("color", "style", "both")
+    told = hashlib.sha256(repr(TASKS).encode()).hexdigest()
+    assert told[:16] == "32347b685d7adec1"
+    assert Scenes().prompts == KINDS
+    with pytest.raises(UserError, match="prompts names no kind"):
+        Scenes(prompts=())
+    with pytest.raises(UserError, match="prompts"):
+        Scenes(prompts=("pears",))
 
 
 def test_words_say_the_one_difference_between_picture_and_target():
