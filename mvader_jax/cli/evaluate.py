@@ -50,7 +50,7 @@ def evaluate(
     from mvader_jax.paper.curves import Curves, check_options
     from mvader_jax.paper.evaluate import Evaluation, as_markdown, check, check_place, save
     from mvader_jax.paper.evaluate import evaluate as run
-    from mvader_jax.prompt.elements import check_weight
+    from mvader_jax.prompt.checks import check_weight
 
     chosen = {
         "thetas": thetas and tuple(check_weight(theta, "the curves' image") for theta in thetas.split(",")),

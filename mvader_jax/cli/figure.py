@@ -46,7 +46,7 @@ def figure(
     from mvader_jax.errors import UserError
     from mvader_jax.images.png import save_png
     from mvader_jax.paper.figures import Options, check_figure, draw_figure
-    from mvader_jax.prompt.elements import check_weight
+    from mvader_jax.prompt.checks import check_weight
     from mvader_jax.prompt.parse import parse_part
     from mvader_jax.sampling.output import check_replaceable, make_writable
 

@@ -10,7 +10,8 @@ from jaxtyping import Float, Float32, Float64, UInt8
 
 from mvader_jax.images.pixels import to_float
 from mvader_jax.images.read import load_image
-from mvader_jax.prompt.elements import Box, ImageSource
+from mvader_jax.prompt.checks import Box
+from mvader_jax.prompt.elements import ImageSource
 
 #: Mean and standard deviation of CLIP's preprocessing (openai/CLIP clip/clip.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mvader_jax.errors import UserError
 from mvader_jax.images.pixels import to_uint8
+from mvader_jax.images.sources import held
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -31,13 +32,14 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
     """Any picture as a Pillow image of mode RGB: rotated by its EXIF tag, alpha composited on white,
     16 bits reduced to 8, CMYK and palettes resolved, the first frame of an animation.
 
-    source: a path, the bytes of a file, a Pillow image, or an array [H, W], [H, W, 1], [H, W, 3] or
-        [H, W, 4] of uint8 or of floats in [-1, 1].
+    source: a path, the bytes of a file, a file opened with 'rb', a Pillow image, or an array [H, W],
+        [H, W, 1], [H, W, 3] or [H, W, 4] of uint8 or of floats in [-1, 1], of any library that NumPy can read.
     Raises UserError, naming the file, if it is missing, a directory, not an image, truncated, of an
     unknown kind, or larger than MAX_PIXELS.
     """
     import PIL.Image
 
+    source = held(source)
     if isinstance(source, PIL.Image.Image):
         return _decode(source, "the image")
     if isinstance(source, bytes):
@@ -60,7 +62,13 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{name} has a path that the system does not accept") from None
-    return _decode(_from_array(np.asarray(source)), "the image")
+    try:
+        array = np.asarray(source)
+    except Exception as error:  # a tensor on a GPU, or one that asks for gradients
+        raise UserError(
+            f"a picture of type {type(source).__name__} is no array on the host: {error}"
+        ) from None
+    return _decode(_from_array(array), "the image")
 
 
 def _open(file: BinaryIO, name: str) -> PIL.Image.Image:

@@ -7,45 +7,39 @@ arguments through this file.
 from __future__ import annotations
 
 import dataclasses
-import math
+import numbers
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeAlias, get_args
 
 from mvader_jax.errors import UserError
 from mvader_jax.images.names import names_picture
+from mvader_jax.images.sources import held, is_source
+from mvader_jax.prompt.checks import Box, Factors, check_weight, checked_factors, checked_region, quote
 
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
-    ImageSource: TypeAlias = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray
+    class ArrayLike(Protocol):
+        """An array of any library that NumPy can read: of PyTorch, JAX, TensorFlow."""
+
+        def __array__(self) -> np.ndarray: ...
+
+    ImageSource: TypeAlias = (
+        str | os.PathLike[str] | bytes | BinaryIO | PIL.Image.Image | np.ndarray | ArrayLike
+    )
+    #: An element, or what stands for one: ("a hat", 0.3) is Text("a hat", 0.3), (picture, 0.3) Image(picture, 0.3).
+    Part: TypeAlias = "Element | ImageSource | tuple[ImageSource, float]"
     #: What `Prompt.of` takes.
-    PromptLike: TypeAlias = "Prompt | Element | ImageSource | Sequence[Element | ImageSource]"
+    PromptLike: TypeAlias = "Prompt | Part | Sequence[Part]"
 else:  # for those who read annotations
-    ImageSource = PromptLike = Any
+    ImageSource = Part = PromptLike = Any
 
 #: Where weights act: in the decoder's self-attentions, in the UNet's cross-attentions, or in both.
 Site = Literal["decoder", "cross_attention", "both"]
 SITES: tuple[str, ...] = get_args(Site)
-
-#: (left, top, right, bottom) as fractions of the picture's width and height, the origin top left.
-Box: TypeAlias = tuple[float, float, float, float]
-
-#: Factors on log theta: one a layer, or rows of one a head.
-Factors: TypeAlias = Sequence[float] | Sequence[Sequence[float]]
-
-
-def check_weight(weight: Any, what: str) -> float:
-    """`weight` as a float. Raises UserError unless it is a finite number of at least 0."""
-    try:
-        value = float(weight)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"the weight of {what} is {weight!r}; a weight is a number of at least 0") from None
-    if isinstance(weight, bool) or not math.isfinite(value) or value < 0:
-        raise UserError(f"the weight of {what} is {weight!r}; a weight is a finite number of at least 0")
-    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +64,21 @@ class Text:
         try:
             self.text.encode()
         except UnicodeEncodeError:  # half a character of JSON's, or an argument's bytes
-            raise UserError(f"the text {_quote(self.text)} is not valid Unicode; expected UTF-8") from None
-        object.__setattr__(self, "weight", check_weight(self.weight, _quote(self.text)))
+            raise UserError(f"the text {quote(self.text)} is not valid Unicode; expected UTF-8") from None
+        object.__setattr__(self, "weight", check_weight(self.weight, quote(self.text)))
         object.__setattr__(self, "spans", self._checked_spans())
 
     def _checked_spans(self) -> tuple[tuple[str, float], ...]:
         spans = self.spans.items() if isinstance(self.spans, Mapping) else self.spans or ()
+        try:
+            pairs = [(span, weight) for span, weight in spans]
+        except (TypeError, ValueError):
+            raise UserError(f"spans is {self.spans!r:.80}; expected {{substring: factor}}") from None
         checked = []
-        for span, weight in spans:
+        for span, weight in pairs:
             if not isinstance(span, str) or not span.strip() or span not in self.text:
-                raise UserError(f"the span {span!r} does not occur in the text {_quote(self.text)}")
-            checked.append((span, check_weight(weight, f"the span {_quote(span)}")))
+                raise UserError(f"the span {span!r} does not occur in the text {quote(self.text)}")
+            checked.append((span, check_weight(weight, f"the span {quote(span)}")))
         return tuple(checked)
 
     def __repr__(self) -> str:
@@ -98,14 +96,15 @@ class Text:
 class Image:
     """An image element.
 
-    image: a path, the bytes of an image file, a PIL image, or an array [H, W, 3] of uint8 or of floats
-        in [-1, 1]; read only when the prompt is tokenised.
+    image: a path, the bytes of an image file or such a file opened with 'rb', a PIL image, or an array
+        [H, W, 3] of uint8 or of floats in [-1, 1], NumPy's or what NumPy can read (PyTorch's, JAX's); what is
+        no open file is read only when the prompt is tokenised.
     weight: theta of each of its tokens.
     regions: pairs (region, factor); a region is a `Box`, a mask [h, w] (bool, or numbers in [0, 1]) or
         the path of a mask (an image: white is 1, black 0), laid over the whole picture as the user sees
         it, before the encoder's centre crop. A token whose cell the region covers by a fraction f has its
         weight multiplied by 1 + f (factor - 1); where regions overlap their factors multiply.
-    Raises UserError for a bad weight, box or mask.
+    Raises UserError for what is no picture, a bad weight, box or mask.
     """
 
     image: ImageSource
@@ -113,10 +112,11 @@ class Image:
     regions: Sequence[tuple[Box | np.ndarray | str | os.PathLike[str], float]] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image", held(self.image))
         object.__setattr__(self, "weight", check_weight(self.weight, self.describe()))
         try:
             regions = [
-                (_checked_region(where), check_weight(weight, "a region")) for where, weight in self.regions
+                (checked_region(where), check_weight(weight, "a region")) for where, weight in self.regions
             ]
         except (TypeError, ValueError, OverflowError) as error:
             if isinstance(error, UserError):
@@ -199,7 +199,7 @@ class Prompt:
         object.__setattr__(self, "elements", elements)
         for name in ("decoder_factors", "cross_attention_factors"):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _checked_factors(value, name))
+                object.__setattr__(self, name, checked_factors(value, name))
 
     def __repr__(self) -> str:
         fields = (field for field in dataclasses.fields(self) if field.name != "elements")
@@ -208,7 +208,8 @@ class Prompt:
 
     @classmethod
     def of(cls, prompt: PromptLike, **options: Any) -> Prompt:
-        """A Prompt from a str (a text), Text, Image, path, PIL image, array, or a list of these.
+        """A Prompt from a str (a text), Text, Image, picture (as `Image` takes it), a pair of a text or picture and
+        its weight, as ("a hat", 0.3), or a list of these.
 
         options: the other fields, for what is not yet a Prompt. Raises UserError for a string that names a
         picture: Text or Image says which is meant.
@@ -236,9 +237,14 @@ def _elements(value: Any) -> Iterable[Element]:
         return (value,)
     if isinstance(value, Prompt):
         return value.elements
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and not _is_weighted(value):
         return tuple(_element(item) for item in value)
     return (_element(value),)
+
+
+def _is_weighted(value: Any) -> bool:
+    """Whether a value is ("a hat", 0.3): a number is no element."""
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], numbers.Real)
 
 
 def _element(value: Any) -> Element:
@@ -247,25 +253,27 @@ def _element(value: Any) -> Element:
     if isinstance(value, str):
         if names_picture(value):
             raise UserError(
-                f"the string {_quote(value)} names a picture; write Image({value!r}) for the picture, or "
+                f"the string {quote(value)} names a picture; write Image({value!r}) for the picture, or "
                 f"Text({value!r}) for the words"
             )
         return Text(value)
-    # An array or a PIL image, without importing either library.
-    if (
-        isinstance(value, (os.PathLike, bytes))
-        or hasattr(value, "__array_interface__")
-        or hasattr(value, "__array__")
-    ):
+    if _is_weighted(value):
+        part, weight = value
+        if isinstance(part, (Text, Image)):
+            raise UserError(f"{part!r} has a weight of its own; give {weight!r} there")
+        return dataclasses.replace(_element(part), weight=weight)
+    if is_source(value) and not isinstance(value, numbers.Number):
         return Image(value)
-    raise UserError(f"a prompt holds a {type(value).__name__}; accepted: texts, images and lists of them")
+    raise UserError(
+        f"a prompt holds {value!r:.80}; accepted: texts, images, pairs of one and its weight, and lists of these"
+    )
 
 
 def _from_json(item: Any, root: pathlib.Path) -> Element:
     if isinstance(item, str):
         if names_picture(item, root):
             raise UserError(
-                f'the string {_quote(item)} names a picture; write {{"image": ...}} for the picture, or '
+                f'the string {quote(item)} names a picture; write {{"image": ...}} for the picture, or '
                 '{"text": ...} for the words'
             )
         return Text(item)
@@ -319,64 +327,5 @@ def _to_json(element: Element) -> dict[str, Any]:
     return {"image": element.path, "weight": element.weight, **({"regions": regions} if regions else {})}
 
 
-def _checked_region(region: Any) -> Box | np.ndarray:
-    import numpy as np
-
-    array = _read_mask(region) if isinstance(region, (str, os.PathLike)) else np.asarray(region, np.float32)
-    if array.shape == (4,):
-        left, top, right, bottom = (float(v) for v in region)
-        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-            raise UserError(
-                f"the region {tuple(region)!r} is no box; expected (left, top, right, bottom) in [0, 1], "
-                "left < right, top < bottom"
-            )
-        return (left, top, right, bottom)
-    if array.ndim != 2 or not array.size or not np.all((array >= 0) & (array <= 1)):
-        raise UserError(
-            f"a region has shape {array.shape}; "
-            "expected a box of four numbers, a mask [h, w] of numbers in [0, 1] or the path of one"
-        )
-    array = array.copy()
-    array.setflags(write=False)
-    return array
-
-
-def _read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    import numpy as np
-    import PIL.Image
-
-    try:
-        with PIL.Image.open(path) as image:
-            return np.asarray(image.convert("L"), np.float32) / 255.0
-    except FileNotFoundError:
-        raise UserError(f"cannot read the mask {os.fspath(path)!r}: it does not exist") from None
-    except Exception:  # a path that the system does not accept; and format plugins raise anything
-        raise UserError(f"cannot read the mask {os.fspath(path)!r}: it is no image") from None
-
-
-def _checked_factors(value: Any, name: str) -> Factors:
-    """`value` as a tuple of numbers or of equally long tuples of numbers."""
-    what = name.replace("_", " ")
-    rows = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(rows, (list, tuple)) or not rows:
-        raise UserError(f"{what} is {value!r}; expected a list of numbers by layer, or of such lists by head")
-    nested = [isinstance(row, (list, tuple)) for row in rows]
-    if not any(nested):
-        return tuple(_checked_factor(number, what) for number in rows)
-    if not all(nested) or not rows[0] or len({len(row) for row in rows}) > 1:
-        raise UserError(f"the rows of {what} have different lengths; expected one number a head in each")
-    return tuple(tuple(_checked_factor(number, what) for number in row) for row in rows)
-
-
-def _checked_factor(number: Any, what: str) -> float:
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < math.inf:
-        raise UserError(f"{what} holds {number!r}; a factor is a finite number of at least 0")
-    return float(number)
-
-
 def _weight(weight: float) -> list[str]:
     return [] if weight == 1.0 else [f"{weight:g}"]
-
-
-def _quote(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -9,7 +9,8 @@ from typing import Any
 from mvader_jax.errors import UserError
 from mvader_jax.images.names import names_picture
 from mvader_jax.images.read import load_image
-from mvader_jax.prompt.elements import Element, Image, Text, check_weight
+from mvader_jax.prompt.checks import check_weight
+from mvader_jax.prompt.elements import Element, Image, Text
 
 
 def parse_part(part: str) -> Element:

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from mvader_jax.errors import UserError
-from mvader_jax.prompt.elements import Factors, Text
+from mvader_jax.prompt.checks import Factors
+from mvader_jax.prompt.elements import Text
 
 
 def log_theta(thetas: Float[np.ndarray, " T"]) -> Float32[np.ndarray, " T"]:
