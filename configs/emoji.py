@@ -1,14 +1,13 @@
-"""Real pictures with real names: Noto's 1,911 emoji at 64 x 64, the whole path on something that was not made for it.
+"""Real pictures with real names: emoji at 64 x 64, the whole path on something that was not made for it.
 
-    npm pack emoji-datasource-google && tar xzf emoji-datasource-google-*.tgz
-    mvader data build emoji_captions package data/emoji
+    mvader data build emoji_styles emoji_packages data/emoji  # docs/data.md fetches the packages
     for stage in vae language captioning diffusion; do
         mvader train configs/emoji.py --stage $stage
     done
     mvader sample "red apple" --bundle runs/emoji/diffusion/bundle
 
-Sized for about 40 minutes of two CPU cores. The pictures are Google's under Apache-2.0; none of them is in
-this repository. There are no pairs to learn similarity from: the semantic biases stay the decoder's own.
+Sized for about 40 minutes of two CPU cores. None of the pictures is in this repository (docs/credits.md).
+There are no pairs to learn similarity from: the semantic biases stay the decoder's own.
 """
 
 import dataclasses

@@ -24,13 +24,20 @@ app = typer.Typer(
 
 @app.command()
 def build(
-    name: Annotated[str, typer.Argument(help="laion_aesthetics, image_captions, emoji_captions or scenes")],
+    name: Annotated[str, typer.Argument(help="laion_aesthetics, image_captions, emoji_styles or scenes")],
     source: Annotated[
-        str, typer.Argument(help="img2dataset's output, captions' folder or file, or the number of scenes")
+        str,
+        typer.Argument(
+            help="img2dataset's output, captions' folder or file, npm packages' folder, number of scenes"
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="folder of the data set; an unfinished one is gone on with")],
     workers: Annotated[Workers, typer.Option(help="processes, a part each [default: one a core]")] = 0,
     pictures: Annotated[Path | None, typer.Option(help="what paths in a caption file start from")] = None,
+    size: Annotated[int | None, typer.Option(help="emoji: sides of the pictures in pixels [64]")] = None,
+    style: Annotated[
+        list[str] | None, typer.Option(help="emoji: a style to draw; may be repeated [all but openmoji]")
+    ] = None,
     no_filters: Annotated[
         bool, typer.Option("--no-filters", help="only the filters named here, not the data set's own")
     ] = False,
@@ -65,7 +72,7 @@ def build(
     }
     own = FilterConfig() if no_filters else known(name).filters
     filters = dataclasses.replace(own, **{k: v for k, v in chosen.items() if v is not None})
-    parts = find_parts(name, source, pictures)
+    parts = find_parts(name, source, pictures=pictures, size=size, styles=tuple(style) if style else None)
     before = finished(out, make_plan(parts, name, filters))
     if before is not None:
         print("\n".join(before.lines()))

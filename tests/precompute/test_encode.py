@@ -35,7 +35,7 @@ def write(folder: Path, captions: list[str]) -> None:
     for number, caption in enumerate(captions):
         PIL.Image.fromarray(np.full((9, 9, 3), number, np.uint8)).save(folder / "in" / f"{number}.png")
         (folder / "in" / f"{number}.txt").write_text(caption)
-    parts = find_parts("image_captions", str(folder / "in"), None)
+    parts = find_parts("image_captions", str(folder / "in"))
     build(parts, folder / "built", "image_captions", FilterConfig())
 
 

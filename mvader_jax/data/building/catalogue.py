@@ -5,22 +5,26 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 from mvader_jax.data.building.filters import FilterConfig
-from mvader_jax.data.building.listed import find_captions, find_emoji
+from mvader_jax.data.building.listed import find_captions
 from mvader_jax.data.building.parts import Part, find_shards
+from mvader_jax.data.emoji.parts import find_emoji_styles
 from mvader_jax.data.scenes.parts import find_scenes
 from mvader_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """find: the parts of a source; filters: those of a build that names none; source: what it expects."""
+    """find: the parts of a source; filters: those of a build that names none; source: what it expects;
+    options: what else `find` takes, by name."""
 
     find: Callable[..., list[Part]]
     filters: FilterConfig
     source: str
     description: str
+    options: tuple[str, ...] = ()
 
 
 #: Scenes of one build: the keys of all are held in memory.
@@ -47,12 +51,14 @@ KNOWN: dict[str, Known] = {
         FilterConfig(),
         "a folder of pictures and .txt, a CSV or JSONL, or COCO's caption annotations",
         "Captioned pictures from files.",
+        ("pictures",),
     ),
-    "emoji_captions": Known(
-        find_emoji,
+    "emoji_styles": Known(
+        find_emoji_styles,
         FilterConfig(),
-        "the unpacked npm package emoji-datasource-google",
-        "Noto's emoji under their names (pictures: Apache-2.0, Google).",
+        "a folder of npm packages (docs/data.md)",
+        "Emoji in the styles of several sets; every record says which, and its licence.",
+        ("size", "styles"),
     ),
     "scenes": Known(
         _count,
@@ -70,15 +76,15 @@ def known(name: str) -> Known:
     return KNOWN[name]
 
 
-def find_parts(
-    name: str, source: str | os.PathLike[str], pictures: str | os.PathLike[str] | None = None
-) -> list[Part]:
+def find_parts(name: str, source: str | os.PathLike[str], **options: Any) -> list[Part]:
     """The parts of a source of the data set `name`.
 
-    pictures: for image_captions from a file, the folder that its paths are relative to.
-    Raises UserError for a source of another kind.
+    options: what that data set takes beside its source (`Known.options`); None is left out.
+    Raises UserError for a source of another kind, and for an option of another data set.
     """
-    options = {} if pictures is None else {"pictures": pictures}
-    if options and name != "image_captions":
-        raise UserError(f"{name} takes no folder of pictures beside its source")
-    return known(name).find(os.fspath(source), **options)
+    given = {option: value for option, value in options.items() if value is not None}
+    chosen = known(name)
+    for option in given.keys() - set(chosen.options):
+        takers = ", ".join(other for other, one in KNOWN.items() if option in one.options)
+        raise UserError(f"{name} takes no {option}; {takers} does")
+    return chosen.find(os.fspath(source), **given)

@@ -1,4 +1,4 @@
-"""Pictures in files, named by a folder, a table, COCO's annotations or the emoji package."""
+"""Pictures in files, named by a folder, a table or COCO's annotations."""
 
 from __future__ import annotations
 
@@ -89,41 +89,6 @@ def find_captions(
     else:
         raise UserError(f"{os.fspath(source)!r} is no folder, .csv, .tsv, .jsonl or .json of captions")
     return _parts(entries, path, problems)
-
-
-def find_emoji(source: str | os.PathLike[str]) -> list[Part]:
-    """The parts of an unpacked npm package `emoji-datasource-google`: Noto's pictures under their names.
-
-    Raises UserError if the folder is something else.
-    """
-    root = pathlib.Path(source)
-    root = root / "package" if (root / "package").is_dir() else root
-    pictures = root / "img" / "google" / "64"
-    if not (root / "emoji.json").is_file() or not pictures.is_dir():
-        raise UserError(
-            f"{os.fspath(source)!r} is not the unpacked npm package emoji-datasource-google: "
-            "it has no emoji.json and img/google/64"
-        )
-    emoji = _load_json(root / "emoji.json")
-    if not isinstance(emoji, list):
-        raise UserError(f"{str(root / 'emoji.json')!r} is no list of emoji")
-    entries = []
-    for number, item in enumerate(emoji):
-        if not isinstance(item, dict) or not all(
-            isinstance(item.get(name), str) for name in ("unified", "image")
-        ):
-            entries.append(Entry(f"emoji {number}", None, None, {}, "entry names no picture"))
-        elif item.get("has_img_google"):
-            short = item.get("short_names")
-            names = [item.get("name"), *(short if isinstance(short, list) else ())]
-            words = [
-                name.replace("_", " ").replace("-", " ").strip().lower()
-                for name in names
-                if isinstance(name, str)
-            ]
-            captions = [word for word in dict.fromkeys(words) if word]
-            entries.append(Entry(item["unified"], str(pictures / item["image"]), None, {"caption": captions}))
-    return _parts(entries, root)
 
 
 def _parts(entries: Iterable[Entry], source: pathlib.Path, problems: Iterable[str] = ()) -> list[Part]:

@@ -30,8 +30,8 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 }
 #: Numbers of a stored record; absent ones are NaN.
 SCORES = ("aesthetic", "watermark", "punsafe", "similarity")
-#: Texts of a stored record; absent ones are empty.
-TEXTS = ("key", "url", "nsfw", "language")
+#: Texts of a stored record; absent ones are empty. details: what else a builder knows of it, as JSON.
+TEXTS = ("key", "url", "nsfw", "language", "details")
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 #: What is asked of all records at once (aspect buckets, descriptions), as one array file in their order.
 COLUMNS = "columns.npy"

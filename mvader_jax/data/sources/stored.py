@@ -128,6 +128,21 @@ class Stored:
         """All that is stored of a record, texts as bytes. Raises DamagedRecord."""
         return self._stored(index, self._features)
 
+    def column(self, name: str) -> list[bytes]:
+        """A text of every record, in order. Raises UserError where the records hold none or cannot be read."""
+        if name not in self._features:
+            raise UserError(f"the records of {self.path!r} have no {name!r}")
+        import tensorflow_datasets as tfds
+
+        alone = tfds.features.FeaturesDict({name: self._features[name]})
+        try:
+            return [
+                alone.deserialize_example_np(self._records[number])[name]
+                for number in map(self.number, range(len(self)))
+            ]
+        except Exception as error:  # as in `_stored`
+            raise UserError(f"{self.path!r} cannot be read: {_first_line(error)}") from None
+
     def _stored(self, index: int, features: Any) -> Record:
         try:
             found: Record = features.deserialize_example_np(

@@ -9,7 +9,7 @@ import pytest
 
 from mvader_jax.data.building.catalogue import find_parts
 from mvader_jax.data.building.filters import FilterConfig
-from mvader_jax.data.building.listed import find_captions, find_emoji
+from mvader_jax.data.building.listed import find_captions
 from mvader_jax.data.building.run import build
 from mvader_jax.data.scenes.parts import find_scenes
 from mvader_jax.data.scenes.world import render, scene_at
@@ -80,28 +80,12 @@ def test_coco_annotations_keep_all_captions_of_a_picture(tmp_path, picture):
     notes += [{"image_id": 9, "id": 3, "caption": "gone"}]
     file = tmp_path / "captions.json"
     file.write_text(json.dumps({"images": images, "annotations": notes}))
-    captions, report = built(find_parts("image_captions", file, tmp_path / "train2017"), tmp_path)
+    captions, report = built(find_parts("image_captions", file, pictures=tmp_path / "train2017"), tmp_path)
     assert captions == {"7": ["A cat.", "One cat"]}
     assert report.rejected == {"caption missing": 1, "image missing": 1}
     source = Stored(str(tmp_path / "out"), None)
     drawn = {source.record(0, np.random.default_rng(seed))["caption"] for seed in range(20)}
     assert drawn == {"A cat.", "One cat"}
-
-
-def test_emoji_package(tmp_path):
-    pictures = tmp_path / "package" / "img" / "google" / "64"
-    pictures.mkdir(parents=True)
-    PIL.Image.new("RGBA", (64, 64), (255, 0, 0, 128)).save(pictures / "1f600.png")
-    item = {"unified": "1F600", "image": "1f600.png", "has_img_google": True}
-    emoji = [
-        {**item, "name": "GRINNING FACE", "short_names": ["grinning", "grinning_face"]},
-        {**item, "unified": "1F601", "name": None, "short_names": ["flag-us"], "has_img_google": False},
-    ]
-    (tmp_path / "package" / "emoji.json").write_text(json.dumps(emoji))
-    captions, _ = built(find_emoji(tmp_path), tmp_path)
-    assert captions == {"1F600": ["grinning face", "grinning"]}
-    with pytest.raises(UserError, match="emoji-datasource-google"):
-        find_emoji(tmp_path / "package" / "img")
 
 
 def test_scenes_export_the_pictures_and_captions_of_the_world(tmp_path):
@@ -140,5 +124,5 @@ def test_sources_of_another_kind_are_refused(tmp_path, name, source, message):
     (tmp_path / "columns.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=message):
         find_parts(name, source if name == "scenes" else tmp_path / source)
-    with pytest.raises(UserError, match="no folder of pictures"):
-        find_parts("scenes", "5", tmp_path)
+    with pytest.raises(UserError, match="scenes takes no pictures"):
+        find_parts("scenes", "5", pictures=tmp_path)
