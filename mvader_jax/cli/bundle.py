@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mvader_jax.bounds import Seed
+from mvader_jax.cli._options import Quiet
 from mvader_jax.errors import UserError
 
 _From = "the bundle it comes from"
@@ -45,7 +46,7 @@ def bundle(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with --describe: as JSON")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the bundle at OUT")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Put components of bundles together into one, or describe one."""
     from mvader_jax.cli._progress import bar

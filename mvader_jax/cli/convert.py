@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mvader_jax.cli._options import Quiet
 from mvader_jax.cli._progress import bar
 
 
@@ -40,7 +41,7 @@ def convert(
     ] = False,
     allow_nan: Annotated[bool, typer.Option("--allow-nan", help="take numbers that are not finite")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the bundle at OUT")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Turn public PyTorch weights into a bundle."""
     from mvader_jax.convert.convert import convert as run

@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
+from mvader_jax.cli._options import BundleName, Seed, Steps
 from mvader_jax.sampling.settings import SamplingSettings, image_count
 
 
 def demo(
-    bundle: Annotated[str, typer.Option(help="name of an embedded bundle, or a directory")] = "tiny",
+    bundle: BundleName = "tiny",
     out: Annotated[Path, typer.Option(help="directory for the pictures")] = Path("outputs/demo"),
     num_images: Annotated[int, typer.Option(help="pictures per task")] = 4,
-    seed: Annotated[int, typer.Option(help="same seed, same pictures")] = SamplingSettings.seed,
-    steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = SamplingSettings.steps,
+    seed: Seed = SamplingSettings.seed,
+    steps: Steps = SamplingSettings.steps,
 ) -> None:
     """Draw the four tasks of the paper with the embedded model, and say how to draw each alone."""
     from mvader_jax.cli._progress import status

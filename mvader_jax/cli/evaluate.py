@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Sampler, Seed, Steps
 from mvader_jax.sampling.settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -15,16 +16,14 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    bundle: Annotated[str, typer.Option(help="name of an embedded bundle, or a directory")] = "tiny",
+    bundle: BundleName = "tiny",
     parts: Annotated[
         str, typer.Option(help="of reader,reconstruction,text,variation,change,style,pairs,order,three")
     ] = "reader,reconstruction,text,variation,change",
     count: Annotated[int, typer.Option(help="held-out scenes")] = 500,
-    steps: Annotated[int, typer.Option(help="sampling steps")] = SamplingSettings.steps,
-    guidance_scale: Annotated[
-        float, typer.Option(help="classifier-free guidance")
-    ] = SamplingSettings.guidance_scale,
-    sampler: Annotated[str, typer.Option(help="plms is the paper's")] = SamplingSettings.sampler,
+    steps: Steps = SamplingSettings.steps,
+    guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
+    sampler: Sampler = SamplingSettings.sampler,
     thetas: Annotated[
         str | None,
         typer.Option(help="curves: weights of the element that has them [default: 1,.5,.2,.1,.05,.02,0]"),
@@ -39,9 +38,9 @@ def evaluate(
     phrase: Annotated[
         str | None, typer.Option(help="change: the text beside the image [default: a {color} shape]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the noise")] = SamplingSettings.seed,
+    seed: Seed = SamplingSettings.seed,
     batch: Annotated[int, typer.Option(help="pictures drawn at a time")] = 50,
-    mesh: Annotated[str, typer.Option(help="devices to draw on, as in data=4,fsdp=2 [default: one]")] = "",
+    mesh: DrawMesh = "",
     out: Annotated[Path | None, typer.Option(help="also write the numbers as JSON")] = None,
 ) -> None:
     """Judge a bundle trained on scenes: held-out scenes, told and shown, read back from its pictures."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mvader_jax.cli._options import Quiet
+
 
 def export(
     bundle: Annotated[str, typer.Argument(help="name of an embedded bundle, or a directory")],
@@ -16,7 +18,7 @@ def export(
         str, typer.Option(help="of the weights written: keep, float32, float16 or bfloat16")
     ] = "keep",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier export at OUT")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a bundle's weights as PyTorch programs read them."""
     from mvader_jax.cli._progress import bar

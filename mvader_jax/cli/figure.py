@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mvader_jax.cli._options import BundleName, GuidanceScale, Quiet, Sampler, Seed, Site, Steps
 from mvader_jax.sampling.settings import SamplingSettings
 
 
@@ -27,18 +28,16 @@ def figure(
     thetas: Annotated[
         str | None, typer.Option(help="weights: the thetas of both elements [default: 1,.3,.1,.03,0]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="same seed, same pictures")] = SamplingSettings.seed,
-    steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = SamplingSettings.steps,
-    guidance_scale: Annotated[
-        float, typer.Option(help="classifier-free guidance")
-    ] = SamplingSettings.guidance_scale,
-    sampler: Annotated[str, typer.Option(help="plms is the paper's")] = SamplingSettings.sampler,
-    site: Annotated[str, typer.Option(help="where weights act: decoder, cross_attention or both")] = "both",
-    bundle: Annotated[str, typer.Option(help="name of an embedded bundle, or a directory")] = "tiny",
+    seed: Seed = SamplingSettings.seed,
+    steps: Steps = SamplingSettings.steps,
+    guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
+    sampler: Sampler = SamplingSettings.sampler,
+    site: Site = "both",
+    bundle: BundleName = "tiny",
     out: Annotated[
         Path | None, typer.Option(help="the PNG to write  [default: outputs/figure-WHICH.png]")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress shown")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Lay out a figure of the paper as a labelled grid, drawn by this model."""
     from mvader_jax.cli._progress import status

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mvader_jax.bounds import NON_NEGATIVE, POSITIVE, PositiveInt, between
+from mvader_jax.cli._options import Quiet
 from mvader_jax.cli._progress import status
 from mvader_jax.cli._stage import Config, Objective, chosen_stage
 from mvader_jax.errors import UserError
@@ -58,7 +59,7 @@ def plan(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="compile again what was compiled before")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    quiet: Quiet = False,
     objective: Objective = None,
 ) -> None:
     """What a training step or sampling would cost on a pod that is not there, per chip."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvader_jax.bounds import POSITIVE, between
+from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Quiet, Sampler, Seed, Site, Steps
 from mvader_jax.cli._progress import bar, status, tell
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.settings import SamplingSettings, image_count
@@ -39,15 +40,11 @@ def sample(
     num_images: Annotated[
         int | None, typer.Option(help="pictures to draw [default: 4; with --prompts: 1 per line]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="same seed, same pictures")] = SamplingSettings.seed,
-    steps: Annotated[int, typer.Option(help="sampling steps, 1 to 1000")] = SamplingSettings.steps,
-    guidance_scale: Annotated[
-        float, typer.Option(help="classifier-free guidance")
-    ] = SamplingSettings.guidance_scale,
-    sampler: Annotated[
-        str, typer.Option(help="plms is the paper's; mvader samplers lists all")
-    ] = SamplingSettings.sampler,
-    site: Annotated[str, typer.Option(help="where weights act: decoder, cross_attention or both")] = "both",
+    seed: Seed = SamplingSettings.seed,
+    steps: Steps = SamplingSettings.steps,
+    guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
+    sampler: Sampler = SamplingSettings.sampler,
+    site: Site = "both",
     balance: Annotated[bool, typer.Option("--balance", help="weights are an element's total share")] = False,
     height: Annotated[int | None, typer.Option(help="pixels [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="pixels [default: the model's]")] = None,
@@ -68,19 +65,14 @@ def sample(
     batch: Annotated[
         int | None, POSITIVE, typer.Option(help="with --prompts: pictures drawn together [default: 8]")
     ] = None,
-    mesh: Annotated[str, typer.Option(help="devices to draw on, as in data=4,fsdp=2 [default: one]")] = "",
-    bundle: Annotated[
-        str,
-        typer.Option(
-            help="an embedded bundle, a directory, hf:ORG/NAME, or RUN/STAGE[@STEP] of a training run"
-        ),
-    ] = "tiny",
+    mesh: DrawMesh = "",
+    bundle: BundleName = "tiny",
     raw: Annotated[
         bool, typer.Option("--raw", help="of a training run: the parameters themselves, not their average")
     ] = False,
     out: Annotated[Path, typer.Option(help="directory for the pictures")] = Path("outputs"),
     dtype: Annotated[str, typer.Option(help="compute dtype: float32 or bfloat16")] = "float32",
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress shown")] = False,
+    quiet: Quiet = False,
 ) -> int:
     """Draw pictures of a prompt of texts and images, or of every prompt of a file."""
     if dtype not in ("float32", "bfloat16"):

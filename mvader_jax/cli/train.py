@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mvader_jax.bounds import NonNegativeInt
+from mvader_jax.cli._options import Quiet
 from mvader_jax.cli._stage import Config, Objective, chosen_stage
 
 
@@ -22,7 +23,7 @@ def train(
     workdir: Annotated[Path | None, typer.Option(help="where runs live [default: runs/NAME]")] = None,
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
     profile: Annotated[NonNegativeInt, typer.Option(help="steps to profile, from the third on")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress shown")] = False,
+    quiet: Quiet = False,
     show: Annotated[
         bool,
         typer.Option("--show", help="print the config, overrides applied, as a config file; train nothing"),

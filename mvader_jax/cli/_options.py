@@ -1,0 +1,19 @@
+"""Options that several commands take, each declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Seed = Annotated[int, typer.Option(help="same seed, same pictures")]
+Steps = Annotated[int, typer.Option(help="sampling steps, 1 to 1000")]
+GuidanceScale = Annotated[float, typer.Option(help="classifier-free guidance")]
+Sampler = Annotated[str, typer.Option(help="plms is the paper's; mvader samplers lists all")]
+Site = Annotated[str, typer.Option(help="where weights act: decoder, cross_attention or both")]
+BundleName = Annotated[
+    str,
+    typer.Option(help="an embedded bundle, a directory, hf:ORG/NAME, or RUN/STAGE[@STEP] of a training run"),
+]
+DrawMesh = Annotated[str, typer.Option(help="devices to draw on, as in data=4,fsdp=2 [default: one]")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress shown; problems still are")]
