@@ -75,6 +75,10 @@ class PromptBatch:
         return Condition(hidden, jnp.asarray(self.condition_log_weights), self.condition_factors)
 
 
+#: Keys and values of one cross-attention.
+KeysValues = tuple[Float[jax.Array, "B S Hn K"], Float[jax.Array, "B S Hn K"]]
+
+
 @flax.struct.dataclass
 class Condition:
     """What the UNet attends to.
@@ -84,11 +88,23 @@ class Condition:
     factors: of all rows, or of each; multiplies `log_weights` in cross-attention
         n, head h, counted in the order of execution. Where levels have fewer heads than H, theirs are the
         first. None means 1 everywhere.
+    keys_values: of every cross-attention n, what it makes of `hidden`, where that is done once for many calls
+        (`models.unet.with_keys_values`); None where each call makes them.
     """
 
     hidden: Float[Array, "B S D"]
     log_weights: Float32[Array, "B S"]
     factors: Float32[Array, "N H"] | Float32[Array, "B N H"] | None = None
+    keys_values: tuple[KeysValues, ...] | None = None
+
+    def sites(self, first: int, count: int, heads: int) -> Condition:
+        """What the `count` cross-attentions from number `first` on see, which have this many heads."""
+        here = slice(first, first + count)
+        return dataclasses.replace(
+            self,
+            factors=None if self.factors is None else self.factors[..., here, :heads],
+            keys_values=None if self.keys_values is None else self.keys_values[here],
+        )
 
     __repr__ = shapes
 
@@ -102,6 +118,10 @@ def pad(condition: Condition, length: int) -> Condition:
         condition,
         hidden=jnp.pad(condition.hidden, ((0, 0), (0, extra), (0, 0))),
         log_weights=jnp.pad(condition.log_weights, ((0, 0), (0, extra)), constant_values=PADDING),
+        # Of hidden states of 0 they are 0: Stable Diffusion's to_k and to_v have no bias.
+        keys_values=jax.tree.map(
+            lambda x: jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))), condition.keys_values
+        ),
     )
 
 
@@ -109,10 +129,12 @@ def concatenate(*conditions: Condition) -> Condition:
     """The rows of all, which have equal lengths."""
     dtype = conditions[0].hidden.dtype
     shape = _factors_shape(*conditions)
+    ready = [c.keys_values for c in conditions]
     return Condition(
         jnp.concatenate([c.hidden.astype(dtype) for c in conditions]),
         jnp.concatenate([c.log_weights for c in conditions]),
         None if shape is None else jnp.concatenate([_row_factors(c, shape) for c in conditions]),
+        None if None in ready else jax.tree.map(lambda *rows: jnp.concatenate(rows), *ready),
     )
 
 
@@ -123,6 +145,7 @@ def take(condition: Condition, rows: Int[Array, " N"]) -> Condition:
         jnp.asarray(condition.hidden)[rows],
         jnp.asarray(condition.log_weights)[rows],
         None if shape is None else _row_factors(condition, shape)[rows],
+        jax.tree.map(lambda x: x[rows], condition.keys_values),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +24,7 @@ from mvader_jax.models.unet_blocks import (
     Upsample,
     conv,
     group_norm,
+    split_heads,
     timestep_embedding,
 )
 from mvader_jax.settings import Checked
@@ -106,13 +109,12 @@ class UNetConfig(Checked):
 
 def factors_shape(config: UNetConfig) -> tuple[int, int]:
     """[N, H] of `Condition.factors`: cross-attentions, and the most heads of any of them."""
-    levels = [level for level, here in enumerate(config.attention) if here]
-    heads = [config.heads(level) for level in [*levels, len(config.attention) - 1]]
-    return len(cross_attention_paths(config)), max(heads)
+    heads = cross_attention_paths(config).values()
+    return len(heads), max(heads)
 
 
-def cross_attention_paths(config: UNetConfig) -> list[str]:
-    """Tree paths of the cross-attentions, in the order they run (that of `Condition.factors`)."""
+def cross_attention_paths(config: UNetConfig) -> dict[str, int]:
+    """Tree path of every cross-attention -> its heads, in the order they run (that of `Condition.factors`)."""
     layers, levels = config.layers_per_block, [i for i, here in enumerate(config.attention) if here]
     last = len(config.attention) - 1
     transformers = [(level, f"down_blocks_{level}/attentions_{i}") for level in levels for i in range(layers)]
@@ -122,11 +124,27 @@ def cross_attention_paths(config: UNetConfig) -> list[str]:
         for level in reversed(levels)
         for i in range(layers + 1)
     ]
-    return [
-        f"{path}/transformer_blocks_{i}/attn2"
+    return {
+        f"{path}/transformer_blocks_{i}/attn2": config.heads(level)
         for level, path in transformers
         for i in range(config.depth(level))
-    ]
+    }
+
+
+def with_keys_values(
+    config: UNetConfig, params: Mapping[str, Any], condition: Condition, dtype: Dtype
+) -> Condition:
+    """`condition` with the keys and values of every cross-attention, which no timestep changes.
+
+    params: the UNet's. A UNet given the result in `dtype` does not read `to_k` and `to_v` any more.
+    """
+    hidden = condition.hidden.astype(dtype)
+    found = []
+    for path, heads in cross_attention_paths(config).items():
+        attention = functools.reduce(lambda tree, name: tree[name], path.split("/"), params)
+        key, value = (hidden @ attention[name]["kernel"].astype(dtype) for name in ("to_k", "to_v"))
+        found.append((split_heads(key, heads), split_heads(value, heads)))
+    return dataclasses.replace(condition, keys_values=tuple(found))
 
 
 class _Block(nn.Module):
@@ -155,12 +173,8 @@ class _Block(nn.Module):
         c = self.config
         module = rematerialised(Transformer2D, self.remat)
         heads, depth = c.heads(self.level), c.depth(self.level)
-        factors = condition.factors
-        if factors is not None:
-            first = self.first_site + index * depth
-            factors = factors[..., first : first + depth, :heads]
         block = module(heads, c.norm_groups, self.dtype, depth, name=f"attentions_{index}")
-        return block(x, condition.hidden, condition.log_weights, factors)
+        return block(x, condition.sites(self.first_site + index * depth, depth, heads))
 
 
 class DownBlock(_Block):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Num
 
+from mvader_jax.condition import Condition, KeysValues
 from mvader_jax.models.attention import attend
 from mvader_jax.models.attention_kernels import current_platform
 from mvader_jax.parallel.sharding import constrain, partitioned
@@ -205,8 +206,16 @@ class Upsample(nn.Module):
         return conv(self.features, 3, name="conv", dtype=self.dtype)(x)
 
 
+def split_heads(x: Float[jax.Array, "B S D"], heads: int) -> Float[jax.Array, "B S {heads} K"]:
+    """The width divided into heads."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
 class Attention(nn.Module):
-    """Multi-head attention over x, or from x to a context."""
+    """Multi-head attention over x, or from x to a context.
+
+    keys_values: those of the context, where they are computed already; to_k and to_v are then not read.
+    """
 
     num_heads: int
     bias: bool = False
@@ -219,18 +228,19 @@ class Attention(nn.Module):
         context: Float[jax.Array, "B S D"] | None = None,
         log_weights: Float[jax.Array, "B S"] | None = None,
         factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None = None,
+        keys_values: KeysValues | None = None,
     ) -> Float[jax.Array, "B Sq C"]:
         width = x.shape[-1]
-        source_axis = "channels_in" if context is None else "context"
-        source = x if context is None else context
 
         def heads(y: jax.Array, name: str, axis: str) -> jax.Array:
             y = dense(width, (axis, "heads"), name=name, dtype=self.dtype, bias=self.bias)(y)
-            return y.reshape(*y.shape[:-1], self.num_heads, width // self.num_heads)
+            return split_heads(y, self.num_heads)
 
         q = heads(x, "to_q", "channels_in")
-        k = heads(source, "to_k", source_axis)
-        v = heads(source, "to_v", source_axis)
+        if keys_values is None:
+            source, axis = (x, "channels_in") if context is None else (context, "context")
+            keys_values = heads(source, "to_k", axis), heads(source, "to_v", axis)
+        k, v = keys_values
         out = attend(q, k, v, log_weights=log_weights, factors=factors).reshape(x.shape)
         return dense(width, ("heads", "channels_in"), name="to_out_0", dtype=self.dtype)(out)
 
@@ -261,7 +271,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the condition (eq. 2), feed-forward; each after its LayerNorm."""
+    """Self-attention, cross-attention to the condition (eq. 2), feed-forward; each after its LayerNorm.
+
+    condition: of this block's cross-attention alone (`Condition.sites`).
+    """
 
     num_heads: int
     dtype: Dtype = jnp.float32
@@ -270,18 +283,21 @@ class TransformerBlock(nn.Module):
     def __call__(
         self,
         x: Float[jax.Array, "B Sq C"],
-        context: Float[jax.Array, "B S D"],
-        log_weights: Float[jax.Array, "B S"],
-        factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None,
+        condition: Condition,
     ) -> Float[jax.Array, "B Sq C"]:
         x = x + Attention(self.num_heads, dtype=self.dtype, name="attn1")(layer_norm(x, name="norm1"))
         cross = Attention(self.num_heads, dtype=self.dtype, name="attn2")
-        x = x + cross(layer_norm(x, name="norm2"), context, log_weights, factors)
+        factors = None if condition.factors is None else condition.factors[..., 0, :]
+        ready = None if condition.keys_values is None else condition.keys_values[0]
+        x = x + cross(layer_norm(x, name="norm2"), condition.hidden, condition.log_weights, factors, ready)
         return x + FeedForward(dtype=self.dtype, name="ff")(layer_norm(x, name="norm3"))
 
 
 class Transformer2D(nn.Module):
-    """Transformer blocks over the positions of a feature map, between two 1x1 convolutions."""
+    """Transformer blocks over the positions of a feature map, between two 1x1 convolutions.
+
+    condition: of the cross-attentions of these blocks alone (`Condition.sites`).
+    """
 
     num_heads: int
     groups: int
@@ -292,9 +308,7 @@ class Transformer2D(nn.Module):
     def __call__(
         self,
         x: Float[jax.Array, "B h w C"],
-        context: Float[jax.Array, "B S D"],
-        log_weights: Float[jax.Array, "B S"],
-        factors: Float[jax.Array, "{self.depth} H"] | Float[jax.Array, "B {self.depth} H"] | None,
+        condition: Condition,
     ) -> Float[jax.Array, "B h w C"]:
         batch, height, width, channels = x.shape
         hidden = group_norm(x, self.groups, 1e-6, name="norm")
@@ -302,7 +316,6 @@ class Transformer2D(nn.Module):
         hidden = hidden.reshape(batch, height * width, channels)
         for i in range(self.depth):
             block = TransformerBlock(self.num_heads, dtype=self.dtype, name=f"transformer_blocks_{i}")
-            own = None if factors is None else factors[..., i, :]
-            hidden = block(hidden, context, log_weights, own)
+            hidden = block(hidden, condition.sites(i, 1, self.num_heads))
         hidden = hidden.reshape(x.shape)
         return x + conv(channels, 1, name="proj_out", dtype=self.dtype)(hidden)

@@ -21,7 +21,7 @@ from mvader_jax.images.pixels import to_uint8
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed_rows
 from mvader_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
-from mvader_jax.models.unet import UNet, UNetConfig
+from mvader_jax.models.unet import UNet, UNetConfig, with_keys_values
 from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.parallel.sharding import shapes_alone
 from mvader_jax.sampling.settings import SamplingSettings, StaticSettings
@@ -142,13 +142,15 @@ def _denoiser(
     kinds = [kind for kind in (draws.prompt, draws.base, draws.negative) if kind is not None]
     batches = [kind.prompts for kind in kinds if isinstance(kind.prompts, PromptBatch)]
     embedded = iter(embed_rows(model, components, batches, dtype=dtype))
-    condition, base, *negative = (
-        _take(next(embedded) if isinstance(kind.prompts, PromptBatch) else kind.prompts, kind.rows)
-        for kind in kinds
-    )
-    eps = functools.partial(
-        UNet(model.require(UNetConfig), dtype=dtype).apply, {"params": components["unet"]}
-    )
+    config, params = model.require(UNetConfig), components["unet"]
+
+    def ready(kind: Prompted) -> Condition:
+        condition = next(embedded) if isinstance(kind.prompts, PromptBatch) else kind.prompts
+        # Once for all steps and all pictures of a prompt.
+        return _take(with_keys_values(config, params, condition, dtype), kind.rows)
+
+    condition, base, *negative = map(ready, kinds)
+    eps = functools.partial(UNet(config, dtype=dtype).apply, {"params": params})
     scale = jnp.asarray(draws.guidance_scale)
     if not negative:
         return guided(eps, condition, base, scale)

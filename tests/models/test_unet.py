@@ -14,12 +14,18 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from mvader_jax.condition import PADDING, SUPPRESSED, Condition, pad
+from mvader_jax.condition import PADDING, SUPPRESSED, Condition, concatenate, pad, take
 from mvader_jax.errors import UserError
 from mvader_jax.models import unet_blocks
 from mvader_jax.models.attention import attend
 from mvader_jax.models.remat import Remat
-from mvader_jax.models.unet import UNet, UNetConfig, cross_attention_paths, factors_shape
+from mvader_jax.models.unet import (
+    UNet,
+    UNetConfig,
+    cross_attention_paths,
+    factors_shape,
+    with_keys_values,
+)
 from mvader_jax.models.unet_blocks import GroupNorm
 from mvader_jax.parallel.sharding import MESH_AXES, abstract_init, batch_sharding, param_shardings
 
@@ -106,7 +112,7 @@ def test_paths_where_a_level_has_no_attention() -> None:
     config = UNetConfig(
         block_out_channels=(16, 24), attention=(False, True), layers_per_block=1, norm_groups=8
     )
-    assert cross_attention_paths(config) == [
+    assert list(cross_attention_paths(config)) == [
         "down_blocks_1/attentions_0/transformer_blocks_0/attn2",
         "mid_block/attentions_0/transformer_blocks_0/attn2",
         "up_blocks_0/attentions_0/transformer_blocks_0/attn2",
@@ -347,7 +353,45 @@ def test_factors_of_deep_transformers_are_in_the_order_of_execution() -> None:
             seen.append(paths.index("/".join(context.module.path)))
         return next_fun(*args, **kwargs)
 
-    paths = cross_attention_paths(config)
+    paths = list(cross_attention_paths(config))
     with nn.intercept_methods(order):
         jax.eval_shape(UNet(config).init, jax.random.key(0), latents, t, plain)
     assert seen == list(range(len(paths))) and factors_shape(config) == (len(paths), 2) == (11, 2)
+
+
+DEEP = UNetConfig(4, 4, (8, 16), 1, (True, True), 8, (1, 2), 4, 1e-5, 4, (1, 2))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_keys_and_values_made_once_are_those_made_in_every_call(dtype: Any) -> None:
+    """Also after rows were taken, padded and put together; and the network then reads no `to_k` or `to_v`."""
+    rng = np.random.default_rng(3)
+    rows, sites = 3, factors_shape(DEEP)
+
+    def condition(length: int) -> Condition:
+        return Condition(
+            jnp.asarray(rng.normal(size=(rows, length, 8)), jnp.float32),
+            jnp.asarray(rng.normal(size=(rows, length)), jnp.float32),
+            jnp.asarray(rng.uniform(0, 2, (rows, *sites)), jnp.float32),
+        )
+
+    latents = jnp.asarray(rng.normal(size=(5, 4, 4, 4)), jnp.float32)
+    short, long = condition(3), condition(6)
+    unet = UNet(DEEP, dtype)
+    params = random_params(DEEP)
+
+    def together(*pair: Condition) -> Condition:
+        first, second = pair
+        return concatenate(pad(take(first, jnp.array([2, 0])), 6), second)
+
+    ready = together(*(with_keys_values(DEEP, params, c, dtype) for c in (short, long)))
+    assert ready.keys_values is not None and len(ready.keys_values) == sites[0]
+    apply = jax.jit(unet.apply)
+    want = apply({"params": params}, latents, jnp.arange(5.0), together(short, long))
+    unread = flatten_dict(params, sep="/")
+    for path in cross_attention_paths(DEEP):
+        for name in ("to_k", "to_v"):
+            unread[f"{path}/{name}/kernel"] *= jnp.nan
+    got = apply({"params": unflatten_dict(unread, sep="/")}, latents, jnp.arange(5.0), ready)
+    tolerance = 1e-6 if dtype == jnp.float32 else 2e-2
+    np.testing.assert_allclose(np.float32(got), np.float32(want), atol=tolerance, rtol=tolerance)

@@ -83,7 +83,7 @@ def test_transformer_block(heads: int, head_width: int, context_width: int) -> N
     x, context = torch.randn(2, 21, width), torch.randn(2, 9, context_width)
     log_weights = torch.randn(2, 9)
     ours = TransformerBlock(heads).apply(
-        {"params": tree_of(theirs.state_dict())}, array(x), array(context), array(log_weights), None
+        {"params": tree_of(theirs.state_dict())}, array(x), Condition(array(context), array(log_weights))
     )
     # A mask in diffusers is what is added to the scores: eq. 2 itself.
     close(ours, theirs(x, encoder_hidden_states=context, encoder_attention_mask=log_weights[:, None]), BLOCK)
@@ -93,7 +93,7 @@ def test_transformer_2d() -> None:
     theirs = jitter(Transformer2DModel(4, 10, in_channels=40, norm_num_groups=8, cross_attention_dim=28))
     x, context = torch.randn(2, 40, 6, 4), torch.randn(2, 9, 28)
     ours = Transformer2D(4, 8).apply(
-        {"params": tree_of(theirs.state_dict())}, nhwc(x), array(context), jnp.zeros((2, 9)), None
+        {"params": tree_of(theirs.state_dict())}, nhwc(x), Condition(array(context), jnp.zeros((2, 9)))
     )
     close(nchw(ours), theirs(x, encoder_hidden_states=context).sample, BLOCK)
 

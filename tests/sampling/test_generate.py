@@ -1,0 +1,58 @@
+"""What the one program that draws computes in each step, and what it computes once."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import micro
+import numpy as np
+import pytest
+
+from mvader_jax.condition import Condition
+from mvader_jax.models.unet import UNet, UNetConfig, cross_attention_paths
+from mvader_jax.sampling.generate import Draws, Prompted, generate
+from mvader_jax.sampling.settings import SamplingSettings
+from mvader_jax.train.flops import count_flops
+
+PICTURES = 3
+
+
+@pytest.fixture(scope="module")
+def flops_of_a_step() -> tuple[float, int]:
+    """FLOPs that one more step of three guided pictures of one prompt costs, and positions a prompt has."""
+    bundle = micro.bundle()
+    prompt = bundle.to_batch(["a large solid red circle on the left"])
+    null = bundle.to_batch([None])
+
+    def flops(steps: int) -> float:
+        settings = SamplingSettings(steps=steps, sampler="ddim")
+        rows = np.zeros(PICTURES, np.int32)
+        draws = Draws.of(settings, Prompted(prompt, rows), Prompted(null, rows), np.arange(PICTURES))
+        static = settings.static(bundle.model, from_image=False)
+        walk = functools.partial(generate, model=bundle.model, static=static, dtype="float32")
+        return count_flops(jax.make_jaxpr(walk)(bundle.components, draws))
+
+    length = max(prompt.token_ids.shape[1], null.token_ids.shape[1])
+    return flops(11) - flops(10), length
+
+
+def test_keys_and_values_are_made_before_the_steps(flops_of_a_step: tuple[float, int]) -> None:
+    """A step costs what the UNet costs for twice the pictures, less every product of `to_k` and `to_v`."""
+    step, length = flops_of_a_step
+    config = micro.MODEL.require(UNetConfig)
+    rows, width = 2 * PICTURES, config.cross_attention_dim
+    size = config.sample_size
+    latents = jnp.zeros((rows, size, size, config.in_channels))
+    condition = Condition(jnp.zeros((rows, length, width)), jnp.zeros((rows, length)))
+    params = micro.bundle(micro.MODEL, "unet").components["unet"]
+    whole = count_flops(
+        jax.make_jaxpr(UNet(config).apply)({"params": params}, latents, jnp.zeros(rows), condition)
+    )
+    out = [params_at(params, path)["to_k"]["kernel"].shape[1] for path in cross_attention_paths(config)]
+    assert step == whole - 2 * 2 * rows * length * width * sum(out)
+
+
+def params_at(params: dict, path: str) -> dict:
+    return functools.reduce(lambda tree, name: tree[name], path.split("/"), params)
