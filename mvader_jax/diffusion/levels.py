@@ -2,12 +2,15 @@
 
 levels = levels_of(config, 50)            # 50 steps, spaced as the schedule says
 levels[20:]                               # img2img: the last 30 of them
+levels.late(start)                        # the same, start a traced number: one program for every strength
 levels.noised(latents, noise)             # what the first of these steps begins with
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,10 @@ from mvader_jax.errors import UserError
 #: The timestep at which the last step ends: below all of the schedule's lies the picture itself.
 PICTURE = -1
 
+Carry = TypeVar("Carry")
+#: A row of numbers for each model call: host arrays [calls], or [calls, ...].
+Rows = tuple[np.ndarray, ...]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Levels:
@@ -29,12 +36,14 @@ class Levels:
     table: alpha-bar of every timestep 0 to T - 1, for levels between the steps' too.
     final: alpha-bar where the last step ends.
     first: the number of steps of the whole run that come before these.
+    start: a traced number of steps to leave out beside those; only `walk`, `at_start` and `noised` know it.
     """
 
     timesteps: Int64[np.ndarray, " n"]
     table: Float64[np.ndarray, " T"]
     final: float
     first: int = 0
+    start: Int[jax.Array, ""] | None = None
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -67,7 +76,63 @@ class Levels:
         if not len(self):
             return latents
         dtype = jax.dtypes.canonicalize_dtype(jnp.float64)
-        return add_noise(latents, noise, jnp.asarray(self.alphas[0], dtype))
+        return add_noise(latents, noise, self.at_start(_first_alpha, dtype))
+
+    def late(self, start: Int[jax.Array, ""]) -> Levels:
+        """`levels[start:]`, start a traced number of 0 to len(levels)."""
+        return dataclasses.replace(self, start=start)
+
+    def at_start(self, value: Callable[[Levels], float], dtype: jnp.dtype) -> Float[jax.Array, ""]:
+        """A number that the levels determine."""
+        if self.start is None:
+            return jnp.asarray(value(self), dtype)
+        return jnp.asarray([value(late) for late in self._every_start()], dtype)[self.start]
+
+    def walk(
+        self, rows: Callable[[Levels], Rows], body: Callable[[Carry, tuple], Carry], carry: Carry
+    ) -> Carry:
+        """`carry = body(carry, row)` over the rows of these levels: the loop of every sampler.
+
+        rows: the host's work, a row for each model call. With a traced start the rows of every start are
+        constants of the program, which runs through those of its own: no step costs that is left out.
+        """
+        if self.start is None:
+            return jax.lax.scan(lambda carry, row: (body(carry, row), None), carry, _constants(rows(self)))[0]
+        table, numbers, counts = _merged([rows(late) for late in self._every_start()[:-1]])
+        columns, which = _constants(table), jnp.asarray(numbers)[self.start]
+
+        def one(call: jax.Array, carry: Carry) -> Carry:
+            return body(carry, tuple(column[which[call]] for column in columns))
+
+        return jax.lax.fori_loop(0, jnp.asarray(counts)[self.start], one, carry)
+
+    def _every_start(self) -> list[Levels]:
+        whole = dataclasses.replace(self, start=None)
+        return [whole[start:] for start in range(len(self) + 1)]
+
+
+def _first_alpha(levels: Levels) -> float:
+    return float(levels.alphas[0]) if len(levels) else 1.0
+
+
+def _constants(rows: Rows) -> tuple[jax.Array, ...]:
+    return tuple(jnp.asarray(column) for column in rows)
+
+
+def _merged(
+    runs: list[Rows],
+) -> tuple[Rows, Int[np.ndarray, " starts calls"], Int[np.ndarray, " starts"]]:
+    """Runs as (the rows that differ, the number of each run's rows among them, how many rows each has).
+
+    One run more, of no rows, stands at the end: the start at which no step is left.
+    """
+    columns = tuple(np.concatenate(column) for column in zip(*runs, strict=True))
+    flat = [np.ascontiguousarray(column).reshape(len(column), -1).view(np.uint8) for column in columns]
+    _, first, number = np.unique(np.concatenate(flat, 1), axis=0, return_index=True, return_inverse=True)
+    counts = np.array([*(len(run[0]) for run in runs), 0], np.int32)
+    numbers = np.zeros((len(counts), counts.max()), np.int32)
+    numbers[np.arange(counts.max()) < counts[:, None]] = number.reshape(-1)
+    return tuple(column[first] for column in columns), numbers, counts
 
 
 def levels_of(

@@ -1,12 +1,13 @@
 """Pseudo numerical methods for diffusion models (PNDM; Liu et al. 2022), in the readings that exist.
 
-Each is written as the list of its model calls; `_run` scans over them. A step goes from a noise level to
+Each is written as the list of its model calls; `_run` walks over them. A step goes from a noise level to
 the next by `transfer` along a mix of noise predictions: Runge-Kutta's or Adams-Bashforth's. Levels are told by
 their timesteps, those half way between two steps too.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvader_jax.diffusion.levels import PICTURE, Levels
+from mvader_jax.diffusion.levels import PICTURE, Levels, Rows
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -51,7 +52,7 @@ def plms(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.Array:
     predictions at both ends; the second prediction is not kept. Later steps are Adams-Bashforth of
     order 2, 3, then 4.
     """
-    return _run(denoise, latents, levels, _multistep(_timesteps(levels), order=4))
+    return _run(denoise, latents, levels, lambda times: _multistep(times, order=4))
 
 
 def s_pndm(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.Array:
@@ -59,7 +60,7 @@ def s_pndm(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.Array:
 
     The paper's alpha-bar is taken at t + 1 where the model is told t: `levels` has that in its table.
     """
-    return _run(denoise, latents, levels, _multistep(_timesteps(levels), order=2))
+    return _run(denoise, latents, levels, lambda times: _multistep(times, order=2))
 
 
 def pndm(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.Array:
@@ -68,11 +69,11 @@ def pndm(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.Array:
     Three Runge-Kutta steps (as many as there are, below three), then Adams-Bashforth of order 4. Of
     `levels`, see `s_pndm`.
     """
-    times = _timesteps(levels)
-    calls = []
-    for i in range(len(times) - 1):
-        middle = int((times[i] + times[i + 1]) / 2)
-        calls += _step(i, times, (middle, middle, middle))
+
+    def calls(times: Sequence[int]) -> list[_Call]:
+        middles = [int((a + b) / 2) for a, b in itertools.pairwise(times)]
+        return [call for i, t in enumerate(middles) for call in _step(i, times, (t, t, t))]
+
     return _run(denoise, latents, levels, calls)
 
 
@@ -82,18 +83,15 @@ def pndm_diffusers(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.
     Where the stride d is odd, its first half step ends at t - d // 2 but the model is called at
     t - d + d // 2, as there.
     """
-    times = _timesteps(levels)
-    calls = []
-    for i in range(len(times) - 1):
-        half = (times[i] - times[i + 1]) // 2
-        middle = times[i + 1] + half
-        calls += _step(i, times, (middle, times[i] - half, middle))
+
+    def calls(times: Sequence[int]) -> list[_Call]:
+        listed = []
+        for i, (t, after) in enumerate(itertools.pairwise(times)):
+            half = (t - after) // 2
+            listed += _step(i, times, (after + half, t - half, after + half))
+        return listed
+
     return _run(denoise, latents, levels, calls)
-
-
-def _timesteps(levels: Levels) -> list[int]:
-    """Where the steps begin, and where the last one ends."""
-    return [*levels.timesteps.tolist(), PICTURE]
 
 
 def _multistep(times: Sequence[int], order: int) -> list[_Call]:
@@ -135,29 +133,36 @@ def transfer(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.sqrt(b / a), -(b - a) / (a * np.sqrt(1 - b) + np.sqrt(a * (1 - a) * b))
 
 
-def _run(denoise: Denoise, latents: jax.Array, levels: Levels, calls: list[_Call]) -> jax.Array:
+def _run(
+    denoise: Denoise, latents: jax.Array, levels: Levels, calls: Callable[[Sequence[int]], list[_Call]]
+) -> jax.Array:
+    """calls: of the timesteps at which the steps begin, and PICTURE, where the last one ends."""
     dtype = latents.dtype
-    source = levels.alpha(np.array([call.source for call in calls]))
-    target = levels.alpha(np.array([call.target for call in calls]))
-    on_latents, on_eps = transfer(source, target)
-    mix = np.zeros((len(calls), _SLOTS))
-    for row, call in zip(mix, calls, strict=True):
-        row[list(call.weights)] = list(call.weights.values())
-    table = (
-        jnp.asarray([max(call.t, 0) for call in calls], jnp.int32),
-        jnp.asarray([call.slot for call in calls], jnp.int32),
-        jnp.asarray([call.again for call in calls]),
-        jnp.asarray(on_latents, dtype),
-        jnp.asarray(mix * on_eps[:, None], dtype),
-    )
 
-    def body(carry: tuple[jax.Array, jax.Array, jax.Array], call: tuple[jax.Array, ...]) -> tuple:
+    def rows(levels: Levels) -> Rows:
+        listed = calls([*levels.timesteps.tolist(), PICTURE])
+        source = levels.alpha(np.array([call.source for call in listed]))
+        target = levels.alpha(np.array([call.target for call in listed]))
+        on_latents, on_eps = transfer(source, target)
+        mix = np.zeros((len(listed), _SLOTS))
+        for row, call in zip(mix, listed, strict=True):
+            row[list(call.weights)] = list(call.weights.values())
+        return (
+            np.array([max(call.t, 0) for call in listed], np.int32),
+            np.array([call.slot for call in listed], np.int32),
+            np.array([call.again for call in listed]),
+            on_latents.astype(dtype),
+            (mix * on_eps[:, None]).astype(dtype),
+        )
+
+    def body(
+        carry: tuple[jax.Array, jax.Array, jax.Array], call: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         x, origin, predictions = carry
         t, slot, again, scale, weights = call
         predictions = predictions.at[slot].set(denoise(x, t).astype(dtype))
         base = jnp.where(again, origin, x)
-        return (scale * base + jnp.tensordot(weights, predictions, axes=1), base, predictions), None
+        return scale * base + jnp.tensordot(weights, predictions, axes=1), base, predictions
 
     predictions = jnp.zeros((_SLOTS, *latents.shape), dtype)
-    (x, _, _), _ = jax.lax.scan(body, (latents, latents, predictions), table)
-    return x
+    return levels.walk(rows, body, (latents, latents, predictions))[0]

@@ -6,10 +6,10 @@
     levels = levels[start_at(50, strength=0.6):]                   # img2img: the last 30 of the 50 steps
     latents = plms(denoise, levels.noised(latents, noise), levels)
 
-`denoise(x, t)` is the model's noise prediction with everything else closed over: x as the latents, t a
-traced int32 []. Every sampler is pure and runs whole inside `jit` as one `lax.scan` with one call of
-`denoise` in it. Its coefficients are computed in float64 on the host; the state is float32 at least,
-whatever the model computes in.
+`levels.late(start)` leaves out a traced number of steps in place of the slice. `denoise(x, t)` is the model's noise
+prediction with everything else closed over: x as the latents, t a traced int32 []. Every sampler is pure and runs
+whole inside `jit` as one loop, `Levels.walk`, with one call of `denoise` in it. Its coefficients are computed in
+float64 on the host; the state is float32 at least, whatever the model computes in.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Sampler:
     levels: (schedule, steps) -> the levels of a whole run, by the schedule's spacing or else its own.
     extra_calls: model calls beyond one per step, of a run of so many steps.
     stochastic: whether it takes eta > 0.
+    walks: whether all that it takes from the levels goes through `Levels.walk` and `at_start`, so that the step it
+        starts at may be traced; a program is compiled for each start of one that reads them itself.
     """
 
     solve: Callable[..., jax.Array]
@@ -46,6 +48,7 @@ class Sampler:
     levels: Callable[[ScheduleConfig, int], Levels] = levels_of
     extra_calls: Callable[[int], int] = lambda _: 0
     stochastic: bool = False
+    walks: bool = False
 
     def __call__(
         self,
@@ -106,37 +109,44 @@ SAMPLERS: dict[str, Sampler] = {
         pndm.plms,
         "PNDM as Stable Diffusion ran it; the default",
         extra_calls=lambda _: 1,
+        walks=True,
     ),
     "pndm": Sampler(
         pndm.pndm,
         "F-PNDM in the PNDM paper's own indexing (luping-liu/PNDM)",
         _paper_levels,
         extra_calls=_runge_kutta,
+        walks=True,
     ),
     "pndm-diffusers": Sampler(
         pndm.pndm_diffusers,
         "F-PNDM as diffusers' PNDMScheduler reads it",
         extra_calls=_runge_kutta,
+        walks=True,
     ),
     "s-pndm": Sampler(
         pndm.s_pndm,
         "second-order PNDM in the paper's own indexing",
         _paper_levels,
         extra_calls=lambda _: 1,
+        walks=True,
     ),
     "ddim": Sampler(
         solvers.ddim,
         "DDIM; eta from 0 (deterministic) to 1 (fresh noise every step)",
         stochastic=True,
+        walks=True,
     ),
     "dpm-solver++2m": Sampler(
         solvers.dpm_solver_2m,
         "DPM-Solver++(2M), the one for 15 to 25 steps",
         partial(levels_of, spacing="linspace", endpoint=True),
+        walks=True,
     ),
     "euler": Sampler(
         solvers.euler,
         "Euler's method in sigma, ending at sigma 0",
+        walks=True,
     ),
 }
 #: The samplers of this file. Programs of these alone are kept between runs: this package's version tells what

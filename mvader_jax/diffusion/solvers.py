@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvader_jax.diffusion.levels import Levels
+from mvader_jax.diffusion.levels import Levels, Rows
 from mvader_jax.diffusion.pndm import Denoise
 
 
@@ -21,21 +21,25 @@ def ddim(
 
     keys: [B], a PRNG key per image. Step i of the whole run draws an image's noise from fold_in(its key, i) alone.
     """
-    a, b = levels.alphas[:-1], levels.alphas[1:]
-    sigma = eta * np.sqrt((1 - b) / (1 - a)) * np.sqrt(1 - a / b)
-    direction = np.sqrt(np.maximum(1 - b - sigma**2, 0.0))
-    indices = jnp.arange(levels.first, levels.steps)
+    dtype = latents.dtype
 
-    def body(x: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+    def rows(levels: Levels) -> Rows:
+        a, b = levels.alphas[:-1], levels.alphas[1:]
+        sigma = eta * np.sqrt((1 - b) / (1 - a)) * np.sqrt(1 - a / b)
+        direction = np.sqrt(np.maximum(1 - b - sigma**2, 0.0))
+        indices = np.arange(levels.first, levels.steps, dtype=np.int32)
+        numbers = _numbers(dtype, np.sqrt(1 - a), np.sqrt(a), direction, np.sqrt(b), sigma)
+        return (_told(levels), indices, *numbers)
+
+    def body(x: jax.Array, step: tuple[jax.Array, ...]) -> jax.Array:
         t, index, noise, signal, noise_after, signal_after, sigma = step
         eps = denoise(x, t).astype(x.dtype)
         x = signal_after * (x - noise * eps) / signal + noise_after * eps
         if keys is not None:
             x = x + sigma * _fresh_noise(keys, index, x)
-        return x, None
+        return x
 
-    rows = _rows(latents, np.sqrt(1 - a), np.sqrt(a), direction, np.sqrt(b), sigma)
-    return jax.lax.scan(body, latents, (_told(levels), indices, *rows))[0]
+    return levels.walk(rows, body, latents)
 
 
 def euler(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.Array:
@@ -44,16 +48,22 @@ def euler(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.Array:
     State: x / sqrt(abar) = x0 + sigma eps, whose slope in sigma is eps; the model reads it times
     1 / sqrt(sigma^2 + 1). The last step ends at sigma = 0, whatever `set_alpha_to_one` says.
     """
-    alphas = levels.alphas[:-1]
-    sigma = np.append(np.sqrt((1 - alphas) / alphas), 0.0)
+    dtype = latents.dtype
 
-    def body(x: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+    def sigmas(levels: Levels) -> np.ndarray:
+        alphas = levels.alphas[:-1]
+        return np.append(np.sqrt((1 - alphas) / alphas), 0.0)
+
+    def rows(levels: Levels) -> Rows:
+        sigma = sigmas(levels)
+        return (_told(levels), *_numbers(dtype, 1 / np.sqrt(sigma[:-1] ** 2 + 1), np.diff(sigma)))
+
+    def body(x: jax.Array, step: tuple[jax.Array, ...]) -> jax.Array:
         t, scale, change = step
-        return x + change * denoise(scale * x, t).astype(x.dtype), None
+        return x + change * denoise(scale * x, t).astype(x.dtype)
 
-    rows = _rows(latents, 1 / np.sqrt(sigma[:-1] ** 2 + 1), np.diff(sigma))
-    x = latents * jnp.asarray(np.sqrt(sigma[0] ** 2 + 1), latents.dtype)
-    return jax.lax.scan(body, x, (_told(levels), *rows))[0]
+    x = latents * levels.at_start(lambda levels: np.sqrt(sigmas(levels)[0] ** 2 + 1), dtype)
+    return levels.walk(rows, body, x)
 
 
 def dpm_solver_2m(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.Array:
@@ -62,39 +72,37 @@ def dpm_solver_2m(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.A
     Its first step is of first order; so is the last one where the whole run is below 15 steps or it ends at
     alpha-bar 1 (lambda infinite), as in the authors' code and in diffusers.
     """
-    alphas = levels.alphas
-    alpha, sigma = np.sqrt(alphas), np.sqrt(1 - alphas)
-    with np.errstate(divide="ignore"):
-        h = np.diff(np.log(alpha) - np.log(sigma))
-    # 1 / (2 r) with r = h_before / h; timesteps that fall together (at 1000 steps) leave h_before 0.
-    extrapolate = np.zeros(len(h))
-    second = h[:-1] > 0
-    if levels.steps < 15 or alphas[-1] == 1.0:
-        second[-1:] = False
-    extrapolate[1:][second] = h[1:][second] / (2 * h[:-1][second])
+    dtype = latents.dtype
 
-    def body(
-        carry: tuple[jax.Array, jax.Array], step: tuple[jax.Array, ...]
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+    def rows(levels: Levels) -> Rows:
+        alphas = levels.alphas
+        alpha, sigma = np.sqrt(alphas), np.sqrt(1 - alphas)
+        with np.errstate(divide="ignore"):
+            h = np.diff(np.log(alpha) - np.log(sigma))
+        # 1 / (2 r) with r = h_before / h; timesteps that fall together (at 1000 steps) leave h_before 0.
+        extrapolate = np.zeros(len(h))
+        second = h[:-1] > 0
+        if levels.steps < 15 or alphas[-1] == 1.0:
+            second[-1:] = False
+        extrapolate[1:][second] = h[1:][second] / (2 * h[:-1][second])
+        decay, gain = sigma[1:] / sigma[:-1], -alpha[1:] * np.expm1(-h)
+        return (_told(levels), *_numbers(dtype, alpha[:-1], sigma[:-1], decay, gain, extrapolate))
+
+    def body(carry: tuple[jax.Array, jax.Array], step: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         x, before = carry
         t, alpha, sigma, decay, gain, extrapolate = step
         data = (x - sigma * denoise(x, t).astype(x.dtype)) / alpha
-        x = decay * x + gain * (data + extrapolate * (data - before))
-        return (x, data), None
+        return decay * x + gain * (data + extrapolate * (data - before)), data
 
-    rows = _rows(
-        latents, alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], -alpha[1:] * np.expm1(-h), extrapolate
-    )
-    carry = (latents, jnp.zeros_like(latents))
-    return jax.lax.scan(body, carry, (_told(levels), *rows))[0][0]
+    return levels.walk(rows, body, (latents, jnp.zeros_like(latents)))[0]
 
 
-def _told(levels: Levels) -> jax.Array:
-    return jnp.asarray(levels.timesteps, jnp.int32)
+def _told(levels: Levels) -> np.ndarray:
+    return levels.timesteps.astype(np.int32)
 
 
-def _rows(latents: jax.Array, *columns: np.ndarray) -> tuple[jax.Array, ...]:
-    return tuple(jnp.asarray(column, latents.dtype) for column in columns)
+def _numbers(dtype: jnp.dtype, *columns: np.ndarray) -> Rows:
+    return tuple(column.astype(dtype) for column in columns)
 
 
 def _fresh_noise(keys: jax.Array, step: jax.Array, like: jax.Array) -> jax.Array:

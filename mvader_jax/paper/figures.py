@@ -18,7 +18,7 @@ from mvader_jax.images.read import load_image
 from mvader_jax.images.sheet import grid
 from mvader_jax.prompt.elements import Element, Image, Text
 from mvader_jax.sampling.pipeline import Pipeline
-from mvader_jax.sampling.settings import SamplingSettings
+from mvader_jax.sampling.settings import STRENGTH, SamplingSettings
 from mvader_jax.sampling.tasks import composition, element, img2img, interpolation, style, variation
 from mvader_jax.settings import Checked
 
@@ -41,7 +41,7 @@ class Options(Checked):
     shows one; values: the words of figure 5; thetas: of the figure weights."""
 
     sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
-    strength: Share = 0.6
+    strength: Share = STRENGTH
     values: tuple[str, ...] = tuple(COLORS)[:4]
     thetas: tuple[NonNegativeFloat, ...] = THETAS
 

@@ -70,7 +70,7 @@ class Draws:
     place. seeds: uint32 [B], indices: int32 [B]: a picture's noise depends on these two alone.
     guidance_scale: float32 [B]. negative: negative prompts beside the null prompts that `base` then holds;
     negative_strength: float32 [B], how far each of them replaces its null prompt (`guided`). init: what
-    sampling starts from.
+    sampling starts from; start: int32 [], the step at which it does, None for that of `StaticSettings`.
     """
 
     prompt: Prompted
@@ -81,6 +81,7 @@ class Draws:
     negative: Prompted | None = None
     negative_strength: Float32[Array, " B"] | None = None
     init: InitImages | None = None
+    start: Int[Array, ""] | None = None
 
     __repr__ = shapes
 
@@ -98,6 +99,7 @@ class Draws:
         """Pictures number `indices` of one seed, all by the same settings."""
         count = len(indices)
         strength = None if negative is None else np.full(count, settings.negative_strength, np.float32)
+        walks = init is not None and SAMPLERS[settings.sampler].walks
         return cls(
             prompt,
             base,
@@ -107,6 +109,7 @@ class Draws:
             negative,
             strength,
             init,
+            np.asarray(settings.start(), np.int32) if walks else None,
         )
 
 
@@ -125,6 +128,8 @@ def generate(
     levels = method.levels(model.require(ScheduleConfig), static.steps)[static.start :]
     seeds, indices = jnp.asarray(draws.seeds), jnp.asarray(draws.indices)
     latents = initial_noise(seeds, indices, (*static.latent_size, model.require(UNetConfig).in_channels))
+    if draws.start is not None:
+        levels = levels.late(jnp.asarray(draws.start))
     if draws.init is not None:
         clean = mixed_latents(components, draws.init, model=model, dtype=dtype)
         latents = levels.noised(clean, latents)

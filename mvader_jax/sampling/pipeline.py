@@ -146,7 +146,7 @@ class Pipeline:
         strength = settings.negative_strength
         if negative is None and strength != 1.0:
             raise UserError(f"negative_strength is {strength:g}, but there is no negative prompt")
-        if init_image is None and (settings.strength != 1.0 or shares is not None):
+        if init_image is None and (settings.strength is not None or shares is not None):
             raise UserError("strength and shares belong to an init_image, but there is none to start from")
 
         def laid_out(one: PromptLike | None) -> Prompted:

@@ -85,4 +85,5 @@ class Placement:
             None if draws.negative is None else rows(draws.negative),
             repeated(draws.negative_strength),
             repeated(draws.init),
+            draws.start,
         )

@@ -14,6 +14,8 @@ from mvader_jax.settings import Checked, convert, nearest, type_hints
 if TYPE_CHECKING:
     from mvader_jax.models.config import ModelConfig
 
+#: How much noise a picture to start from gets where nothing is said.
+STRENGTH = 0.6
 #: The largest float32, which these numbers are in a program.
 _LARGEST = 3.4028234e38
 #: Negative guidance leads away from the prompt.
@@ -32,7 +34,8 @@ class SamplingSettings(Checked):
     negative_strength: how far guidance leads away from the negative prompt in place of the null prompt: 0 not
     at all, 1 wholly, more is further.
     height, width: pixels; None takes the model's own.
-    strength: how much noise a picture to start from gets: 0 (the picture itself) to 1 (noise alone).
+    strength: how much noise a picture to start from gets: 0 (the picture itself) to 1 (noise alone); None is
+    STRENGTH.
     eta: 0 to 1, the share of fresh noise of a stochastic sampler.
     Raises UserError, when it is made, for a value that is not accepted.
     """
@@ -46,7 +49,7 @@ class SamplingSettings(Checked):
     negative_strength: Annotated[float, between(0, _LARGEST)] = 1.0
     height: Annotated[int, between(1, 2**16)] | None = None
     width: Annotated[int, between(1, 2**16)] | None = None
-    strength: Share = 1.0
+    strength: Share | None = None
     eta: Share = 0.0
 
     def __post_init__(self) -> None:
@@ -87,28 +90,36 @@ class SamplingSettings(Checked):
                 values[name] = getattr(self, name)
         return values
 
+    def start(self) -> int:
+        """The step at which a run that starts from a picture begins."""
+        from mvader_jax.diffusion.samplers import start_at
+
+        return start_at(self.steps, STRENGTH if self.strength is None else self.strength)
+
     def static(self, model: ModelConfig, *, from_image: bool = False) -> StaticSettings:
         """What a program of this model is compiled for. from_image: whether sampling starts from a picture.
 
         Raises UserError for a size or a number of steps that the model cannot take.
         """
         from mvader_jax.diffusion.levels import check_steps
-        from mvader_jax.diffusion.samplers import start_at
+        from mvader_jax.diffusion.samplers import SAMPLERS
         from mvader_jax.models.vae import VAEConfig
 
         if model.schedule is not None:
             check_steps(model.schedule, self.steps)
         height, width = image_size(model, self.height, self.width)
         factor = model.require(VAEConfig).multiple
-        start = start_at(self.steps, self.strength) if from_image else 0
-        return StaticSettings(self.sampler, self.steps, (height // factor, width // factor), start, self.eta)
+        traced = not from_image or SAMPLERS[self.sampler].walks
+        size = (height // factor, width // factor)
+        return StaticSettings(self.sampler, self.steps, size, 0 if traced else self.start(), self.eta)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class StaticSettings(Checked):
     """The settings that a compiled program is made for; every other one is an array in `generate.Draws`.
 
-    latent_size: height and width. start: the step at which sampling begins. eta: see `SamplingSettings`.
+    latent_size: height and width. start: the step at which sampling begins, where it is not traced
+    (`Draws.start`). eta: see `SamplingSettings`.
     """
 
     sampler: str

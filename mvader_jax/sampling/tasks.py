@@ -61,14 +61,12 @@ def composition(pipe: Pipeline, images: Sequence[Picture], **options: Any) -> Pi
     return pipe(chosen, **options)
 
 
-def img2img(
-    pipe: Pipeline, image: Picture, text: Words = None, *, strength: float = 0.6, **options: Any
-) -> Pictures:
+def img2img(pipe: Pipeline, image: Picture, text: Words = None, **options: Any) -> Pictures:
     """The image's latents noised to `strength` and denoised under the text (SDEdit; figures 4 and 7).
 
     strength: s of figure 4, 0 (the image) to 1 (noise alone). text: None denoises without a condition.
     """
-    return pipe(_texts(text) or None, init_image=_source(image), strength=strength, **options)
+    return pipe(_texts(text) or None, init_image=_source(image), **options)
 
 
 def interpolation(
@@ -78,7 +76,6 @@ def interpolation(
     text: Words = None,
     *,
     fraction: float = 0.5,
-    strength: float = 0.6,
     **options: Any,
 ) -> Pictures:
     """Both images' latents noised to `strength`, their convex combination denoised (section 4.2).
@@ -90,7 +87,7 @@ def interpolation(
         raise UserError(f"the fraction is {fraction}; accepted are 0 (the first image) to 1 (the second)")
     pictures = [_source(first), _source(second)]
     shares = [1.0 - fraction, fraction]
-    return pipe(_texts(text) or None, init_image=pictures, shares=shares, strength=strength, **options)
+    return pipe(_texts(text) or None, init_image=pictures, shares=shares, **options)
 
 
 @dataclasses.dataclass(frozen=True)

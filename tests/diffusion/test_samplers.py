@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,8 +16,7 @@ from diffusers.schedulers import scheduling_dpmsolver_multistep, scheduling_eule
 from sampler_recorded import RECORDED, field, measure
 from sampler_references import REFERENCES, ddim
 
-from mvader_jax.diffusion import solvers
-from mvader_jax.diffusion.levels import levels_of
+from mvader_jax.diffusion.levels import Levels, levels_of
 from mvader_jax.diffusion.noise import sampler_keys
 from mvader_jax.diffusion.samplers import SAMPLERS, start_at
 from mvader_jax.diffusion.schedule import ScheduleConfig, Spacing
@@ -211,16 +209,11 @@ def test_counts_have_finite_tables(name: str, counts: Iterable[int], monkeypatch
     """As many calls as stated, within the schedule, every coefficient finite."""
     tables: list[Any] = []
 
-    def scan(body: Any, carry: Any, table: Any) -> tuple[Any, None]:
-        tables.append(table)
-        return carry, None
+    def walk(levels: Levels, rows: Any, body: Any, carry: Any) -> Any:
+        tables.append(rows(levels))
+        return carry
 
-    monkeypatch.setattr(jax.lax, "scan", scan)
-    # Coefficients stay NumPy arrays: a thousand counts would otherwise dispatch to the device for minutes.
-    monkeypatch.setattr(jnp, "asarray", np.asarray)
-    monkeypatch.setattr(jnp, "arange", np.arange)
-    for helper in ("_rows", "_told"):  # they say, and the tests check, that they return jax.Arrays
-        monkeypatch.setattr(solvers, helper, inspect.unwrap(getattr(solvers, helper)))
+    monkeypatch.setattr(Levels, "walk", walk)
     x, configs = jnp.zeros(1), (ScheduleConfig(), ScheduleConfig(set_alpha_to_one=True))
     for steps in counts:
         SAMPLERS[name](field, x, SAMPLERS[name].levels(configs[steps % 2], steps))
@@ -292,6 +285,31 @@ def test_partial_runs(name: str) -> None:
     np.testing.assert_allclose(noisy, np.sqrt(alpha) * 5 + np.sqrt(1 - alpha), rtol=1e-6)
     back = sampler(lambda x, t: jnp.ones_like(x), noisy, later)
     np.testing.assert_allclose(back, clean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_traced_start_is_the_start(name: str) -> None:
+    """One program for every start; it calls the model as often as the run that begins there."""
+    sampler, clean, noise = SAMPLERS[name], jnp.asarray(START), jnp.linspace(-1.0, 2.0, len(START))
+    levels = sampler.levels(ScheduleConfig(), 15)
+    late = jax.jit(
+        lambda start: sampler(denoise, levels.late(start).noised(clean, noise), levels.late(start))
+    )
+    calls: list[int] = []
+
+    def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda _: calls.append(0), t)
+        return field(x, t)
+
+    for start in (0, 4, 13, 15):
+        out = np.asarray(late(start))
+        jax.effects_barrier()
+        assert len(calls) == (sampler.calls(15 - start) if start < 15 else 0)
+        calls.clear()
+        cut = levels[start:]
+        expected = jax.jit(lambda cut=cut: sampler(field, cut.noised(clean, noise), cut))()
+        np.testing.assert_allclose(out, expected, rtol=1e-6)
+    assert late._cache_size() == 1  # type: ignore[attr-defined]
 
 
 def test_strength() -> None:

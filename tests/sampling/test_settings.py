@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mvader_jax.sampling.batch.requests import read_requests
 from mvader_jax.sampling.generate import generate
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import NAMES, SamplingSettings, StaticSettings, image_count, image_size
+from mvader_jax.sampling.tasks import img2img, interpolation
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,9 @@ def test_what_is_recorded_is_what_was_before_and_what_is_not_the_default() -> No
 def test_what_is_compiled_for() -> None:
     settings = SamplingSettings(steps=10, strength=0.4, height=32, seed=7, guidance_scale=2.0)
     assert settings.static(micro.MODEL) == StaticSettings("plms", 10, (4, 8))
-    assert settings.static(micro.MODEL, from_image=True) == StaticSettings("plms", 10, (4, 8), 6)
+    # Every strength is of one program; without one it is 0.6.
+    assert settings.static(micro.MODEL, from_image=True) == StaticSettings("plms", 10, (4, 8))
+    assert settings.start() == 6 and SamplingSettings(steps=10).start() == 4
     assert settings.static(micro.MODEL) == settings.changed(seed=8, guidance_scale=3.0).static(micro.MODEL)
     assert image_size(micro.MODEL) == (64, 64)
     with pytest.raises(UserError, match="height is 65; accepted are positive multiples of 16"):
@@ -125,7 +129,12 @@ def test_the_pipeline_takes_them_whole_or_by_name(monkeypatch: pytest.MonkeyPatc
     for name in ("init_image", "init"):
         with pytest.raises(Asked):
             pipe("a", steps=4, strength=0.5, **{name: picture})
-        assert seen[-1][1].start == 2 and seen[-1][0].init.shares.tolist() == [[1.0]]
+        assert seen[-1][0].start == 2 and seen[-1][0].init.shares.tolist() == [[1.0]]
+    for task in (img2img, functools.partial(interpolation, second=picture)):
+        for options, start in (({}, 4), ({"settings": SamplingSettings(steps=10, strength=0.1)}, 9)):
+            with pytest.raises(Asked):
+                task(pipe, picture, **{"steps": 10, **options})
+            assert seen[-1][0].start == start
     # What would change nothing is refused.
     for options, message in (
         ({"strength": 0.5}, "belong to an init_image"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import mvader_jax as mv
 from mvader_jax.data.scenes.world import render, scene_at
+from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata, save_png
 from mvader_jax.paper.figures import FIGURES, Options, draw_figure
@@ -58,6 +60,29 @@ def test_img2img_starts_from_the_picture(pipe: Pipeline) -> None:
     plain = array(img2img(pipe, A, strength=0.5, guidance_scale=1.0, **FEW))
     guided = array(img2img(pipe, A, strength=0.5, guidance_scale=8.0, **FEW))
     assert np.mean(np.abs(plain.astype(int) - guided) <= 1) >= 0.999
+
+
+@pytest.mark.parametrize("sampler", ["plms", "ddim"])
+def test_strengths_share_a_program(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bitwise the pictures of programs that begin at their strength's step."""
+    pipe = Pipeline(micro.bundle(micro.NANO))
+    options = {"steps": 5, "sampler": sampler, "num_images": 2}
+
+    def drawn() -> list[np.ndarray]:
+        return [array(img2img(pipe, A, "in blue", strength=s, **options)) for s in (0.0, 0.4, 0.6, 1.0)]
+
+    together = drawn()
+    np.testing.assert_array_equal(array(img2img(pipe, A, "in blue", **options)), together[2])
+    assert pipe.compiled == 1
+    monkeypatch.setitem(SAMPLERS, sampler, dataclasses.replace(SAMPLERS[sampler], walks=False))
+    np.testing.assert_array_equal(drawn(), together)
+    assert pipe.compiled == 5
+
+
+def test_figure_4_compiles_two_programs() -> None:
+    pipe = Pipeline(micro.bundle(micro.NANO))
+    draw_figure("4", pipe, options=Options(SamplingSettings(steps=2)))
+    assert pipe.compiled == 2
 
 
 def test_interpolation_goes_from_one_picture_to_the_other(pipe: Pipeline) -> None:
