@@ -28,7 +28,8 @@ def build(
     source: Annotated[
         str,
         typer.Argument(
-            help="img2dataset's output, captions' folder or file, npm packages' folder, number of scenes"
+            help="img2dataset's output, captions' folder or file, parquet, tars, hf:ORG/NAME, npm packages' folder, "
+            "number of scenes"
         ),
     ],
     out: Annotated[Path, typer.Argument(help="folder of the data set; an unfinished one is gone on with")],
@@ -38,6 +39,13 @@ def build(
     style: Annotated[
         list[str] | None, typer.Option(help="emoji: a style to draw; may be repeated [all but openmoji]")
     ] = None,
+    image_column: Annotated[
+        str, typer.Option(help="of parquet the pictures' column, of tars their ending [default: found]")
+    ] = "",
+    caption_column: Annotated[
+        str,
+        typer.Option(help="of parquet the captions' column, of tars an ending or JSON key [default: found]"),
+    ] = "",
     no_filters: Annotated[
         bool, typer.Option("--no-filters", help="only the filters named here, not the data set's own")
     ] = False,
@@ -53,6 +61,7 @@ def build(
 ) -> None:
     """Write a TFDS data set over ArrayRecord. Every sample that is left out is counted with its reason."""
     from mvader_jax.data.building.catalogue import find_parts, known
+    from mvader_jax.data.building.columns import Columns
     from mvader_jax.data.building.filters import FilterConfig
     from mvader_jax.data.building.plan import finished, make_plan
     from mvader_jax.data.building.run import build as run
@@ -72,14 +81,20 @@ def build(
     }
     own = FilterConfig() if no_filters else known(name).filters
     filters = dataclasses.replace(own, **{k: v for k, v in chosen.items() if v is not None})
-    parts = find_parts(name, source, pictures=pictures, size=size, styles=tuple(style) if style else None)
+    options = {
+        "pictures": pictures,
+        "size": size,
+        "styles": tuple(style) if style else None,
+        "columns": Columns(image_column, caption_column) if image_column or caption_column else None,
+    }
+    parts = find_parts(name, source, out, **options)
     before = finished(out, make_plan(parts, name, filters))
     if before is not None:
         print("\n".join(before.lines()))
         print(f"{out} is already built, from the same files and with the same filters")
         return
     total = sum(len(part.key_list()) for part in parts)
-    with bar("building", "samples", total=total) as progress:
+    with bar("building", "samples", total=total or None) as progress:
         report = run(
             parts,
             out,

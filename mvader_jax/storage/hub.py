@@ -1,4 +1,5 @@
-"""Repositories of the Hugging Face hub as local folders; the only file that knows huggingface_hub.
+"""Repositories of the Hugging Face hub as local folders; this, `hub_errors` and `hub_shards` alone know
+huggingface_hub.
 
 An address is `hf:ORG/NAME[@REVISION]`, `hf:ORG/NAME/FILE[@REVISION]` for one file of a repository or those that a pattern
 (*) names, and `hf:datasets/ORG/NAME...` for a data set's. Files come through the library's own cache (HF_HOME,
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvader_jax.errors import UserError
+from mvader_jax.storage.hub_errors import cache, endpoint, explained, unreachable
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo, ModelInfo
@@ -102,19 +104,19 @@ def download(name: str | Path, select: Select, *, quiet: bool = False) -> Found:
     reached.
     """
     address = parse(name)
-    with _explained(address):
+    with explained(address):
         try:
-            info = _api().repo_info(
+            info = api().repo_info(
                 address.repository, revision=address.revision, repo_type=address.kind, files_metadata=True
             )
         except Exception as error:
-            if not _unreachable(error):
+            if not unreachable(error):
                 raise
             return _from_cache(address, select, error)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         chosen = address.choose(list(sizes), select)
         missing = _missing(address, info, chosen)
-        _check_room(address, sum(sizes[file] for file in missing))
+        check_room(address, sum(sizes[file] for file in missing), cache(), "HF_HOME names another place")
         if missing and not quiet:
             total = sum(sizes[file] for file in missing)
             print(f"downloading {len(missing)} files, {total / 1e9:.2f} GB, of {address}", file=sys.stderr)
@@ -133,16 +135,16 @@ def upload(folder: Path, name: str, select: Select, card: str, *, private: bool,
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     address = Address(parse(f"{PREFIX}{name.removeprefix(PREFIX)}").repository, "", revision)
-    api = _api()
-    with _explained(address):
-        api.create_repo(address.repository, private=private or None, exist_ok=True)
-        if private and not api.model_info(address.repository).private:
+    hub = api()
+    with explained(address):
+        hub.create_repo(address.repository, private=private or None, exist_ok=True)
+        if private and not hub.model_info(address.repository).private:
             raise UserError(
                 f"{address} exists and is public; make it private on the hub, or leave out --private"
             )
         if revision is not None:
-            api.create_branch(address.repository, branch=revision, exist_ok=True)
-        held = api.list_repo_files(address.repository, revision=revision)
+            hub.create_branch(address.repository, branch=revision, exist_ok=True)
+        held = hub.list_repo_files(address.repository, revision=revision)
         content = {file: folder / file for file in select(names_below(folder))}
         replaced = _replaced(address, held, select)
         if README not in held or MARK in _text(address, README):
@@ -151,8 +153,8 @@ def upload(folder: Path, name: str, select: Select, card: str, *, private: bool,
             print(f"{address} has a {README} of its own, which is kept", file=sys.stderr)
         operations: list[Any] = [CommitOperationAdd(path, data) for path, data in content.items()]
         operations += [CommitOperationDelete(file) for file in replaced if file not in content]
-        with _bars(not sys.stderr.isatty()):
-            done = api.create_commit(
+        with bars(not sys.stderr.isatty()):
+            done = hub.create_commit(
                 address.repository, operations, commit_message="mvader push", revision=revision
             )
     return f"{PREFIX}{address.repository}@{done.oid}"
@@ -178,7 +180,7 @@ def _text(address: Address, file: str) -> str:
     """A small file of a repository as it is now."""
     from huggingface_hub import hf_hub_download
 
-    with _bars(True):
+    with bars(True):
         return Path(hf_hub_download(address.repository, file, revision=address.revision)).read_text(
             "utf-8", "replace"
         )
@@ -190,7 +192,7 @@ def _from_cache(address: Address, select: Select, reason: Exception) -> Found:
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     offline = isinstance(reason, OfflineModeIsEnabled)
-    why = "HF_HUB_OFFLINE is set" if offline else f"{_endpoint()} cannot be reached"
+    why = "HF_HUB_OFFLINE is set" if offline else f"{endpoint()} cannot be reached"
     try:
         folder = Path(
             snapshot_download(
@@ -205,16 +207,16 @@ def _from_cache(address: Address, select: Select, reason: Exception) -> Found:
         chosen = address.choose(names, select)
         folder = _snapshot(address, chosen, quiet=True, local=True)
     except LocalEntryNotFoundError:
-        raise UserError(f"{why}, and {address} is not in the cache {_cache()}") from None
+        raise UserError(f"{why}, and {address} is not in the cache {cache()}") from None
     except UserError as error:
-        raise UserError(f"{why}, and the cache {_cache()} holds not all of {address}: {error}") from None
+        raise UserError(f"{why}, and the cache {cache()} holds not all of {address}: {error}") from None
     return _found(address, folder, chosen)
 
 
 def _snapshot(address: Address, chosen: Sequence[str], *, quiet: bool, local: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
-    with _bars(quiet):
+    with bars(quiet):
         return Path(
             snapshot_download(
                 address.repository,
@@ -242,75 +244,18 @@ def _missing(address: Address, info: ModelInfo | DatasetInfo, chosen: Sequence[s
     return [file for file in chosen if not there(file)]
 
 
-def _check_room(address: Address, needed: int) -> None:
-    cache = _cache()
-    existing = next(path for path in (cache, *cache.parents) if path.exists())
+def check_room(address: Address, needed: int, folder: Path, remedy: str) -> None:
+    """Raises UserError where the disk of a folder has fewer bytes left than are needed."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(
-            f"{address} needs {needed / 1e9:.2f} GB, but the disk of the cache {cache} has {free / 1e9:.2f} GB left; "
-            "HF_HOME names another place"
+            f"{address} needs {needed / 1e9:.2f} GB, but the disk of {folder} has {free / 1e9:.2f} GB left; {remedy}"
         )
 
 
 @contextlib.contextmanager
-def _explained(address: Address) -> Iterator[None]:
-    """Turns what the library raises into one sentence."""
-    try:
-        yield
-    except (UserError, AssertionError):
-        raise
-    except Exception as error:
-        reason = _reason(error, address)
-        if reason is None:
-            raise
-        raise UserError(reason) from None
-
-
-def _reason(error: Exception, address: Address) -> str | None:
-    """What an error of the library means to a user; None: it is nothing of the hub's."""
-    from huggingface_hub import errors
-
-    where, login = address.place, "log in with `hf auth login`, or set HF_TOKEN"
-    cut = isinstance(error, errors.LocalEntryNotFoundError)  # the network went away between two files
-    if cut or _unreachable(error):
-        return f"{_endpoint()} cannot be reached ({_first_line(error)}); files that came whole are kept, run it again"
-    if isinstance(error, errors.GatedRepoError):
-        return f"{where} is gated: accept its terms at {_endpoint()}/{address.repository}, then {login}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"the hub has no {where} that is open to you: check the name, and if it is private {login}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{where} has no revision {address.revision!r}"
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        if status == 401:
-            return f"the hub does not take the token that it was sent for {where}: {login}"
-        if status == 403:
-            return f"the token that was sent may not do this with {where}; log in with one that may"
-        return f"the hub answered {status} for {where}: {_first_line(error)}"
-    if isinstance(error, errors.LocalTokenNotFoundError):
-        return f"{where} needs a token: {login}"
-    if isinstance(error, OSError):
-        if "No space left" in str(error):
-            return f"no space is left on the disk of the cache {_cache()}; HF_HOME names another place"
-        return f"{where} cannot be read: {_first_line(error)}"
-    if isinstance(error, (errors.HFValidationError, ValueError)):
-        return f"{where} is refused: {_first_line(error)}"
-    return None
-
-
-def _unreachable(error: Exception) -> bool:
-    """Whether an error says that there is no way to the hub, whichever HTTP client the library uses."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    if isinstance(error, (OfflineModeIsEnabled, ConnectionError, TimeoutError)):
-        return True
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"TransportError", "ConnectError", "TimeoutException"})
-
-
-@contextlib.contextmanager
-def _bars(quiet: bool) -> Iterator[None]:
+def bars(quiet: bool) -> Iterator[None]:
     """The library's progress bars, only where somebody sees them."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
@@ -328,27 +273,11 @@ def _bars(quiet: bool) -> Iterator[None]:
         enable_progress_bars()
 
 
-def _api() -> Any:
+def api() -> Any:
+    """The library's own way to the hub."""
     from huggingface_hub import HfApi
 
-    return HfApi(library_name="mvader_jax", endpoint=_endpoint())
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT)
-
-
-def _cache() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    return HfApi(library_name="mvader_jax", endpoint=endpoint())
 
 
 def _some(names: Sequence[str] | dict[str, int]) -> str:

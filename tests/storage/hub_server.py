@@ -137,7 +137,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         for pattern, name in (
             (r"GET /api/(?P<kind>model|dataset)s/(?P<repo>[^/]+/[^/]+)(/revision/(?P<rev>.+))?", "info"),
-            (r"GET /api/(?P<kind>model|dataset)s/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)/?", "tree"),
+            (
+                r"GET /api/(?P<kind>model|dataset)s/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)/?(?P<under>.*)",
+                "tree",
+            ),
             (r"(GET|HEAD) /blob/(?P<oid>\w+)/(?P<path>.+)", "blob"),
             (
                 r"(GET|HEAD) /((?P<kind>dataset)s/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)",
@@ -216,12 +219,18 @@ class _Handler(BaseHTTPRequestHandler):
         opened = self._opened(named)
         if opened is not None:
             commit, files = opened
-            listed = [{"rfilename": path, "size": len(content)} for path, content in sorted(files.items())]
+            listed = [self._sibling(path, content) for path, content in sorted(files.items())]
             held = self.hub.datasets if named["kind"] == "dataset" else self.hub.repositories
             private = held[named["repo"]].private
             self._json(
                 {"id": named["repo"], "sha": commit, "siblings": listed, "tags": [], "private": private}
             )
+
+    def _sibling(self, path: str, content: bytes) -> dict[str, Any]:
+        found = {"rfilename": path, "size": len(content), "blobId": etag(content)}
+        if len(content) >= LARGE:
+            found["lfs"] = {"sha256": etag(content), "size": len(content), "pointerSize": 130}
+        return found
 
     def _tree(self, named: dict[str, Any], _: bytes) -> None:
         opened = self._opened(named)
@@ -229,6 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         listed = []
         for path, content in sorted(opened[1].items()):
+            if named["under"] not in ("", path.rpartition("/")[0]):
+                continue
             entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": etag(content)}
             if len(content) >= LARGE:
                 entry["lfs"] = {"oid": etag(content), "size": len(content), "pointerSize": 130}
@@ -260,13 +271,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._content(self.hub.blobs[named["oid"]], named["path"], {"ETag": f'"{named["oid"]}"'})
 
     def _content(self, content: bytes, path: str, headers: dict[str, str]) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         status, total = 200, len(content)
         if asked:
             self.hub.ranges.append(f"{path}: {self.headers['Range']}")
-            start = int(asked[1])
-            content, status = content[start:], 206
-            headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
+            start, end = int(asked[1]), min(int(asked[2] or total), total - 1)
+            content, status = content[start : end + 1], 206
+            headers["Content-Range"] = f"bytes {start}-{end}/{total}"
         stop = self.hub.cut.pop(path, None) if self.command == "GET" else None
         if stop is None:
             self._send(status, content, headers)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from mvader_jax.data.building.columns import NONE
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.listed import find_captions
-from mvader_jax.data.building.parts import Part, find_shards
+from mvader_jax.data.building.parts import Part
+from mvader_jax.data.building.plan import WORK
+from mvader_jax.data.building.sharded import find_downloaded, find_hub
 from mvader_jax.data.emoji.parts import find_emoji_styles
 from mvader_jax.data.scenes.parts import find_scenes
 from mvader_jax.errors import UserError
+from mvader_jax.storage import hub
+from mvader_jax.storage.atomic import local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +47,18 @@ def _count(source: str) -> list[Part]:
 
 KNOWN: dict[str, Known] = {
     "laion_aesthetics": Known(
-        find_shards,
+        find_downloaded,
         FilterConfig.paper(),
         "img2dataset's output folder",
         "Captioned pictures of LAION, filtered as in the paper: aesthetic score, size, watermark.",
+        ("columns",),
     ),
     "image_captions": Known(
         find_captions,
         FilterConfig(),
-        "a folder of pictures and .txt, a CSV or JSONL, or COCO's caption annotations",
+        "a folder of pictures and .txt, a CSV or JSONL, COCO's caption annotations, parquet files or tars",
         "Captioned pictures from files.",
-        ("pictures",),
+        ("pictures", "columns"),
     ),
     "emoji_styles": Known(
         find_emoji_styles,
@@ -76,15 +83,24 @@ def known(name: str) -> Known:
     return KNOWN[name]
 
 
-def find_parts(name: str, source: str | os.PathLike[str], **options: Any) -> list[Part]:
+def find_parts(
+    name: str, source: str | os.PathLike[str], out: str | os.PathLike[str] = "", **options: Any
+) -> list[Part]:
     """The parts of a source of the data set `name`.
 
-    options: what that data set takes beside its source (`Known.options`); None is left out.
+    out: the folder of the build; what comes from the hub lies there while it is read. options: what that data set takes
+    beside its source (`Known.options`); None is left out.
     Raises UserError for a source of another kind, and for an option of another data set.
     """
     given = {option: value for option, value in options.items() if value is not None}
-    chosen = known(name)
+    chosen, place = known(name), os.fspath(source)
     for option in given.keys() - set(chosen.options):
-        takers = ", ".join(other for other, one in KNOWN.items() if option in one.options)
-        raise UserError(f"{name} takes no {option}; {takers} does")
-    return chosen.find(os.fspath(source), **given)
+        takers = " and ".join(other for other, one in KNOWN.items() if option in one.options)
+        raise UserError(f"{name} takes no {option}; accepted for {takers}")
+    if not hub.is_address(place):
+        return chosen.find(place if name == "scenes" else local(place), **given)
+    if "columns" not in chosen.options:
+        raise UserError(f"{name} is not read from the hub; its source is {chosen.source}")
+    if "pictures" in given:
+        raise UserError(f"--pictures belongs to a file of paths; {place} holds the pictures")
+    return find_hub(place, given.get("columns", NONE), pathlib.Path(out) / WORK)

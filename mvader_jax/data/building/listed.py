@@ -13,10 +13,13 @@ from typing import Any
 
 from mvader_jax.data.building.admit import Rejected, Sample, rejecting
 from mvader_jax.data.building.captions import IMAGE_SUFFIXES, picture_of, read_table
-from mvader_jax.data.building.parts import FileBytes, Part
+from mvader_jax.data.building.columns import NONE, Columns
+from mvader_jax.data.building.parts import FileBytes, Part, shards_of
+from mvader_jax.data.building.sharded import for_training, is_shard, with_columns
 from mvader_jax.data.building.tables import key_of, named
 from mvader_jax.data.unicode import encoding
 from mvader_jax.errors import UserError
+from mvader_jax.storage.atomic import local
 
 #: Records a part: few enough that a stopped build loses little.
 PART_SIZE = 2000
@@ -67,28 +70,55 @@ class ListPart:
 
 
 def find_captions(
-    source: str | os.PathLike[str], pictures: str | os.PathLike[str] | None = None
+    source: str | os.PathLike[str],
+    pictures: str | os.PathLike[str] | None = None,
+    columns: Columns = NONE,
 ) -> list[Part]:
     """The parts of a captioned set: a folder of pictures with .txt beside them, a CSV or JSONL file with a
-    path and a caption in each row, or COCO's caption annotations.
+    path and a caption in each row, COCO's caption annotations, or parquet files and tars with the pictures inside.
 
+    columns: of these last, where they are not to be told.
     pictures: what paths in a file are relative to; default, the file's folder.
     Raises UserError for a source that is none of these or names no picture.
     """
     path = pathlib.Path(source)
-    root = pathlib.Path(pictures) if pictures is not None else path.parent
+    root = local(pictures) if pictures is not None else path.parent
     problems: list[str] = []
+    shards = _shards(path)
+    if shards:
+        if pictures is not None:
+            raise UserError(
+                f"--pictures belongs to a file of paths; {os.fspath(source)!r} holds the pictures"
+            )
+        return with_columns(shards_of(shards), columns)
+    if columns != NONE:
+        raise UserError("--image-column and --caption-column belong to parquet files and tars")
     if path.is_dir():
         entries: Iterable[Entry] = _from_folder(path)
     elif not path.is_file():
-        raise UserError(f"{os.fspath(source)!r} does not exist; expected a folder, CSV, JSONL or COCO's JSON")
+        raise UserError(
+            f"{os.fspath(source)!r} does not exist; expected a folder, CSV, JSONL, COCO's JSON, parquet or tar"
+        )
     elif path.suffix.lower() == ".json":
         entries, problems = _from_coco(path, root)
     elif path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
         entries = _from_rows(path, root)
     else:
-        raise UserError(f"{os.fspath(source)!r} is no folder, .csv, .tsv, .jsonl or .json of captions")
+        raise UserError(
+            f"{os.fspath(source)!r} is no folder, .csv, .tsv, .jsonl or .json of captions, no .parquet and no tar"
+        )
     return _parts(entries, path, problems)
+
+
+def _shards(path: pathlib.Path) -> list[pathlib.Path]:
+    """The parquet files and tars that a source names, or a folder holds that has no picture of its own."""
+    if path.is_file():
+        return [path] if is_shard(path.name) else []
+    if not path.is_dir() or any(entry.image for entry in _from_folder(path)):
+        return []
+    found = [entry for entry in path.rglob("*") if is_shard(entry.name) and entry.is_file()]
+    names = sorted(entry.relative_to(path).as_posix() for entry in found)
+    return [path / name for name in for_training(names, str(path))] if names else []
 
 
 def _parts(entries: Iterable[Entry], source: pathlib.Path, problems: Iterable[str] = ()) -> list[Part]:

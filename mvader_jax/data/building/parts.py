@@ -12,12 +12,13 @@ import dataclasses
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from mvader_jax.data.building import tars
 from mvader_jax.data.building.admit import Rejected, Sample, rejecting
 from mvader_jax.data.building.captions import IMAGE_SUFFIXES
+from mvader_jax.data.building.columns import NONE, Columns
 from mvader_jax.data.building.tables import (
     Row,
     Table,
@@ -62,7 +63,17 @@ def find_shards(source: str | os.PathLike[str]) -> list[Part]:
     root = pathlib.Path(source)
     if not root.is_dir():
         raise UserError(f"{os.fspath(source)!r} is no folder; expected the output folder of img2dataset")
-    entries = sorted(root.iterdir())
+    parts = shards_of(sorted(root.iterdir()))
+    if not parts:
+        raise UserError(
+            f"{os.fspath(source)!r} holds no .tar, no .parquet and no numbered folder; "
+            "expected the output folder of img2dataset"
+        )
+    return parts
+
+
+def shards_of(entries: Sequence[pathlib.Path]) -> list[Part]:
+    """The shards among files and folders, by name; a table of a shard's name belongs to it."""
     tables = {entry.stem: str(entry) for entry in entries if entry.suffix == ".parquet" and entry.is_file()}
     parts: list[Part] = []
     for entry in entries:
@@ -72,11 +83,6 @@ def find_shards(source: str | os.PathLike[str]) -> list[Part]:
         elif entry.is_dir() and (entry.name in tables or entry.name.isdigit()):
             parts.append(FolderPart(str(entry), tables.pop(entry.name, None)))
     parts += [ParquetPart(path) for path in tables.values()]
-    if not parts:
-        raise UserError(
-            f"{os.fspath(source)!r} holds no .tar, no .parquet and no numbered folder; "
-            "expected the output folder of img2dataset"
-        )
     return sorted(parts, key=lambda part: part.name)
 
 
@@ -86,6 +92,7 @@ class _Grouped:
 
     path: str
     table: str | None
+    chosen: Columns = NONE
 
     @property
     def name(self) -> str:
@@ -98,7 +105,7 @@ class _Grouped:
 
     def samples(self, problems: list[str]) -> Iterator[Sample]:
         rows = read_rows(self.table, problems) if self.table else None
-        if rows is None:
+        if rows is None and (self.table or self.chosen == NONE):
             problems.append(
                 f"{self.path}: no readable parquet beside it; the metadata is that of its JSON files"
             )
@@ -111,10 +118,12 @@ class _Grouped:
             key = name if name in known else name.rpartition("/")[2]
             row = known.get(key)
             seen.add(key)
-            if row is None and "json" in members:
-                row = parse_json(_read_or_empty(members["json"]))
-            image = next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
-            yield Sample(key if key in known else prefix + name, image, members.get("txt"), row or {})
+            if "json" in members and (row is None or self.chosen.caption not in ("", "txt")):
+                row = {**(row or {}), **parse_json(_read_or_empty(members["json"]), self.chosen.caption)}
+            wanted = (self.chosen.image,) if self.chosen.image else IMAGE_SUFFIXES
+            image = next((members[s] for s in wanted if s in members), None)
+            caption = members.get(self.chosen.caption or "txt")
+            yield Sample(key if key in known else prefix + name, image, caption, row or {})
         if cut:
             problems.append(f"{self.path}: the shard is cut or damaged: {cut[0]}")
         yield from _absent(rows or (), seen, _lost if cut else None)
@@ -134,7 +143,7 @@ class _Grouped:
         return None if found is None else set(found)
 
     def files(self) -> Iterable[pathlib.Path | str]:
-        return [pathlib.Path(path) for path in (self.path, self.table) if path]
+        return [*(pathlib.Path(path) for path in (self.path, self.table) if path), *_told(self.chosen)]
 
     def _first_json(self) -> Row | None:
         """The metadata of the first sample that has any of its own."""
@@ -183,9 +192,10 @@ class FolderPart(_Grouped):
 
 @dataclasses.dataclass(frozen=True)
 class ParquetPart:
-    """A parquet file with the pictures' bytes in a column that is named by their format."""
+    """A parquet file with the pictures' bytes in a column: the chosen one, else one that is named by their format."""
 
     path: str
+    chosen: Columns = NONE
 
     @property
     def name(self) -> str:
@@ -197,9 +207,15 @@ class ParquetPart:
             table = Table(self.path)
             # A damaged count may be any number; a row takes some of the file.
             total = min(table.rows, pathlib.Path(self.path).stat().st_size)
-            image = table.named_as(IMAGE_SUFFIXES)
-            for row in table.read({"picture": image} if image else None):
+            image = self.chosen.image or table.named_as(IMAGE_SUFFIXES)
+            wanted = {"picture": image or "", "caption": self.chosen.caption}
+            there = {column: name for column, name in wanted.items() if name in table.names}
+            missing = [name for column, name in wanted.items() if name and column not in there]
+            problems += [f"{self.path}: it has no column {name!r}" for name in missing]
+            for row in table.read(there):
                 data = row.pop("picture", None)
+                # `datasets` keeps a picture as its bytes and its path.
+                data = data.get("bytes") if isinstance(data, dict) else data
                 key = key_of(row) or f"{self.name}/{done}"
                 done += 1
                 yield Sample(key, None if data is None else Held(data), None, row)
@@ -215,7 +231,7 @@ class ParquetPart:
         return table_columns(self.path)
 
     def files(self) -> Iterable[pathlib.Path | str]:
-        return [pathlib.Path(self.path)]
+        return [pathlib.Path(self.path), *_told(self.chosen)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +267,11 @@ class Held:
 
 
 _lost = rejecting(tars.LOST)
+
+
+def _told(chosen: Columns) -> list[str]:
+    """Chosen columns as a build is known by; nothing where none were, as in builds of before."""
+    return [] if chosen == NONE else [repr(chosen)]
 
 
 def _read_or_empty(read: Callable[[], bytes]) -> bytes:

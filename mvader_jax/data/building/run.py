@@ -111,6 +111,10 @@ class _Job:
                 sample = next(samples)
             except StopIteration:
                 return
+            except (
+                UserError
+            ):  # of the network or the disk, not of the input: the build stops, and goes on later
+                raise
             except Exception as error:  # what nobody thought of in a file from outside
                 problems.append(f"part {self.part.name!r} cannot be read further: {first_line(error)}")
                 break

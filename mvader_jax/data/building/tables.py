@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from mvader_jax.data.building.schema import columns
 from mvader_jax.data.unicode import printable
@@ -27,12 +27,12 @@ def key_of(row: Row) -> str | None:
 class Table:
     """A parquet file. Columns of text are read as bytes, so that one that is no UTF-8 is one row's damage."""
 
-    def __init__(self, path: str) -> None:
-        """Raises Unreadable where it is no parquet file."""
+    def __init__(self, file: str | IO[bytes]) -> None:
+        """file: its path, or what is read and sought in. Raises Unreadable where it is no parquet file."""
         import pyarrow.parquet
 
         try:
-            self._file = pyarrow.parquet.ParquetFile(path)
+            self._file = pyarrow.parquet.ParquetFile(file)
             names = self._file.schema_arrow.names
         except Exception as error:  # pyarrow raises anything on a hostile footer
             raise Unreadable(first_line(error)) from None
@@ -44,6 +44,32 @@ class Table:
     def named_as(self, suffixes: Sequence[str]) -> str | None:
         """The first column that is named by one of these, in any case."""
         return next((name for name in self.names if name.lower() in suffixes), None)
+
+    def pictures(self) -> list[str]:
+        """Columns of bytes, or of structures that hold some, as `datasets` keeps pictures."""
+        import pyarrow
+
+        def holds_bytes(kind: pyarrow.DataType) -> bool:
+            if pyarrow.types.is_struct(kind):
+                return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
+            return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+        return [name for name in self.names if holds_bytes(self._file.schema_arrow.field(name).type)]
+
+    def texts(self) -> list[str]:
+        """Columns of texts, or of lists of them."""
+        import pyarrow
+
+        def holds_text(kind: pyarrow.DataType) -> bool:
+            if (
+                pyarrow.types.is_dictionary(kind)
+                or pyarrow.types.is_list(kind)
+                or pyarrow.types.is_large_list(kind)
+            ):
+                return holds_text(kind.value_type)
+            return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+
+        return [name for name in self.names if holds_text(self._file.schema_arrow.field(name).type)]
 
     def read(self, more: Mapping[str, str] | None = None) -> Iterator[Row]:
         """The rows under the names of `schema.SPELLINGS`, and of `more` as in `columns`.
@@ -124,13 +150,15 @@ def table_columns(path: str) -> set[str] | None:
         return None
 
 
-def parse_json(data: bytes) -> Row:
-    """A sample's own metadata; empty if it is no JSON object."""
+def parse_json(data: bytes, caption: str = "") -> Row:
+    """A sample's own metadata; empty if it is no JSON object. caption: the key that holds it, if not a known one."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
         return {}
-    return named(value) if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return {}
+    return {**named(value), **({"caption": value[caption]} if caption in value else {})}
 
 
 def first_line(error: BaseException) -> str:

@@ -22,7 +22,8 @@ LOST = "lost in a damaged shard"
 _META = re.compile(r"__[^/]*__($|/)")
 #: Links followed from a member to its content.
 _LINKS = 8
-_READ_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+#: What reading a damaged tar raises.
+READ_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 
 @dataclasses.dataclass
@@ -47,7 +48,7 @@ def groups(path: str, cut: list[str]) -> Iterator[Group]:
     try:
         with tarfile.open(path) as tar:
             yield from _grouped(tar, list(_members(tar, cut)))
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         cut.append(first_line(error))
 
 
@@ -97,7 +98,7 @@ def _members(tar: tarfile.TarFile, cut: list[str]) -> Iterator[tarfile.TarInfo]:
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             cut.append(f"no valid header at byte {tar.offset}")
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         cut.append(first_line(error))
 
 
@@ -126,7 +127,7 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     try:
         file = tar.extractfile(member)
         data = file.read() if file else b""
-    except _READ_ERRORS:
+    except READ_ERRORS:
         raise Rejected(LOST) from None
     if len(data) != member.size:
         raise Rejected(LOST)
