@@ -116,7 +116,13 @@ def download(name: str | Path, select: Select, *, quiet: bool = False) -> Found:
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         chosen = address.choose(list(sizes), select)
         missing = _missing(address, info, chosen)
-        check_room(address, sum(sizes[file] for file in missing), cache(), "HF_HOME names another place")
+        check_room(
+            address,
+            sum(sizes[file] for file in missing),
+            cache(),
+            "HF_HOME names another place",
+            "the cache ",
+        )
         if missing and not quiet:
             total = sum(sizes[file] for file in missing)
             print(f"downloading {len(missing)} files, {total / 1e9:.2f} GB, of {address}", file=sys.stderr)
@@ -244,13 +250,13 @@ def _missing(address: Address, info: ModelInfo | DatasetInfo, chosen: Sequence[s
     return [file for file in chosen if not there(file)]
 
 
-def check_room(address: Address, needed: int, folder: Path, remedy: str) -> None:
+def check_room(address: Address, needed: int, folder: Path, remedy: str, what: str = "") -> None:
     """Raises UserError where the disk of a folder has fewer bytes left than are needed."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(
-            f"{address} needs {needed / 1e9:.2f} GB, but the disk of {folder} has {free / 1e9:.2f} GB left; {remedy}"
+            f"{address} needs {needed / 1e9:.2f} GB, but the disk of {what}{folder} has {free / 1e9:.2f} GB left; {remedy}"
         )
 
 

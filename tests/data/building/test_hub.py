@@ -36,7 +36,10 @@ def tar(captions: list[str], ending: str = "txt", **more: object) -> bytes:
     with tarfile.open(fileobj=file, mode="w") as made:
         for number, caption in enumerate(captions):
             text = caption if ending == "txt" else json.dumps({ending: caption, "width": 20, **more})
-            for name, data in (("jpg", PICTURES[number]), (ending if ending == "txt" else "json", text.encode())):
+            for name, data in (
+                ("jpg", PICTURES[number]),
+                (ending if ending == "txt" else "json", text.encode()),
+            ):
                 info = tarfile.TarInfo(f"{number}.{name}")
                 info.size = len(data)
                 made.addfile(info, io.BytesIO(data))
@@ -264,7 +267,7 @@ def test_what_is_no_shard_takes_no_columns(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "in" / "a.jpg").write_bytes(PICTURES[0])
     for name, source, sentence in (
         ("image_captions", tmp_path / "in", "belong to parquet files and tars"),
-        ("scenes", "4", "scenes takes no columns; accepted for laion_aesthetics, image_captions"),
+        ("scenes", "4", "scenes takes no columns; accepted for laion_aesthetics and image_captions"),
     ):
         assert run("data", "build", name, source, tmp_path / "out", "--caption-column", "x") == 2
         assert sentence in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_another_version_is_told_and_a_broken_drawing_is_counted(packages, tmp_p
     [
         ({"styles": ("manga",)}, "unknown style 'manga'; accepted: fluent-3d, "),
         ({"size": 0}, "size is 0; accepted are 1 to 1024"),
-        ({"pictures": "x"}, "emoji_styles takes no pictures; image_captions does"),
+        ({"pictures": "x"}, "emoji_styles takes no pictures; accepted for image_captions"),
     ],
 )
 def test_what_it_does_not_take_is_refused(packages, options, message):
