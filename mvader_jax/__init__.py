@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mvader_jax.images.sheet import grid
     from mvader_jax.prompt.elements import Image, Prompt, Text
     from mvader_jax.sampling import tasks
-    from mvader_jax.sampling.pictures import Pictures
-    from mvader_jax.sampling.pipeline import NotFiniteError, Pipeline
+    from mvader_jax.sampling.pictures import NotFiniteError, Pictures
+    from mvader_jax.sampling.pipeline import Pipeline
     from mvader_jax.sampling.settings import SamplingSettings
     from mvader_jax.storage.programs import compilation_cache
 
@@ -41,7 +41,7 @@ __all__ = [
 _HOMES = {
     "Condition": "condition",
     "Image": "prompt.elements",
-    "NotFiniteError": "sampling.pipeline",
+    "NotFiniteError": "sampling.pictures",
     "Pictures": "sampling.pictures",
     "Pipeline": "sampling.pipeline",
     "Prompt": "prompt.elements",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -70,4 +70,6 @@ Share = Annotated[float, between(0, 1)]
 Seed = Annotated[int, between(0, _LARGEST_SEED)]
 #: Threads or processes of one host: more than any has cores for.
 Workers = Annotated[int, between(0, 1024)]
+#: What a network computes in.
+ComputeDtype = Literal["float32", "bfloat16"]
 RegularExpression = Annotated[str, Bound(_compiles, "a regular expression, as Python's re reads it")]

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvader_jax.bounds import POSITIVE, between
+from mvader_jax.bounds import POSITIVE, ComputeDtype, between
 from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Quiet, Sampler, Seed, Site, Steps
 from mvader_jax.cli._progress import bar, status, tell
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.settings import SamplingSettings, image_count
+from mvader_jax.settings import convert
 
 if TYPE_CHECKING:
     from mvader_jax.prompt.elements import Element
@@ -75,8 +76,7 @@ def sample(
     quiet: Quiet = False,
 ) -> int:
     """Draw pictures of a prompt of texts and images, or of every prompt of a file."""
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"unknown dtype {dtype!r}; accepted: float32, bfloat16")
+    convert(ComputeDtype, dtype, "--dtype")
     settings = SamplingSettings(
         steps=steps,
         sampler=sampler,
@@ -143,7 +143,7 @@ class _Asked:
 def _sample_parts(asked: _Asked, settings: SamplingSettings, count: int, place: _Place) -> None:
     from mvader_jax.parallel.processes import first_process
     from mvader_jax.sampling.output import check_results, write_pictures
-    from mvader_jax.sampling.pipeline import NotFiniteError
+    from mvader_jax.sampling.pictures import NotFiniteError
     from mvader_jax.sampling.tasks import check_task, run_task
 
     if asked.task is not None:
@@ -209,18 +209,12 @@ def load_pipeline(bundle: str, *, dtype: str = "float32", mesh: str = "", raw: b
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.parallel.processes import first_process
     from mvader_jax.sampling.pipeline import Pipeline
+    from mvader_jax.storage.bundle_config import is_run
     from mvader_jax.storage.describe import FRESH, is_fresh
-    from mvader_jax.storage.programs import compilation_cache
-    from mvader_jax.train.snapshot import Snapshot, is_snapshot, load_snapshot
 
-    if is_snapshot(bundle):
-        compilation_cache()
-        place, step = open_mesh(mesh), Snapshot.of(bundle, raw=raw)
-        pipe = Pipeline(load_snapshot(step, mesh=place, dtype=dtype), dtype=dtype, mesh=place)
-    elif raw:
+    if raw and not is_run(bundle):
         raise UserError("--raw belongs to RUN/STAGE[@STEP]; a bundle has one set of parameters")
-    else:
-        pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh), cache=True)
+    pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh), raw=raw, cache=True)
     if is_fresh(pipe.bundle.records) and first_process():
         tell(f"{bundle}: {FRESH}")
     return pipe

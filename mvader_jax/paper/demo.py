@@ -19,7 +19,8 @@ from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.prompt.parse import parse_part
 from mvader_jax.sampling.generate import Draws, Prompted
 from mvader_jax.sampling.output import check_replaceable
-from mvader_jax.sampling.pipeline import Pipeline, not_finite
+from mvader_jax.sampling.pictures import not_finite
+from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings, image_count
 from mvader_jax.storage.atomic import make_directory, write_file
 

@@ -21,7 +21,8 @@ from mvader_jax.paper.curves import TASKS, Curves, held_out, shares
 from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.sampling.generate import Draws, Prompted
 from mvader_jax.sampling.output import check_writable
-from mvader_jax.sampling.pipeline import Pipeline, not_finite
+from mvader_jax.sampling.pictures import not_finite
+from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.settings import Checked
 from mvader_jax.storage.atomic import local, write_file

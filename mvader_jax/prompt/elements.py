@@ -11,7 +11,7 @@ import numbers
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeAlias, TypeGuard, get_args
 
 from mvader_jax.errors import UserError
 from mvader_jax.images.names import names_picture
@@ -237,12 +237,12 @@ def _elements(value: Any) -> Iterable[Element]:
         return (value,)
     if isinstance(value, Prompt):
         return value.elements
-    if isinstance(value, (list, tuple)) and not _is_weighted(value):
+    if isinstance(value, (list, tuple)) and not is_weighted(value):
         return tuple(_element(item) for item in value)
     return (_element(value),)
 
 
-def _is_weighted(value: Any) -> bool:
+def is_weighted(value: Any) -> TypeGuard[tuple[Any, float]]:
     """Whether a value is ("a hat", 0.3): a number is no element."""
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], numbers.Real)
 
@@ -257,7 +257,7 @@ def _element(value: Any) -> Element:
                 f"Text({value!r}) for the words"
             )
         return Text(value)
-    if _is_weighted(value):
+    if is_weighted(value):
         part, weight = value
         if isinstance(part, (Text, Image)):
             raise UserError(f"{part!r} has a weight of its own; give {weight!r} there")

@@ -14,14 +14,14 @@ from mvader_jax.condition import PADDING, PromptBatch
 from mvader_jax.errors import UserError
 from mvader_jax.images.preprocess import clip_preprocess, region_weights
 from mvader_jax.images.read import load_image
-from mvader_jax.prompt.elements import SITES, Image, Prompt, Site, Text
+from mvader_jax.prompt.elements import SITES, Image, Prompt, PromptLike, Site, Text
 from mvader_jax.prompt.theta import balanced, log_theta, span_factors, spread_factors
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig, bucket
 
 
 def lay_out(
     tokenizer: Tokenizer,
-    prompts: Sequence[Any],
+    prompts: Sequence[PromptLike | None],
     *,
     image_size: int = 0,
     image_tokens: int = 0,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
 import PIL.Image
 
+from mvader_jax.errors import UserError
 from mvader_jax.images.sheet import grid
 
 #: The key of `PIL.Image.Image.info` under which a picture keeps what it was drawn with.
@@ -34,6 +35,8 @@ class Pictures(list[PIL.Image.Image]):
 
         Raises UserError where the directory cannot be written, or there are no pictures.
         """
+        if not isinstance(directory, (str, os.PathLike)):
+            raise UserError(f"a directory is named by {directory!r:.80}; expected a string or a path")
         from mvader_jax.sampling.output import write_pictures
         from mvader_jax.storage.atomic import local
 
@@ -58,6 +61,23 @@ class Pictures(list[PIL.Image.Image]):
         data = io.BytesIO()
         self.grid().save(data, format="PNG")
         return data.getvalue()
+
+
+class NotFiniteError(UserError):
+    """Some pictures hold NaN or infinity. pictures: {index: the picture} of those that do not."""
+
+    def __init__(self, count: int, pictures: Mapping[int, PIL.Image.Image]) -> None:
+        bad = [str(index) for index in range(count) if index not in pictures]
+        super().__init__(not_finite(f"picture{'s' * (len(bad) > 1)} {', '.join(bad)}"))
+        self.pictures = dict(pictures)
+
+
+def not_finite(what: str) -> str:
+    """The sentence that says so."""
+    return (
+        f"{what}: NaN or infinity arose on the way, so nothing is shown; the guidance scale may be too large, "
+        "or the bundle's weights are damaged"
+    )
 
 
 def drawn_with(picture: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +19,40 @@ from mvader_jax.diffusion.samplers import OWN, SAMPLERS
 from mvader_jax.errors import UserError
 from mvader_jax.images.pixels import to_float
 from mvader_jax.images.preprocess import to_vae_pixels
-from mvader_jax.images.read import load_image
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed
 from mvader_jax.models.unet import UNet
 from mvader_jax.parallel.processes import gather_rows
-from mvader_jax.prompt.elements import ImageSource, Prompt, PromptLike
+from mvader_jax.prompt.elements import ImageSource, Prompt, PromptLike, Site
+from mvader_jax.sampling import arguments
 from mvader_jax.sampling.generate import (
     Draws,
-    InitImages,
     Prompted,
     decode_latents,
     encode_images,
     generate,
     image_features,
 )
-from mvader_jax.sampling.pictures import DRAWN, Pictures
+from mvader_jax.sampling.pictures import DRAWN, NotFiniteError, Pictures
 from mvader_jax.sampling.placement import Placement
 from mvader_jax.sampling.settings import SamplingSettings, StaticSettings, image_count, image_size
+from mvader_jax.settings import convert
 from mvader_jax.storage.bundle import Bundle, load_bundle, parameter_count
+from mvader_jax.storage.bundle_config import is_run
 from mvader_jax.storage.programs import Program, compilation_cache
-
-
-class NotFiniteError(UserError):
-    """Some pictures hold NaN or infinity. pictures: {index: the picture} of those that do not."""
-
-    def __init__(self, count: int, pictures: Mapping[int, PIL.Image.Image]) -> None:
-        bad = [str(index) for index in range(count) if index not in pictures]
-        super().__init__(not_finite(f"picture{'s' * (len(bad) > 1)} {', '.join(bad)}"))
-        self.pictures = dict(pictures)
-
-
-def not_finite(what: str) -> str:
-    """The sentence that says so."""
-    return (
-        f"{what}: NaN or infinity arose on the way, so nothing is shown; the guidance scale may be too large, "
-        "or the bundle's weights are damaged"
-    )
 
 
 class Pipeline:
     """A bundle ready to draw: `Pipeline.load("tiny")(["a red circle"], num_images=4, seed=0)`."""
 
     def __init__(self, bundle: Bundle, *, dtype: str = "float32", mesh: Mesh | None = None) -> None:
-        """dtype: compute dtype; mesh: where the bundle's components are sharded, if they are: pictures
-        are then drawn by all of its devices, a batch divided over its batch axes."""
-        self.bundle = bundle
-        self.dtype = dtype
-        self.placement = Placement(mesh)
+        """dtype: "float32" or "bfloat16", what is computed in; mesh: where the bundle's components are sharded, if
+        they are: pictures are then drawn by all of its devices, a batch divided over its batch axes. Raises UserError
+        for another dtype."""
+        hint = ': Pipeline.load("tiny") reads one by its name'
+        self.bundle = bundle = arguments.instance(bundle, Bundle, "bundle", hint)
+        self.dtype = dtype = arguments.compute_dtype(dtype)
+        self.placement = Placement(arguments.optional(mesh, Mesh, "mesh"))
         fixed: dict[str, Any] = {"model": bundle.model, "dtype": dtype}
         whole = self.placement.whole()
         walk = functools.partial(generate, **fixed)
@@ -86,15 +72,29 @@ class Pipeline:
         *,
         dtype: str = "float32",
         mesh: Mesh | None = None,
+        raw: bool = False,
         cache: bool = False,
     ) -> Pipeline:
-        """Loads a bundle by the name of an embedded one, or by its directory.
+        """Loads a bundle by the name of an embedded one, its directory or hf:ORG/NAME[@REVISION]; or RUN/STAGE[@STEP],
+        a checkpoint of a training run, the newest or that of a step.
 
-        cache: call `compilation_cache` first, which changes JAX's settings for the whole process.
-        Raises UserError for an unknown or damaged bundle.
+        raw: of a run, the parameters themselves in place of their average. cache: call `compilation_cache` first,
+        which changes JAX's settings for the whole process.
+        Raises UserError for an unknown or damaged bundle or run.
         """
+        dtype, mesh = arguments.compute_dtype(dtype), arguments.optional(mesh, Mesh, "mesh")
+        if not isinstance(name, (str, Path)):
+            raise UserError(f"a bundle is named by {name!r:.80}; expected a string or a path")
+        if raw and not is_run(name):
+            raise UserError("raw belongs to RUN/STAGE[@STEP]; a bundle has one set of parameters")
         if cache:
             compilation_cache()
+        if is_run(name):  # what reads runs lies above this room: it is loaded for them alone
+            from mvader_jax.train.snapshot import Snapshot, load_snapshot
+
+            return cls(
+                load_snapshot(Snapshot.of(name, raw=raw), mesh=mesh, dtype=dtype), dtype=dtype, mesh=mesh
+            )
         return cls(load_bundle(name, mesh=mesh, dtype=dtype), dtype=dtype, mesh=mesh)
 
     def __repr__(self) -> str:
@@ -140,7 +140,8 @@ class Pipeline:
         """
         if "init" in changes:  # the name of before
             init_image = changes.pop("init")
-        settings = (settings or SamplingSettings()).changed(**changes)
+        settings = arguments.optional(settings, SamplingSettings, "settings") or SamplingSettings()
+        settings = settings.changed(**changes)
         count = image_count(num_images)
         self.bundle.need("unet", "vae")
         strength = settings.negative_strength
@@ -158,7 +159,7 @@ class Pipeline:
         init = None
         if init_image is not None:
             size = image_size(self.model, settings.height, settings.width)
-            init = init_images(init_image, shares, count, size)
+            init = arguments.init_images(init_image, shares, count, size)
         draws = Draws.of(
             settings,
             laid_out(prompt),
@@ -188,6 +189,8 @@ class Pipeline:
         from its own. On a mesh every process passes the same arrays, and the result is divided over the batch
         axes; B that does not divide is filled up for the computation.
         """
+        arguments.instance(draws, Draws, "draws")
+        arguments.instance(static, StaticSettings, "static")
         self.bundle.need("unet", "vae")
         count = len(draws.seeds)
         with self.placement.active():
@@ -199,18 +202,20 @@ class Pipeline:
             )
             return (pixels, finite) if count == pixels.shape[0] else (pixels[:count], finite[:count])
 
-    def embed(self, prompt: PromptLike | None, *, site: str | None = None) -> Condition:
+    def embed(self, prompt: PromptLike | None, *, site: Site | None = None) -> Condition:
         """The Condition of one prompt, hidden [1, S, D]; None is the null prompt."""
-        return self.embed_batch(self.bundle.to_batch([prompt], site=site))
+        return self.embed_batch(self.bundle.to_batch([prompt], site=convert(Site | None, site, "site")))
 
     def embed_batch(self, batch: PromptBatch) -> Condition:
-        """The Condition of every prompt of a batch."""
+        """The Condition of every prompt of a batch, which `pipe.bundle.to_batch` makes."""
+        arguments.instance(batch, PromptBatch, "batch", ": pipe.bundle.to_batch(prompts) makes one")
         with self.placement.active():
             return self._embed(self.bundle.components, self.placement.placed(batch))
 
     def features(self, pixels: Float32[Array, "B H W 3"]) -> Float[jax.Array, "B T C"]:
-        """The image encoder's features of preprocessed images."""
+        """The image encoder's features of preprocessed images (`images.preprocess.clip_preprocess`)."""
         self.bundle.need("image_encoder")
+        pixels = arguments.encoder_pixels(self.model, pixels)
         with self.placement.active():
             return self._features(self.bundle.components, self.placement.placed(pixels))
 
@@ -220,31 +225,43 @@ class Pipeline:
         t: Num[Array, ""] | Num[Array, " B"] | float,
         condition: Condition,
     ) -> Float[jax.Array, "B h w C"]:
-        """The UNet's noise prediction eps; t: timesteps, 0 to 999."""
+        """The UNet's noise prediction eps, without guidance.
+
+        t: timesteps, 0 to 999, one or each row's. condition: what `embed` returns, one row for all or as many as the
+        latents have. Raises UserError for arrays of other shapes and types.
+        """
         self.bundle.need("unet")
-        latents = jnp.asarray(latents)
-        timesteps = jnp.broadcast_to(jnp.asarray(t), (latents.shape[0],))
+        latents = jnp.asarray(arguments.noisy_latents(self.model, latents))
+        rows = latents.shape[0]
+        timesteps = jnp.broadcast_to(jnp.asarray(arguments.timesteps(self.model, t, rows)), (rows,))
+        condition = arguments.condition(self.model, condition, rows)
         return self._denoise(self.bundle.components["unet"], latents, timesteps, condition)
 
-    def encode(self, images: Num[Array, "B H W 3"] | Sequence[ImageSource]) -> Float32[jax.Array, "B h w C"]:
+    def encode(
+        self, images: Num[Array, "B H W 3"] | ImageSource | Sequence[ImageSource]
+    ) -> Float32[jax.Array, "B h w C"]:
         """Images -> scaled latents.
 
-        images: an array, float in [-1, 1] or uint8; or a sequence of pictures, which are resized
-        (short side) and cropped to the model's size.
+        images: an array [B, H, W, 3] as it is, float in [-1, 1] or uint8; or a picture or a list of pictures, which
+        are resized (short side) and cropped to the model's size. Raises UserError for anything else.
         """
         self.bundle.need("vae")
-        if not hasattr(images, "ndim"):
+        if getattr(images, "ndim", 0) != 4:
             height, width = image_size(self.model)
-            images = np.stack([to_vae_pixels(load_image(image), height, width) for image in images])
-        images = jnp.asarray(images)
+            chosen = arguments.listed(images)
+            if not chosen:
+                raise UserError("there are no pictures to encode")
+            images = np.stack([to_vae_pixels(one, height, width) for one in chosen])
+        images = jnp.asarray(arguments.pixels(self.model, images))
         if images.dtype == jnp.uint8:
             images = to_float(images)
         return self._encode(self.bundle.components, images)
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float32[jax.Array, "B H W 3"]:
-        """Scaled latents -> images, clipped to [-1, 1]."""
+        """Scaled latents -> images, clipped to [-1, 1]. Raises UserError for what are no latents."""
         self.bundle.need("vae")
-        return jnp.clip(self._decode(self.bundle.components, jnp.asarray(latents)), -1.0, 1.0)
+        latents = jnp.asarray(arguments.latents(self.model, latents))
+        return jnp.clip(self._decode(self.bundle.components, latents), -1.0, 1.0)
 
 
 def _recorded(
@@ -260,21 +277,3 @@ def _recorded(
         **{key: [] if one is None else one.to_json() for key, one in parts.items()},
         **settings.recorded(),
     }
-
-
-def init_images(
-    pictures: ImageSource | Sequence[ImageSource],
-    shares: Sequence[float] | None,
-    count: int,
-    size: tuple[int, int],
-) -> InitImages:
-    """`count` equal rows of pictures to start from. Raises UserError where the shares do not fit them."""
-    chosen: list[ImageSource] = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]  # type: ignore[list-item]
-    parts = np.full(len(chosen), 1.0 / max(len(chosen), 1)) if shares is None else np.asarray(shares, float)
-    if not chosen or parts.shape != (len(chosen),):
-        raise UserError(f"{len(chosen)} pictures to start from have {parts.size} shares; one each is needed")
-    if not np.all(parts >= 0) or abs(parts.sum() - 1.0) > 1e-6:
-        raise UserError(f"the shares {parts.tolist()} are not numbers of at least 0 that sum to 1")
-    pixels = np.stack([to_vae_pixels(picture, *size) for picture in chosen])
-    rows = np.repeat(parts.astype(np.float32)[None], count, axis=0)
-    return InitImages(np.repeat(pixels[None], count, axis=0), rows)

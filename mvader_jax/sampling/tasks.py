@@ -8,24 +8,26 @@
     interpolation(pipe, "a.png", "b.png", fraction=0.5, strength=0.6)     # baseline of section 4.2
 
 Every other argument is `Pipeline.__call__`'s, and so are the errors. A picture may be a `prompt.Image`,
-which carries a weight, or anything that `prompt.Image` takes.
+which carries a weight, a pair of one and its weight, or anything that `prompt.Image` takes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from mvader_jax.bounds import Share
 from mvader_jax.errors import UserError
-from mvader_jax.prompt.elements import Element, Image, Prompt, Text
+from mvader_jax.prompt.elements import Element, Image, Prompt, Text, is_weighted
 from mvader_jax.sampling.pictures import Pictures
 from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.settings import convert
 
 if TYPE_CHECKING:
     from mvader_jax.prompt.elements import ImageSource
 
-    Picture: TypeAlias = Image | ImageSource
+    Picture: TypeAlias = Image | ImageSource | tuple[ImageSource, float]
     Words: TypeAlias = str | Text | Sequence[str | Text] | None
 
 
@@ -55,6 +57,8 @@ def composition(pipe: Pipeline, images: Sequence[Picture], **options: Any) -> Pi
 
     Raises UserError for fewer than two images.
     """
+    if not isinstance(images, (list, tuple)):
+        raise UserError(f"a composition takes a list of images; there is one {type(images).__name__}")
     chosen = tuple(_image(image) for image in images)
     if len(chosen) < 2:
         raise UserError(f"a composition takes at least 2 images; there are {len(chosen)}")
@@ -83,8 +87,7 @@ def interpolation(
     fraction: the second image's part, 0 to 1. Both are noised by the same draw, so that the combination
     has the noise its step expects; the combination of the noised is then the noised combination.
     """
-    if not 0.0 <= fraction <= 1.0:
-        raise UserError(f"the fraction is {fraction}; accepted are 0 (the first image) to 1 (the second)")
+    fraction = convert(Share, fraction, "fraction")  # 0 is the first image, 1 the second
     pictures = [_source(first), _source(second)]
     shares = [1.0 - fraction, fraction]
     return pipe(_texts(text) or None, init_image=pictures, shares=shares, **options)
@@ -164,13 +167,16 @@ def check_task(name: str, options: Collection[str]) -> Task:
 
 
 def _image(image: Picture) -> Image:
-    return image if isinstance(image, Image) else Image(image)
+    if is_weighted(image):
+        return Image(*image)
+    return image if isinstance(image, Image) else Image(cast("ImageSource", image))
 
 
 def _source(image: Picture) -> ImageSource:
-    if isinstance(image, Image) and (image.weight != 1.0 or image.regions):
-        raise UserError(f"{image.describe()} has a weight, but sampling starts from it: it is in no prompt")
-    return image.image if isinstance(image, Image) else image
+    given = _image(image)
+    if given.weight != 1.0 or given.regions:
+        raise UserError(f"{given.describe()} has a weight, but sampling starts from it: it is in no prompt")
+    return given.image
 
 
 def _texts(text: Words) -> tuple[Element, ...]:

@@ -28,6 +28,7 @@ from mvader_jax.models.embed import embedder_of, find_embedder
 from mvader_jax.models.unet import factors_shape
 from mvader_jax.parallel.processes import first_process
 from mvader_jax.parallel.sharding import Tree, param_shardings
+from mvader_jax.prompt.elements import PromptLike
 from mvader_jax.prompt.layout import lay_out
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.storage import checkpoint
@@ -69,8 +70,10 @@ class Bundle:
                 f"this bundle has no {' and no '.join(missing)}; it holds {', '.join(sorted(self.components)) or 'nothing'}"
             )
 
-    def to_batch(self, prompts: Sequence[Any], **options: Any) -> PromptBatch:
-        """Prompts laid out for this bundle's embedder; options and errors as `layout.lay_out`."""
+    def to_batch(self, prompts: Sequence[PromptLike | None], **options: Any) -> PromptBatch:
+        """A list of prompts laid out for this bundle's embedder; options and errors as `layout.lay_out`."""
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise UserError(f"prompts is {prompts!r:.80}; expected a list of prompts")
         if self.tokenizer is None:
             raise UserError("this bundle has no tokenizer, so it cannot read a prompt")
         embedder = embedder_of(self.model)

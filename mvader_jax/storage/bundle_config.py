@@ -27,6 +27,8 @@ _WRITTEN = re.compile(
     r"_\w+(\.json)?|commit_success\.txt|array_metadatas/process_\d+"
     r"|(ocdbt\.process_\w+/)?(d/[0-9a-f]+|manifest\.ocdbt(\.__lock)?)|[^/]+/(\.zarray|[0-9.]+)"
 )
+#: How a stage's run is named, and a step of it.
+RUN = re.compile(r"(?P<directory>.+?)(?:@(?P<step>\d+))?")
 #: The types of what a component's record may say.
 _RECORD: dict[str, Any] = {
     "parameters": int,
@@ -54,6 +56,12 @@ def find_bundle(name: str | Path) -> Path:
     known = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))
     what = "has no config.json" if Path(name).is_dir() else "is neither a directory nor an embedded bundle"
     raise UserError(f"no bundle {str(name)!r}: it {what} (embedded: {', '.join(known) or 'none'})")
+
+
+def is_run(name: str | Path) -> bool:
+    """Whether a name means a stage's run, RUN/STAGE[@STEP], rather than a bundle."""
+    match = RUN.fullmatch(str(name))
+    return match is not None and (Path(match["directory"]) / "checkpoints").is_dir()
 
 
 def bundle_files(names: Sequence[str], where: str) -> list[str]:

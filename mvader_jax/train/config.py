@@ -8,10 +8,11 @@ import runpy
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from mvader_jax.bounds import (
     Bound,
+    ComputeDtype,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
@@ -66,8 +67,8 @@ class Stage(Checked):
     #: which activations of the UNet and the decoder are kept for the backward pass.
     remat: Remat = "none"
     #: compute dtype; parameters that train stay float32, frozen ones are kept in `frozen_dtype`.
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: ComputeDtype = "float32"
+    frozen_dtype: ComputeDtype = "float32"
     seed: Seed = 0
     log_every: PositiveInt = 50
     #: steps between checkpoints; the newest `keep` stay, and for good every one that is a multiple of `keep_every`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 
 import jax
@@ -14,15 +13,13 @@ from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.settings import from_dict, modern
 from mvader_jax.storage.atomic import whole_directory
 from mvader_jax.storage.bundle import Bundle, carry_over, load_bundle, write_bundle
-from mvader_jax.storage.bundle_config import not_ours
+from mvader_jax.storage.bundle_config import RUN, not_ours
 from mvader_jax.storage.checkpoint import read_step
 from mvader_jax.train.assemble import split
 from mvader_jax.train.config import TrainConfig
 from mvader_jax.train.origin import trained_by, trained_records
 from mvader_jax.train.start import Start, gather_start
 from mvader_jax.train.state import merge
-
-_NAME = re.compile(r"(?P<directory>.+?)(?:@(?P<step>\d+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Snapshot:
     @classmethod
     def of(cls, name: str | Path, *, raw: bool = False) -> Snapshot:
         """The step that "RUN/STAGE@STEP" names, or without @STEP the newest. Raises UserError where there is none."""
-        match = _NAME.fullmatch(str(name))
+        match = RUN.fullmatch(str(name))
         assert match is not None
         directory = Path(match["directory"])
         found = steps(directory)
@@ -48,12 +45,6 @@ class Snapshot:
                 f"{directory} has no checkpoint of step {step}; it has {', '.join(map(str, found))}"
             )
         return cls(directory, step, raw)
-
-
-def is_snapshot(name: str | Path) -> bool:
-    """Whether a name means a stage's run rather than a bundle."""
-    match = _NAME.fullmatch(str(name))
-    return match is not None and (Path(match["directory"]) / "checkpoints").is_dir()
 
 
 def steps(directory: Path) -> list[int]:

@@ -16,7 +16,8 @@ from mvader_jax.data.scenes.world import render, scene_at
 from mvader_jax.errors import UserError
 from mvader_jax.paper.demo import demo
 from mvader_jax.paper.evaluate import Evaluation, evaluate
-from mvader_jax.sampling.pipeline import NotFiniteError, Pipeline
+from mvader_jax.sampling.pictures import NotFiniteError
+from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.storage.bundle import Bundle, load_bundle, save_bundle
 

@@ -16,10 +16,11 @@ from flax.traverse_util import flatten_dict
 from mvader_jax.cli.main import main
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.storage.bundle import load_bundle, save_bundle
-from mvader_jax.storage.bundle_config import read_config
+from mvader_jax.storage.bundle_config import is_run, read_config
 from mvader_jax.train.loop import train
-from mvader_jax.train.snapshot import Snapshot, is_snapshot, load_snapshot, steps
+from mvader_jax.train.snapshot import Snapshot, load_snapshot, steps
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,16 @@ def test_pictures_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--raw belongs to RUN/STAGE" in capsys.readouterr().err
 
 
+def test_a_pipeline_is_of_a_step(run: Path) -> None:
+    """`Pipeline.load` takes the names of `--bundle`."""
+    for name, raw in ((run, False), (f"{run}@1", False), (str(run), True)):
+        expected = flat(load_snapshot(Snapshot.of(name, raw=raw)).components)
+        loaded = flat(Pipeline.load(name, raw=raw).bundle.components)
+        assert all(loaded[path].tobytes() == expected[path].tobytes() for path in expected)
+    with pytest.raises(UserError, match="has no checkpoint of step 7"):
+        Pipeline.load(f"{run}@7")
+
+
 def pixels(path: Path) -> bytes:
     import PIL.Image
 
@@ -95,7 +106,7 @@ def pixels(path: Path) -> bytes:
 
 
 def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert is_snapshot(run) and is_snapshot(f"{run}@7") and not is_snapshot(run / "bundle")
+    assert is_run(run) and is_run(f"{run}@7") and not is_run(run / "bundle")
     with pytest.raises(UserError, match="has no checkpoint of step 7; it has 1, 2, 3"):
         Snapshot.of(f"{run}@7")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)

@@ -21,7 +21,8 @@ from mvader_jax.sampling.batch.requests import Problem, Request, fingerprint
 from mvader_jax.sampling.batch.shapes import Batch, Item, plan, shapes
 from mvader_jax.sampling.batch.store import Store
 from mvader_jax.sampling.generate import Draws, Prompted
-from mvader_jax.sampling.pipeline import Pipeline, not_finite
+from mvader_jax.sampling.pictures import not_finite
+from mvader_jax.sampling.pipeline import Pipeline
 
 #: Batches read ahead, and threads that write pictures.
 _AHEAD = 2
