@@ -65,3 +65,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__} - {"annotations", "importlib", "TYPE_CHECKING", "Any"})
+
+
+# Before JAX, which loads libtpu, does.
+importlib.import_module("mvader_jax.parallel.libtpu").hush()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from mvader_jax.bounds import NonNegativeInt, PositiveInt, between
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.libtpu import prepare
 from mvader_jax.parallel.pods import parse_topology
 from mvader_jax.plan.report import Plan, Subject, Work, make_plan
-from mvader_jax.plan.topology import prepare_environment
 from mvader_jax.settings import Checked
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Request(Checked):
 
 def plan(request: Request, say: Say = lambda message: None) -> Plan:
     """Compiles the program and puts its plan together. Raises UserError for what cannot be planned."""
-    prepare_environment()
+    prepare()
     from mvader_jax.parallel.mesh import make_mesh, parse_mesh
     from mvader_jax.plan.compile import compile_program
     from mvader_jax.plan.program import bytes_per_device, sample_program, train_program
@@ -103,7 +103,7 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
 def candidates(request: Request, say: Say = lambda message: None) -> dict[str, Any]:
     """{"candidates": meshes and microbatches for a training step, best first (estimated; see `search`),
     "model_flops", "counted_flops": of a whole step, as in a plan}."""
-    prepare_environment()
+    prepare()
     import jax
     from jax.sharding import AbstractMesh
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.libtpu import ENVIRONMENT
 from mvader_jax.plan.request import Request
-from mvader_jax.plan.topology import ENVIRONMENT
 
 Say = Callable[[str], None]
 

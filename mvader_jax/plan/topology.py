@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.libtpu import prepare
 from mvader_jax.parallel.pods import Topology
-
-#: What libtpu reads to compile without a TPU: no query of a metadata server, one imaginary host.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
-
-def prepare_environment() -> None:
-    """Lets libtpu load on a machine without TPUs. To be called before it is loaded."""
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
 
 
 def devices(topology: Topology) -> list[Any]:
@@ -32,7 +18,7 @@ def devices(topology: Topology) -> list[Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("plans are compiled by libtpu, which is missing: pip install 'mvader-jax[tpu]'")
-    prepare_environment()
+    prepare()
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import re
 import subprocess
@@ -11,12 +12,14 @@ import sys
 import tomllib
 from pathlib import Path
 
+import micro
 import PIL.Image
 import pytest
 
 from mvader_jax.cli import main as cli
 from mvader_jax.cli.main import _EXTRAS, main
 from mvader_jax.cli.streams import Lasting
+from mvader_jax.storage.bundle import save_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,3 +115,36 @@ def test_stderr_that_goes_away_ends_nothing() -> None:
     assert stream.write("abc") == 3
     stream.flush()
     print("to nobody", file=stream)
+
+
+def test_no_command_shows_what_libtpu_says(tmp_path: Path) -> None:
+    """Without JAX_PLATFORMS, on a machine that has libtpu and no TPU: what commands print is their own."""
+    save_bundle(tmp_path / "micro", micro.bundle())
+    commands = [
+        ["samplers"],
+        ["sample", "a red circle", "--num-images", "1", "--steps", "1", "--bundle", "micro"],
+        ["bundle", "joined", "--unet", "micro", "--vae", "micro", "--decoder", "micro"],
+        ["data", "scenes", "scenes", "--count", "2"],
+    ]
+    names = ("JAX_PLATFORMS", "TPU_", "TF_CPP")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(names)}
+    env |= {"PYTHONPATH": str(ROOT), "MVADER_CACHE": str(tmp_path), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    code = """
+import json, sys
+from mvader_jax.cli.main import main
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+    except SystemExit as stopped:
+        assert not stopped.code, words
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)],
+        env=env,
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    ours = re.compile(r"\[ *\d+ s\] |copying: ")
+    assert [line for line in done.stderr.splitlines() if not ours.match(line)] == []
