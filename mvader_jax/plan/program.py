@@ -66,6 +66,7 @@ def train_program(
     check_stage(stage)
     known = _known(precomputed)
     model, objective = config.model, stage.objective
+    objective.check_model(model)
     shapes, _ = abstract_components(model, objective.components(model, known, drawn=stage.sample_every > 0))
     # Its numbers come from the data; a plan needs its shape.
     whitening = np.eye(objective.condition_width(model)) if stage.optimizer.whiten else None

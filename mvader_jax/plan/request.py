@@ -63,12 +63,11 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
     from mvader_jax.plan.compile import compile_program
     from mvader_jax.plan.program import bytes_per_device, sample_program, train_program
     from mvader_jax.plan.topology import devices
-    from mvader_jax.train.config import load_config
 
     if request.job not in ("train", "sample"):
         raise UserError(f"unknown job {request.job!r}; accepted: train, sample")
     topology = parse_topology(request.topology, request.slices)
-    config = load_config(request.config, request.overrides)
+    config = planned(request)
     mesh = make_mesh(parse_mesh(request.mesh), devices(topology))
     if request.job == "sample":
         images = request.batch or mesh.size
@@ -114,11 +113,10 @@ def candidates(request: Request, say: Say = lambda message: None) -> dict[str, A
     from mvader_jax.parallel.sharding import MESH_AXES, ShardingError, param_shardings
     from mvader_jax.plan import search
     from mvader_jax.train.assemble import batch_shape
-    from mvader_jax.train.config import load_config
     from mvader_jax.train.state import partition
 
     topology = parse_topology(request.topology, request.slices)
-    config = load_config(request.config, request.overrides)
+    config = planned(request)
     stage = config.stage(request.stage)
     say("counting what a step computes")
     needs, does = counts(request, config, stage)
@@ -153,6 +151,15 @@ def candidates(request: Request, say: Say = lambda message: None) -> dict[str, A
     ranked = search.rank(topology, work, divides)
     found = search.describe(ranked, shown=len(ranked))
     return {"candidates": found, "model_flops": needs, "counted_flops": does}
+
+
+def planned(request: Request) -> TrainConfig:
+    """The request's config, with the model that is planned. Raises UserError where it has none."""
+    from mvader_jax.train.config import load_config
+    from mvader_jax.train.start import with_model
+
+    config = load_config(request.config, request.overrides)
+    return with_model(config, request.stage, f"runs/{config.name}")
 
 
 def _size(tree: Any) -> float:

@@ -104,11 +104,12 @@ class Stage(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked):
-    """name: directory of the runs below `runs/`; model: every component's architecture."""
+    """name: directory of the runs below `runs/`; model: every component's architecture, those of the stage's `init`
+    bundles where it is left out; stages: by name."""
 
     name: str
-    model: ModelConfig
-    stages: Mapping[str, Stage]
+    model: ModelConfig = ModelConfig()
+    stages: Mapping[str, Stage] = dataclasses.field(default_factory=dict)
 
     def stage(self, name: str) -> Stage:
         """The stage of that name. Raises UserError naming the nearest for an unknown one."""

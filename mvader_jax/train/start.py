@@ -18,6 +18,7 @@ from mvader_jax.data.sources.encoded import parts_of, read_info
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components, init_component
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embed import embedder_kind
 from mvader_jax.prompt.tokenizer import Tokenizer, train_tokenizer
 from mvader_jax.storage.bundle import Bundle, load_bundle
 from mvader_jax.storage.bundle_config import find_bundle, read_model
@@ -47,8 +48,10 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
 
     Raises UserError where an earlier stage is not finished, or a bundle's architecture is not the config's.
     """
-    needed = needed_components(config.model, stage)
     model, sources, tokenizer = earlier_components(config, stage, workdir)
+    stage.objective.check_model(model)
+    needed = needed_components(model, stage)
+    abstract_components(model, needed)  # says what the model lacks before anything is read
     check_precomputed(stage.data, sources)
     if tokenizer is None and stage.objective.reads_text:
         if model.tokenizer is None or model.decoder is None:
@@ -92,7 +95,8 @@ def earlier_components(
 ) -> tuple[ModelConfig, dict[str, Path], Tokenizer | None]:
     """(the config's model as its `init` bundles have it, {component: its bundle}, their tokenizer).
 
-    Raises UserError as `gather_start`.
+    Parts that the config's model leaves out are those of the bundles; where it leaves out all, the embedder too.
+    Raises UserError as `gather_start`, and where neither has any.
     """
     sources: dict[str, Path] = {}
     tokenizer: Tokenizer | None = None
@@ -104,10 +108,14 @@ def earlier_components(
             if component == "adapters" and config.model.decoder and config.model.adapters is None:
                 continue  # V1 of the paper: a decoder without adapters leaves those of its bundles behind
             sources[component] = path
-            model = _adopt(model, theirs, component, path)
+            model = _adopt(config.model, model, theirs, component, path)
         if (path / "tokenizer").is_dir() and theirs.tokenizer is not None:
             model = dataclasses.replace(model, tokenizer=theirs.tokenizer)
             tokenizer = Tokenizer.load(path / "tokenizer", theirs.tokenizer)
+    if not model.parts:
+        raise UserError(
+            f"config {config.name!r} names no model, and its stage no init bundle that it could be taken from"
+        )
     return model, sources, tokenizer
 
 
@@ -138,11 +146,26 @@ def _locate(config: TrainConfig, name: str, workdir: str | Path) -> Path:
     return find_bundle(name)
 
 
-def _adopt(model: ModelConfig, other: ModelConfig, component: str, path: Path) -> ModelConfig:
-    """Takes a component's architecture from the bundle that holds it, which must be the config's own."""
+def with_model(config: TrainConfig, stage_name: str, workdir: str | Path) -> TrainConfig:
+    """The config; where it names no model, with that of the stage's `init` bundles. Raises UserError as they do."""
+    if config.model != ModelConfig():
+        return config
+    model, _, _ = earlier_components(config, config.stage(stage_name), workdir)
+    return dataclasses.replace(config, model=model)
+
+
+def _adopt(
+    own: ModelConfig, model: ModelConfig, other: ModelConfig, component: str, path: Path
+) -> ModelConfig:
+    """`model` with a component's architecture from the bundle that holds it, which must be the config's own, if
+    that has one."""
     if component == "biases":
         return model
-    mine, theirs = getattr(model, component), getattr(other, component)
+    mine, theirs = getattr(own, component), getattr(other, component)
+    if own == ModelConfig() and component == embedder_kind(other.embedder).reader:
+        model = dataclasses.replace(model, embedder=other.embedder)
+    if component == "unet" and own.schedule is None:
+        model = dataclasses.replace(model, schedule=other.schedule)
     if component == "vae" and mine is not None and theirs is not None:
         # The scale of the latents is measured when the autoencoder is finished.
         mine = dataclasses.replace(mine, scaling_factor=theirs.scaling_factor)

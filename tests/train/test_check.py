@@ -11,13 +11,11 @@ import jax
 import micro
 import pytest
 
-from mvader_jax.data.batches import EncodedShapes
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.sources import Scenes
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.plan.program import train_program
-from mvader_jax.train.assemble import batch_shape
 from mvader_jax.train.check import check_stage
 from mvader_jax.train.config import load_config
 from mvader_jax.train.objectives import Autoencoding, Captioning, Contrastive, Diffusion
@@ -70,19 +68,6 @@ def test_a_setting_that_does_nothing_is_refused(
         build_run(config, stage, tmp_path, mesh)
     with pytest.raises(UserError, match=message):
         train_program(config, stage, mesh)
-
-
-@pytest.mark.parametrize("name", ["p_image", "p_interleaved"])
-def test_pictures_in_prompts_of_a_model_that_reads_none_are_refused(name: str) -> None:
-    model = dataclasses.replace(micro.NANO, image_encoder=None, image_prefix=None, adapters=None)
-    config = dataclasses.replace(micro.nano_config(), model=model)
-    stage = dataclasses.replace(
-        config.stages["diffusion"], objective=dataclasses.replace(Diffusion(p_image=0.0), **{name: 0.5})
-    )
-    with pytest.raises(
-        UserError, match=f"objective.{name} is 0.5, but the model reads no pictures in prompts"
-    ):
-        stage.objective.abstract_batch(*batch_shape(model, stage), model.tokenizer, EncodedShapes())
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)

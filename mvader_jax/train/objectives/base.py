@@ -65,6 +65,10 @@ class Objective(Choice, abc.ABC):
         if data.aspect_buckets and data.precomputed:
             raise UserError("aspect_buckets do not go with precomputed latents")
 
+    def check_model(self, model: ModelConfig) -> None:
+        """Raises UserError where its own settings ask of a model what it cannot do."""
+        del model
+
     @abc.abstractmethod
     def components(
         self, model: ModelConfig, known: Collection[str] = (), drawn: bool = False

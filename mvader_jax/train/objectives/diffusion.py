@@ -93,6 +93,16 @@ class Diffusion(Objective):
         if data.aspect_buckets and self.p_interleaved:
             raise UserError("aspect_buckets do not go with interleaved prompts")
 
+    def check_model(self, model: ModelConfig) -> None:
+        if embedder_of(model).image_encoder is not None:
+            return
+        for name in ("p_image", "p_interleaved"):
+            if getattr(self, name):
+                raise UserError(
+                    f"objective.{name} is {getattr(self, name)}, but the model's embedder ({model.embedder}) reads no "
+                    f"pictures in prompts; set objective.{name}=0"
+                )
+
     def components(
         self, model: ModelConfig, known: Collection[str] = (), drawn: bool = False
     ) -> tuple[str, ...]:
@@ -105,13 +115,6 @@ class Diffusion(Objective):
 
     def rows(self, shape: Shape) -> MixedRows:
         """How the rows of its batches are laid out."""
-        if not shape.image_tokens:
-            for name in ("p_image", "p_interleaved"):
-                if getattr(self, name):
-                    raise UserError(
-                        f"objective.{name} is {getattr(self, name)}, but the model reads no pictures in prompts; "
-                        f"set objective.{name}=0"
-                    )
         length = self.interleaved_length
         if not length:
             length = self.interleaved_images * shape.image_tokens + self.caption_length
