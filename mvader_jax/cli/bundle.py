@@ -48,7 +48,14 @@ def bundle(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the bundle at OUT")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Put components of bundles together into one, or describe one."""
+    """Put components of bundles together into one, or describe one.
+
+    \b
+    Examples:
+      mvader bundle tiny --describe
+      mvader bundle bundles/mine --checkpoint runs/tiny/diffusion
+      mvader bundle bundles/both --unet bundles/sd14 --decoder bundles/gptj
+    """
     from mvader_jax.cli._progress import bar
     from mvader_jax.convert.compose import compose
     from mvader_jax.storage.bundle import verify as check

@@ -13,7 +13,13 @@ def configs(
         str | None, typer.Argument(help="print this one, as in mvader configs tiny > mine.py")
     ] = None,
 ) -> None:
-    """List the configs that `mvader train`, `plan` and `data encode` know by name, or print one to edit."""
+    """List the configs that come with the package, or print one. `mvader train`, `plan` and `data encode` know them by name.
+
+    \b
+    Examples:
+      mvader configs
+      mvader configs tiny > mine.py
+    """
     from mvader_jax.train.shipped import about, find_config, shipped_configs
 
     if name is not None:

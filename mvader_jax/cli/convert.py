@@ -43,7 +43,13 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the bundle at OUT")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn public PyTorch weights into a bundle."""
+    """Turn public PyTorch weights into a bundle.
+
+    \b
+    Examples:
+      mvader convert hf:CompVis/stable-diffusion-v1-4 bundles/sd14
+      mvader convert weights/gpt-j-6b bundles/gptj --dtype bfloat16
+    """
     from mvader_jax.convert.convert import convert as run
     from mvader_jax.convert.files import fetch, fetch_vocabulary
     from mvader_jax.convert.kinds.base import Options

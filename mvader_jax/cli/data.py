@@ -59,7 +59,13 @@ def build(
     max_caption: Annotated[int | None, typer.Option(help="most characters of a caption [2000]")] = None,
     max_aspect: Annotated[float | None, typer.Option(help="greatest ratio of the sides [20]")] = None,
 ) -> None:
-    """Write a TFDS data set over ArrayRecord. Every sample that is left out is counted with its reason."""
+    """Write a TFDS data set over ArrayRecord. Every sample that is left out is counted with its reason.
+
+    \b
+    Examples:
+      mvader data build laion_aesthetics shards data/laion_aesthetics
+      mvader data build scenes 10000 data/scenes --workers 2
+    """
     from mvader_jax.data.building.catalogue import find_parts, known
     from mvader_jax.data.building.columns import Columns
     from mvader_jax.data.building.filters import FilterConfig
@@ -115,7 +121,12 @@ def scenes(
     split: Annotated[str, typer.Option(help="train or validation")] = "train",
     format: Annotated[str, typer.Option(help="png or jpg")] = "png",
 ) -> None:
-    """Write scenes of the synthetic world as picture files with captions beside them."""
+    """Write scenes of the synthetic world as pictures with captions.
+
+    \b
+    Examples:
+      mvader data scenes scenes --count 1000 --split validation
+    """
     from typing import cast
 
     from mvader_jax.data.scenes.parts import write_files
@@ -136,7 +147,12 @@ def describe(
     count: Annotated[PositiveInt, typer.Option(help="pictures on the contact sheet")] = 24,
     seed: Annotated[Seed, typer.Option(help="which pictures")] = 0,
 ) -> None:
-    """Print what a data set holds, and draw a sheet of its pictures with their captions."""
+    """Print what a data set holds, and draw a sheet of its pictures.
+
+    \b
+    Examples:
+      mvader data describe data/scenes --sheet scenes.png --count 12
+    """
     from mvader_jax.data.building.describe import contact_sheet, describe
     from mvader_jax.errors import UserError
     from mvader_jax.images.png import save_png
@@ -176,7 +192,13 @@ def encode(
     shard_size: Annotated[PositiveInt, typer.Option(help="records a file")] = 4096,
     objective: Objective = None,
 ) -> None:
-    """Compute the VAE's posterior and the image encoder's features of every picture, once, in bfloat16."""
+    """Compute latents and image features once, before training. Of every picture of a data set, in bfloat16.
+
+    \b
+    Examples:
+      mvader data encode tiny scenes runs/encoded 'stages.diffusion.init=["tiny"]'
+      mvader data encode open_v2 data/laion_aesthetics data/encoded --part latents
+    """
     from mvader_jax.data.sources import Records
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.precompute.encode import encode as run
@@ -234,7 +256,12 @@ def bench(
         typer.Option(help="samples a second that a training run takes: how many cores is that?"),
     ] = None,
 ) -> None:
-    """Measure reading, decoding, building and loading, in records a second of one core."""
+    """Measure reading, decoding, building and loading, per core.
+
+    \b
+    Examples:
+      mvader data bench data/laion_aesthetics --size 512 --needed 2000
+    """
     from mvader_jax.train.bench import bench as run
     from mvader_jax.train.bench import lines
 
@@ -256,7 +283,12 @@ def pairs(
     out: Annotated[Path, typer.Argument(help="JSONL file to write, for data of source 'pairs'")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
 ) -> None:
-    """Write text pairs with their hard negatives, for the contrastive objective."""
+    """Write text pairs for the contrastive objective. With their hard negatives.
+
+    \b
+    Examples:
+      mvader data pairs nli.parquet data/nli.jsonl
+    """
     from mvader_jax.data.building.pairs import write_pairs
 
     report = write_pairs(source, out, overwrite=overwrite)

@@ -18,7 +18,13 @@ def demo(
     seed: Seed = SamplingSettings.seed,
     steps: Steps = SamplingSettings.steps,
 ) -> None:
-    """Draw the four tasks of the paper with the embedded model, and say how to draw each alone."""
+    """Draw the paper's four tasks with the embedded model. Says how to draw each alone.
+
+    \b
+    Examples:
+      mvader demo
+      mvader demo --seed 3 --num-images 2 --out outputs/demo-3
+    """
     from mvader_jax.cli._progress import status
     from mvader_jax.cli.sample import load_pipeline
     from mvader_jax.paper.demo import demo as run

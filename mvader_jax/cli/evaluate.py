@@ -43,7 +43,13 @@ def evaluate(
     mesh: DrawMesh = "",
     out: Annotated[Path | None, typer.Option(help="also write the numbers as JSON")] = None,
 ) -> None:
-    """Judge a bundle trained on scenes: held-out scenes, told and shown, read back from its pictures."""
+    """Judge a bundle trained on scenes by its pictures. Held-out scenes, told and shown, are read back by analysis.
+
+    \b
+    Examples:
+      mvader evaluate --parts text,variation --count 100
+      mvader evaluate --parts change --thetas 1,.2,.1 --out change.json
+    """
     from mvader_jax.cli._progress import bar
     from mvader_jax.cli.sample import load_pipeline
     from mvader_jax.paper.curves import Curves, check_options

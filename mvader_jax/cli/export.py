@@ -20,7 +20,12 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier export at OUT")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a bundle's weights as PyTorch programs read them."""
+    """Write a bundle's weights as PyTorch programs read them.
+
+    \b
+    Examples:
+      mvader export bundles/sd14 exported --to diffusers --dtype float16
+    """
     from mvader_jax.cli._progress import bar
     from mvader_jax.convert.export import export as run
 

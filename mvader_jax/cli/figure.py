@@ -39,7 +39,14 @@ def figure(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Lay out a figure of the paper as a labelled grid, drawn by this model."""
+    """Lay out a figure of the paper, drawn by this model.
+
+    \b
+    Examples:
+      mvader figure 3
+      mvader figure 5 --inputs 'a <color> hat' photo.png@0.1 --values red,blue
+      mvader figure weights "a red shape" photo.png --thetas 1,.3,0
+    """
     from mvader_jax.cli._progress import status
     from mvader_jax.cli.sample import load_pipeline, read_parts
     from mvader_jax.errors import UserError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import os
 import signal
@@ -11,11 +12,12 @@ import threading
 import traceback
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from mvader_jax.cli.streams import lasting_streams, to_nowhere
+from mvader_jax import __version__
+from mvader_jax.cli.streams import lasting_streams, notices, to_nowhere
 from mvader_jax.errors import UserError
 
 #: The base of typer's own complaints about a command line: BadParameter < UsageError < this.
@@ -30,12 +32,27 @@ _EXTRAS = {
 
 app = typer.Typer(
     name="mvader",
-    help="M-VADER: images from any sequence of texts and images.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _versions(wanted: bool) -> None:
+    if wanted:
+        jax, python = importlib.metadata.version("jax"), sys.version.split()[0]
+        print(f"mvader {__version__}, JAX {jax}, Python {python}")
+        raise typer.Exit
+
+
+@app.callback()
+def mvader(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_versions, is_eager=True, help="Show versions and exit."),
+    ] = False,
+) -> None:
+    """M-VADER: images from any sequence of texts and images."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,8 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
         register(app)
     with lasting_streams():
         try:
-            with interruptible():
-                code = app(args=arguments, standalone_mode=False)
+            with interruptible(), notices():
+                code = app(args=arguments, prog_name="mvader", standalone_mode=False)
             sys.stdout.flush()
         except BrokenPipeError:
             # Whoever read our output has enough (`| head`); click, where it notices, ends with the same code.
@@ -62,7 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
             sentence, code = explained(error)
             if not sentence:
                 raise
-            print(f"mvader: {sentence}", file=sys.stderr)
+            if sentence.startswith("Usage:"):  # a group without a command is answered by its help
+                print(sentence, file=sys.stderr)
+            else:  # one line, whatever a library's own words hold: a log is searched by lines
+                print("mvader:", *map(str.strip, sentence.splitlines()), file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -62,7 +62,14 @@ def plan(
     quiet: Quiet = False,
     objective: Objective = None,
 ) -> None:
-    """What a training step or sampling would cost on a pod that is not there, per chip."""
+    """Tell what a job would cost on a pod that is not there. Time and memory per chip, of a training step or of sampling.
+
+    \b
+    Examples:
+      mvader plan open_v2 --topology v5e-256 --mesh data=4,fsdp=64
+      mvader plan open_v2 --search
+      mvader plan open_v2 --job sample --topology v5e-8
+    """
     import dataclasses
 
     from mvader_jax.parallel.pods import parse_topology

@@ -19,7 +19,12 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="make a repository that only you see")] = False,
     revision: Annotated[str | None, typer.Option(help="the branch to write [default: main]")] = None,
 ) -> None:
-    """Put a bundle on the Hugging Face hub, with a model card."""
+    """Put a bundle on the Hugging Face hub, with a model card.
+
+    \b
+    Examples:
+      mvader push bundles/mine ORG/NAME --license apache-2.0 --private
+    """
     from mvader_jax.storage.push import push as run
 
     print(f"pushed to {run(bundle, repository, license, private=private, revision=revision)}")

@@ -75,7 +75,16 @@ def sample(
     dtype: Annotated[str, typer.Option(help="compute dtype: float32 or bfloat16")] = "float32",
     quiet: Quiet = False,
 ) -> int:
-    """Draw pictures of a prompt of texts and images, or of every prompt of a file."""
+    """Draw pictures of a prompt, or of every prompt of a file. A prompt's parts are texts and image files, in order.
+
+    \b
+    Examples:
+      mvader sample "a large solid red circle on the left"
+      mvader sample "a green shape" circle.png@0.1 --num-images 4 --seed 1
+      mvader sample --task img2img photo.png "in blue" --strength 0.6
+      mvader sample --prompts prompts.jsonl --out pictures --batch 32
+      mvader sample "a red circle" --bundle runs/tiny/diffusion@6000
+    """
     convert(ComputeDtype, dtype, "--dtype")
     settings = SamplingSettings(
         steps=steps,

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 
 def samplers() -> None:
-    """Print every sampler: how often 50 steps of it call the model, and what it is."""
+    """Print every sampler, and how often it calls the model. In 50 steps.
+
+    \b
+    Examples:
+      mvader samplers
+    """
     from mvader_jax.diffusion.samplers import SAMPLERS
 
     print(f"{'sampler':16}{'calls':>7}  what it is")

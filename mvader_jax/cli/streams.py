@@ -6,8 +6,11 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
+
+from mvader_jax.errors import Notice
 
 
 class Lasting:
@@ -60,3 +63,21 @@ def lasting_streams() -> Iterator[None]:
             yield
         finally:
             sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def notices() -> Iterator[None]:
+    """In the block a Notice is a line on stderr, without the line of code that gave it."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, Notice):
+            print(f"mvader: {message}", file=sys.stderr)
+        else:
+            before(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

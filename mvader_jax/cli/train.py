@@ -30,7 +30,14 @@ def train(
     ] = False,
     objective: Objective = None,
 ) -> int:
-    """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved; 130: by Ctrl-C."""
+    """Train one stage of a config, or go on with it. Exit code 75: stopped by SIGTERM and saved; 130: by Ctrl-C.
+
+    \b
+    Examples:
+      mvader train tiny --stage vae stages.vae.steps=100
+      mvader train configs/open_v2.py --mesh data=4,fsdp=64
+      mvader train tiny --show > mine.py
+    """
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.storage import quiet as asides
     from mvader_jax.storage.programs import compilation_cache

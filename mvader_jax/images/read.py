@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from mvader_jax.errors import UserError
+from mvader_jax.errors import Notice, UserError
 from mvader_jax.images.pixels import to_uint8
 from mvader_jax.images.sources import held
 
@@ -133,7 +133,7 @@ def _decode(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     try:
         image = PIL.ImageOps.exif_transpose(image)
     except Exception:  # an unreadable EXIF block is no reason to refuse the picture
-        warnings.warn(f"{name} has unreadable EXIF data; its rotation is ignored", stacklevel=2)
+        warnings.warn(f"{name} has unreadable EXIF data; its rotation is ignored", Notice, stacklevel=2)
     try:
         return _to_rgb(image)
     except (ValueError, OSError):

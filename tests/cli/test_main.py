@@ -7,18 +7,23 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import micro
 import PIL.Image
 import pytest
+import typer
 
 from mvader_jax.cli import main as cli
+from mvader_jax.cli import register
 from mvader_jax.cli.main import _EXTRAS, main
-from mvader_jax.cli.streams import Lasting
+from mvader_jax.cli.streams import Lasting, notices
+from mvader_jax.errors import Notice, UserError
 from mvader_jax.storage.bundle import save_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -148,3 +153,94 @@ for words in json.loads(sys.argv[1]):
     assert done.returncode == 0, done.stderr
     ours = re.compile(r"\[ *\d+ s\] |copying: ")
     assert [line for line in done.stderr.splitlines() if not ours.match(line)] == []
+
+
+def helps() -> dict[str, typer.main.TyperCommand]:
+    """Every command by its words, as in 'data build'."""
+    if not cli.app.registered_commands:
+        register(cli.app)
+    found = {}
+    for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        for words, one in [
+            (name, command),
+            *((f"{name} {n}", c) for n, c in getattr(command, "commands", {}).items()),
+        ]:
+            found[words] = one
+    return found
+
+
+def shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert not stopped.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("group", [[], ["data"]])
+def test_no_description_is_cut_short(
+    group: list[str], capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = shown([*group, "--help"], capsys).split("Commands:\n")[1].splitlines()
+    assert len(listed) > 5
+    assert [line for line in listed if line.endswith("...") or len(line) > 80] == []
+
+
+@pytest.mark.parametrize(
+    "words", sorted(words for words, one in helps().items() if not hasattr(one, "commands"))
+)
+def test_every_help_shows_commands_that_are_taken(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    help = shown([*words.split(), "--help"], capsys)
+    examples = [line.strip() for line in help.splitlines() if line.strip().startswith("mvader ")]
+    assert examples and help.count("Examples:") == 1
+    for example in examples:
+        assert example.startswith(f"mvader {words}") and len(example) < 80
+        arguments = shlex.split(example.split(" > ")[0])[1 + len(words.split()) :]
+        helps()[words].make_context(words, arguments)
+
+
+def test_bare_commands_are_answered_by_their_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for group in ([], ["data"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(group)
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and said.startswith("Usage: mvader") and said.count("\n") > 10
+
+
+def test_versions_in_short(capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.fullmatch(r"mvader \S+, JAX \S+, Python \S+\n", shown(["--version"], capsys))
+
+
+def test_words_are_completed() -> None:
+    env = {**os.environ, "_MVADER_COMPLETE": "complete_bash", "COMP_WORDS": "mvader sam", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mvader_jax.cli.main"], env=env, cwd=ROOT, text=True, capture_output=True
+    )
+    assert done.stdout.split() == ["sample", "samplers"] and done.stderr == ""
+
+
+def test_help_waits_for_no_library() -> None:
+    code = """
+import sys
+from mvader_jax.cli.main import main
+for words in ["--help"], ["--version"], ["sample", "--help"], ["data", "build", "--help"]:
+    try:
+        main(words)
+    except SystemExit as stopped:
+        assert not stopped.code
+print([name for name in ("jax", "flax", "orbax", "PIL", "rich", "tokenizers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert done.stdout.splitlines()[-1] == "[]" and done.stderr == ""
+
+
+def test_a_sentence_is_one_line_however_long(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(UserError("word " * 200 + "\n  a library's own second line"), monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.endswith("a library's own second line\n")
+
+
+def test_a_notice_is_one_sentence_without_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    with notices():
+        warnings.warn("a name is odd", Notice, stacklevel=1)
+    assert capsys.readouterr().err == "mvader: a name is odd\n"
