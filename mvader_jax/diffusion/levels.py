@@ -17,7 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
-from mvader_jax.diffusion.schedule import ScheduleConfig, Spacing, add_noise
+from mvader_jax.diffusion.schedule import (
+    Prediction,
+    ScheduleConfig,
+    Spacing,
+    add_noise,
+    noise_of_velocity,
+)
 from mvader_jax.errors import UserError
 
 #: The timestep at which the last step ends: below all of the schedule's lies the picture itself.
@@ -37,6 +43,7 @@ class Levels:
     final: alpha-bar where the last step ends.
     first: the number of steps of the whole run that come before these.
     start: a traced number of steps to leave out beside those; only `walk`, `at_start` and `noised` know it.
+    prediction_type: what the model predicts.
     """
 
     timesteps: Int64[np.ndarray, " n"]
@@ -44,6 +51,7 @@ class Levels:
     final: float
     first: int = 0
     start: Int[jax.Array, ""] | None = None
+    prediction_type: Prediction = "epsilon"
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -106,6 +114,17 @@ class Levels:
 
         return jax.lax.fori_loop(0, jnp.asarray(counts)[self.start], one, carry)
 
+    def noise(self, predict: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+        """The model's prediction (x, t int32 []) as one of the noise, which is what samplers step along."""
+        if self.prediction_type == "epsilon":
+            return predict
+        table = jnp.asarray(self.table, jax.dtypes.canonicalize_dtype(jnp.float64))
+
+        def of_velocity(x: jax.Array, t: jax.Array) -> jax.Array:
+            return noise_of_velocity(x, predict(x, t).astype(x.dtype), table[t].astype(x.dtype))
+
+        return of_velocity
+
     def _every_start(self) -> list[Levels]:
         whole = dataclasses.replace(self, start=None)
         return [whole[start:] for start in range(len(self) + 1)]
@@ -156,6 +175,7 @@ def levels_of(
         timesteps_of(config, steps, config.spacing or spacing, endpoint=endpoint),
         table[np.minimum(np.arange(len(table)) + alpha_later, len(table) - 1)],
         1.0 if config.set_alpha_to_one else float(table[0]),
+        prediction_type=config.prediction_type,
     )
 
 

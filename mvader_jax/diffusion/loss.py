@@ -20,7 +20,8 @@ def diffusion_loss(
 ) -> tuple[Float32[jax.Array, " B"], Int[jax.Array, " B"]]:
     """L = E || eps - F(x_t, c, t) ||^2 with t uniform over the schedule, as a mean over elements.
 
-    predict: (x_t [B, h, w, C], t int32 [B]) -> eps [B, h, w, C]. latents: scaled.
+    predict: (x_t [B, h, w, C], t int32 [B]) -> eps [B, h, w, C], or v in its place where that is the schedule's
+    `prediction_type`. latents: scaled.
     timestep_bias: above 1, t is drawn as `timestep_odds` says.
     Returns (the loss of each row, its t).
     """
@@ -31,7 +32,8 @@ def diffusion_loss(
     else:
         t = jax.random.randint(time_key, rows, 0, schedule.config.num_train_steps)
     noise = jax.random.normal(noise_key, latents.shape, jnp.float32)
-    error = predict(schedule.add_noise(latents, noise, t), t).astype(jnp.float32) - noise
+    predicted = predict(schedule.add_noise(latents, noise, t), t).astype(jnp.float32)
+    error = predicted - schedule.target(latents, noise, t)
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim))), t
 
 

@@ -6,8 +6,9 @@
     levels = levels[start_at(50, strength=0.6):]                   # img2img: the last 30 of the 50 steps
     latents = plms(denoise, levels.noised(latents, noise), levels)
 
-`levels.late(start)` leaves out a traced number of steps in place of the slice. `denoise(x, t)` is the model's noise
-prediction with everything else closed over: x as the latents, t a traced int32 []. Every sampler is pure and runs
+`levels.late(start)` leaves out a traced number of steps in place of the slice. `denoise(x, t)` is the model's
+prediction with everything else closed over: x as the latents, t a traced int32 []; of the noise, or of v where the
+schedule's `prediction_type` says so, which becomes one of the noise here, call by call. Every sampler is pure and runs
 whole inside `jit` as one loop, `Levels.walk`, with one call of `denoise` in it. Its coefficients are computed in
 float64 on the host; the state is float32 at least, whatever the model computes in.
 """
@@ -73,6 +74,7 @@ class Sampler:
         x = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
         if not len(levels):
             return x
+        denoise = levels.noise(denoise)
         if not eta:
             return self.solve(denoise, x, levels)
         if keys is None:

@@ -16,6 +16,9 @@ from mvader_jax.settings import Checked
 
 #: How sampling steps are spaced over the schedule (`levels.timesteps_of`).
 Spacing = Literal["leading", "trailing", "linspace"]
+#: What a model predicts, in diffusers' words: the noise eps, or v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans & Ho
+#: 2022, as Stable Diffusion 2 at 768 pixels), which is the noise where there is little and the picture where there is much.
+Prediction = Literal["epsilon", "v_prediction"]
 #: Of 0 the first step would add no noise, and samplers divide by it.
 _BETA = Bound(lambda x: 0 < x < 1, "more than 0, and less than 1")
 
@@ -24,7 +27,7 @@ _BETA = Bound(lambda x: 0 < x < 1, "more than 0, and less than 1")
 class ScheduleConfig(Checked):
     """Stable Diffusion 1.4's schedule by default (its diffusers `scheduler_config.json`).
 
-    spacing: of the sampling steps; None is each sampler's own.
+    spacing: of the sampling steps; None is each sampler's own. prediction_type: what the model is trained to predict.
     """
 
     num_train_steps: PositiveInt = 1000
@@ -34,6 +37,7 @@ class ScheduleConfig(Checked):
     steps_offset: NonNegativeInt = 1
     set_alpha_to_one: bool = False
     spacing: Spacing | None = None
+    prediction_type: Prediction = "epsilon"
 
     def alphas_cumprod(self) -> Float64[np.ndarray, " num_train_steps"]:
         """alpha-bar of every training timestep."""
@@ -72,6 +76,18 @@ class Schedule:
         """`add_noise` at timesteps."""
         return add_noise(latents, noise, self.alpha(t))
 
+    def target(
+        self,
+        latents: Float[jax.Array, " B *dims"],
+        noise: Float[jax.Array, " B *dims"],
+        t: Int[jax.Array, " B"],
+    ) -> Float[jax.Array, " B *dims"]:
+        """What the model is to predict of `add_noise`'s result."""
+        if self.config.prediction_type == "epsilon":
+            return noise
+        # v of (x_0, eps) mixes (eps, -x_0) as x_t mixes (x_0, eps).
+        return add_noise(noise, -latents, self.alpha(t))
+
 
 def add_noise(
     latents: Float[jax.Array, " B *dims"],
@@ -81,3 +97,10 @@ def add_noise(
     """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. alpha: abar_t, one or each row's."""
     alpha = alpha.reshape(alpha.shape + (1,) * (latents.ndim - alpha.ndim) if alpha.ndim else ())
     return jnp.sqrt(alpha) * latents + jnp.sqrt(1.0 - alpha) * noise
+
+
+def noise_of_velocity(
+    latents: Float[jax.Array, " *dims"], velocity: Float[jax.Array, " *dims"], alpha: Float[jax.Array, ""]
+) -> Float[jax.Array, " *dims"]:
+    """eps = sqrt(abar_t) v + sqrt(1 - abar_t) x_t."""
+    return jnp.sqrt(alpha) * velocity + jnp.sqrt(1.0 - alpha) * latents

@@ -225,7 +225,7 @@ class Pipeline:
         t: Num[Array, ""] | Num[Array, " B"] | float,
         condition: Condition,
     ) -> Float[jax.Array, "B h w C"]:
-        """The UNet's noise prediction eps, without guidance.
+        """The UNet's prediction, without guidance: the noise eps, or v where the schedule's `prediction_type` says so.
 
         t: timesteps, 0 to 999, one or each row's. condition: what `embed` returns, one row for all or as many as the
         latents have. Raises UserError for arrays of other shapes and types.

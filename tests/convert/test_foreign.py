@@ -221,7 +221,7 @@ def test_other_generations_by_their_config(
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     # Its scheduler's file asks for something else too, which says less of what it is.
     scheduler = source / "scheduler" / "scheduler_config.json"
-    said = {**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}
+    said = {**json.loads(scheduler.read_text()), "thresholding": True}
     scheduler.write_text(json.dumps(said))
     check(capsys, source, what, tmp_path / "out")
 

@@ -70,6 +70,37 @@ def test_loss_of_the_true_noise_is_zero_and_of_zero_is_one() -> None:
     assert float(losses.mean()) == pytest.approx(1.0, abs=0.05)
 
 
+def test_the_target_of_v_prediction_is_diffusers_velocity() -> None:
+    import torch
+    from diffusers import DDPMScheduler
+
+    with jax.enable_x64(True):
+        config = ScheduleConfig(prediction_type="v_prediction")
+        schedule = Schedule.create(config)
+        latents, noise = np.random.default_rng(0).normal(size=(2, 5, 3, 3, 4))
+        t = np.array([0, 1, 300, 700, 999])
+        theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        theirs.alphas_cumprod = torch.from_numpy(config.alphas_cumprod())
+        said = theirs.get_velocity(*(torch.from_numpy(x) for x in (latents, noise, t))).numpy()
+        np.testing.assert_allclose(
+            schedule.target(*(jnp.asarray(x) for x in (latents, noise, t))), said, rtol=1e-12, atol=1e-14
+        )
+
+
+def test_loss_of_the_true_velocity_is_zero() -> None:
+    schedule = Schedule.create(ScheduleConfig(prediction_type="v_prediction"))
+    latents = jax.random.normal(jax.random.key(1), (64, 8, 8, 4))
+
+    def perfect(x: jax.Array, t: jax.Array) -> jax.Array:
+        alpha = schedule.alpha(t)[:, None, None, None]
+        return (jnp.sqrt(alpha) * x - latents) / jnp.sqrt(1 - alpha)
+
+    losses, _ = diffusion_loss(perfect, latents, jax.random.key(2), schedule)
+    assert float(losses.max()) < 1e-3
+    losses, _ = diffusion_loss(lambda x, t: x * 0, latents, jax.random.key(2), schedule)
+    assert float(losses.mean()) == pytest.approx(1.0, abs=0.05)
+
+
 def test_uncapped_odds_make_the_loss_that_of_the_velocity() -> None:
     schedule = Schedule.create(ScheduleConfig())
     odds = timestep_odds(schedule, 1e9)

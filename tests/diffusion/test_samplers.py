@@ -19,7 +19,7 @@ from sampler_references import REFERENCES, ddim
 from mvader_jax.diffusion.levels import Levels, levels_of
 from mvader_jax.diffusion.noise import sampler_keys
 from mvader_jax.diffusion.samplers import SAMPLERS, start_at
-from mvader_jax.diffusion.schedule import ScheduleConfig, Spacing
+from mvader_jax.diffusion.schedule import Prediction, ScheduleConfig, Spacing
 from mvader_jax.errors import UserError
 
 START = np.array([1.0, -0.5, 2.0])
@@ -39,10 +39,12 @@ def run(
     *,
     to_one: bool = False,
     spacing: Spacing | None = None,
+    prediction_type: Prediction = "epsilon",
     **more: Any,
 ) -> np.ndarray:
     sampler = SAMPLERS[name]
-    levels = sampler.levels(ScheduleConfig(set_alpha_to_one=to_one, spacing=spacing), steps)[start:]
+    config = ScheduleConfig(set_alpha_to_one=to_one, spacing=spacing, prediction_type=prediction_type)
+    levels = sampler.levels(config, steps)[start:]
     return np.asarray(jax.jit(lambda x: sampler(field, x, levels, **more))(jnp.asarray(START)))
 
 
@@ -111,6 +113,39 @@ def test_ddim_is_diffusers(steps: int, start: int, to_one: bool) -> None:
     theirs, calls = diffusers(DDIMScheduler, steps, start, to_one=to_one, clip_sample=False)
     np.testing.assert_allclose(run("ddim", steps, start, to_one=to_one), theirs, rtol=1e-12)
     assert calls == SAMPLERS["ddim"].calls(steps - start)
+
+
+@pytest.mark.parametrize(("steps", "start"), [(1, 0), (20, 0), (50, 20)])
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    [
+        ("ddim", DDIMScheduler, {"clip_sample": False}),
+        ("euler", EulerDiscreteScheduler, {"timestep_spacing": "leading"}),
+        ("dpm-solver++2m", DPMSolverMultistepScheduler, {"final_sigmas_type": "sigma_min"}),
+    ],
+)
+@pytest.mark.usefixtures("x64", "doubles")
+def test_a_model_of_v_is_sampled_as_by_diffusers(
+    name: str, kind: Any, settings: dict[str, Any], steps: int, start: int
+) -> None:
+    theirs, _ = diffusers(kind, steps, start, prediction_type="v_prediction", **settings)
+    ours = run(name, steps, start, prediction_type="v_prediction")
+    np.testing.assert_allclose(ours, theirs, rtol=1e-11)
+    # One step begins, and ends, at timestep 1, where v is the noise.
+    assert np.allclose(ours, run(name, steps, start), rtol=1e-2) == (steps == 1 and name != "dpm-solver++2m")
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.usefixtures("x64")
+def test_every_sampler_of_v_is_that_of_the_noise_it_means(name: str) -> None:
+    levels = SAMPLERS[name].levels(ScheduleConfig(), 20)
+    table = jnp.asarray(levels.table)
+
+    def meant(x: jax.Array, t: jax.Array) -> jax.Array:
+        return jnp.sqrt(table[t]) * field(x, t) + jnp.sqrt(1 - table[t]) * x
+
+    expected = SAMPLERS[name](meant, jnp.asarray(START), levels)
+    np.testing.assert_allclose(run(name, 20, prediction_type="v_prediction"), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("steps", "start"), [(1, 0), (20, 0), (50, 0), (50, 20)])

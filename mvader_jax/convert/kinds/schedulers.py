@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from mvader_jax.convert.settings import Settings
 from mvader_jax.convert.tensors import shown
-from mvader_jax.diffusion.schedule import ScheduleConfig, Spacing
+from mvader_jax.diffusion.schedule import Prediction, ScheduleConfig, Spacing
 from mvader_jax.errors import UserError
 
 
@@ -60,7 +60,7 @@ _OTHERS = {
 _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("linear", "scaled_linear"),
     "interpolation_type": ("linear",),
-    "prediction_type": ("epsilon",),
+    "prediction_type": get_args(Prediction),
     "rescale_betas_zero_snr": (False,),
     "shift_terminal": (),
     "sigma_max": (),
@@ -119,6 +119,7 @@ def schedule_config(settings: Settings) -> tuple[ScheduleConfig, tuple[str, ...]
         steps_offset=1,
         set_alpha_to_one=settings.flag("set_alpha_to_one", kind.alpha_to_one),
         spacing=settings.get("timestep_spacing", kind.spacing),
+        prediction_type=settings.get("prediction_type", "epsilon"),
     )
     settings.done(_UNUSED)
     return config, tuple(notes)
@@ -152,7 +153,7 @@ def schedule_settings(config: ScheduleConfig) -> dict[str, Any]:
         "beta_schedule": config.beta_schedule,
         "beta_start": config.beta_start,
         "num_train_timesteps": config.num_train_steps,
-        "prediction_type": "epsilon",
+        "prediction_type": config.prediction_type,
         "set_alpha_to_one": config.set_alpha_to_one,
         "skip_prk_steps": True,
         "steps_offset": config.steps_offset,

@@ -110,7 +110,6 @@ def test_the_offset_is_what_the_pipeline_makes_of_it(said: int | None, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"prediction_type": "v_prediction"}, "prediction_type is 'v_prediction', which is not supported"),
         ({"prediction_type": "sample"}, "prediction_type is 'sample'"),
         ({"thresholding": True}, "thresholding is True"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
@@ -153,8 +152,10 @@ def test_out_and_in_again() -> None:
     for config in (
         ScheduleConfig(),
         ScheduleConfig(500, 0.001, 0.02, "linear", 1, True, "trailing"),
+        ScheduleConfig(prediction_type="v_prediction"),
     ):
         assert read(schedule_settings(config)) == config
         scheduler = diffusers.PNDMScheduler.from_config(schedule_settings(config))
         np.testing.assert_allclose(scheduler.alphas_cumprod.numpy(), config.alphas_cumprod(), rtol=1e-4)
+        assert scheduler.config.prediction_type == config.prediction_type
         assert scheduler.config.timestep_spacing == (config.spacing or "leading")
