@@ -59,7 +59,7 @@ def test_the_autoencoder_keeps_what_a_scene_shows() -> None:
     pipe = Pipeline(load_bundle("tiny"))
     scenes = held_out(40)
     truth = np.stack([render(scene) for scene in scenes])
-    decoded = np.rint((np.asarray(pipe.decode(pipe.encode(truth))) + 1) * 127.5).astype(np.uint8)
+    decoded = np.rint(np.asarray(pipe.decode(pipe.encode(truth))) * 255).astype(np.uint8)
     scores = [compare(scene, read_scene(picture)) for scene, picture in zip(scenes, decoded, strict=True)]
     for name in scores[0]:
         assert np.mean([score[name] for score in scores]) >= 0.9, name

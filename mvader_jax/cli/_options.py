@@ -7,6 +7,9 @@ from typing import Annotated
 import typer
 
 Seed = Annotated[int, typer.Option(help="same seed, same pictures")]
+Seeds = Annotated[
+    str, typer.Option(help="same seed, same pictures; 0:16 (0 to 15) or 0,3,7 draws a picture of each")
+]
 Steps = Annotated[int, typer.Option(help="sampling steps, 1 to 1000")]
 GuidanceScale = Annotated[float, typer.Option(help="classifier-free guidance")]
 Sampler = Annotated[str, typer.Option(help="plms is the paper's; mvader samplers lists all")]

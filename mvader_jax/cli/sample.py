@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvader_jax.bounds import POSITIVE, ComputeDtype, between
-from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Quiet, Sampler, Seed, Site, Steps
+from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Quiet, Sampler, Seeds, Site, Steps
 from mvader_jax.cli._progress import bar, status, tell
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.settings import SamplingSettings, image_count
@@ -39,9 +39,10 @@ def sample(
         typer.Option(help="variation, style, element, composition, img2img or interpolation"),
     ] = None,
     num_images: Annotated[
-        int | None, typer.Option(help="pictures to draw [default: 4; with --prompts: 1 per line]")
+        int | None,
+        typer.Option(help="pictures of each seed [default: 4; of several seeds, and with --prompts: 1]"),
     ] = None,
-    seed: Seed = SamplingSettings.seed,
+    seed: Seeds = SamplingSettings.seed,  # type: ignore[assignment]
     steps: Steps = SamplingSettings.steps,
     guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
     sampler: Sampler = SamplingSettings.sampler,
@@ -90,7 +91,7 @@ def sample(
         steps=steps,
         sampler=sampler,
         guidance_scale=guidance_scale,
-        seed=seed,
+        seed=seed,  # type: ignore[arg-type]
         site=site,  # type: ignore[arg-type]
         balance=balance,
         negative_strength=negative_strength,
@@ -116,7 +117,8 @@ def sample(
     if batch is not None:
         raise UserError("--batch belongs to --prompts; --num-images pictures are drawn together without it")
     what = _Asked(parts, negative or [], task, task_options)
-    _sample_parts(what, settings, 4 if count is None else count, place)
+    several = isinstance(settings.seed, tuple)
+    _sample_parts(what, settings, count or (1 if several else 4), place)
     return 0
 
 
@@ -162,7 +164,8 @@ def _sample_parts(asked: _Asked, settings: SamplingSettings, count: int, place: 
     failure: UserError | None = None
     with status(f"loading {place.bundle}", place.quiet) as say:
         pipe = place.load()
-        say(f"drawing {count} picture{'s' * (count > 1)} in {settings.steps} steps (the first time compiles)")
+        total = len(settings.numbered(count))
+        say(f"drawing {total} picture{'s' * (total > 1)} in {settings.steps} steps (the first time compiles)")
         run: Callable[..., Any] = (
             pipe if asked.task is None else functools.partial(run_task, asked.task, pipe)
         )
@@ -200,7 +203,7 @@ def _sample_file(
         report = sample_all(
             pipe, requests, problems, place.out, size=batch, bundle=place.bundle, progress=progress
         )
-    total = sum(request.num_images for request in requests)
+    total = sum(request.count for request in requests)
     if first_process():
         tell(f"{report.drawn} drawn, {report.present} were there, in {place.out}")
     if report.stopped is not None and report.drawn + report.present < total:

@@ -21,7 +21,7 @@ def save_png(
 ) -> None:
     """Writes a PNG, whole or not at all.
 
-    image: uint8 [H, W, 3], floats in [-1, 1], or a Pillow image.
+    image: uint8 [H, W, 3], floats in [0, 1], or a Pillow image.
     metadata: kept in text chunks, values that are no strings as JSON; every file is marked as
         AI-generated, for people (`AI-generated: true`) and for machines (IPTC's digital source type).
     new: nothing is replaced. Raises UserError if the file cannot be written (TakenError: `new`, and one is there).

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from mvader_jax.errors import Notice, UserError
-from mvader_jax.images.pixels import to_uint8
+from mvader_jax.images.pixels import check_pixels, unit_to_uint8
 from mvader_jax.images.sources import held
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
     16 bits reduced to 8, CMYK and palettes resolved, the first frame of an animation.
 
     source: a path, the bytes of a file, a file opened with 'rb', a Pillow image, or an array [H, W],
-        [H, W, 1], [H, W, 3] or [H, W, 4] of uint8 or of floats in [-1, 1], of any library that NumPy can read.
+        [H, W, 1], [H, W, 3] or [H, W, 4] of uint8 or of floats in [0, 1], of any library that NumPy can read.
     Raises UserError, naming the file, if it is missing, a directory, not an image, truncated, of an
     unknown kind, or larger than MAX_PIXELS.
     """
@@ -162,11 +162,7 @@ def _from_array(array: np.ndarray) -> PIL.Image.Image:
         array = array[..., 0]
     if (array.ndim != 2 and (array.ndim != 3 or array.shape[-1] not in (3, 4))) or not array.size:
         raise UserError(f"an image array has shape {array.shape}; expected [H, W], [H, W, 3] or [H, W, 4]")
+    check_pixels(array)
     if array.dtype != np.uint8:
-        if array.dtype.kind in "iub":
-            raise UserError(f"an image array has type {array.dtype}; expected uint8 or floats in [-1, 1]")
-        array = array.astype(np.float32)
-        if not np.all(np.abs(array) <= 1.0 + 1e-3):
-            raise UserError("an image array of floats has values outside of [-1, 1]")
-        array = to_uint8(array)
+        array = unit_to_uint8(array)
     return PIL.Image.fromarray(np.ascontiguousarray(array))

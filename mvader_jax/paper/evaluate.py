@@ -16,7 +16,7 @@ from mvader_jax.data.scenes.captions import Language, caption
 from mvader_jax.data.scenes.judge import SCORES, compare, read_scene
 from mvader_jax.data.scenes.world import Scene, render
 from mvader_jax.errors import UserError
-from mvader_jax.images.pixels import to_uint8
+from mvader_jax.images.pixels import unit_to_uint8
 from mvader_jax.paper.curves import TASKS, Curves, held_out, shares
 from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.sampling.generate import Draws, Prompted
@@ -77,10 +77,10 @@ def draw(
 
 
 def _as_uint8(images: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] -> uint8. Raises UserError where they hold NaN."""
+    """Images in [0, 1] -> uint8. Raises UserError where they hold NaN."""
     if not np.all(np.isfinite(images)):
         raise UserError(not_finite("reconstructed pictures"))
-    return to_uint8(images)
+    return unit_to_uint8(images)
 
 
 def _length(pipe: Pipeline, prompts: Sequence[Prompt]) -> int:

@@ -97,7 +97,7 @@ class Image:
     """An image element.
 
     image: a path, the bytes of an image file or such a file opened with 'rb', a PIL image, or an array
-        [H, W, 3] of uint8 or of floats in [-1, 1], NumPy's or what NumPy can read (PyTorch's, JAX's); what is
+        [H, W, 3] of uint8 or of floats in [0, 1], NumPy's or what NumPy can read (PyTorch's, JAX's); what is
         no open file is read only when the prompt is tokenised.
     weight: theta of each of its tokens.
     regions: pairs (region, factor); a region is a `Box`, a mask [h, w] (bool, or numbers in [0, 1]) or

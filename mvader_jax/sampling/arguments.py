@@ -12,6 +12,7 @@ from mvader_jax.bounds import ComputeDtype
 from mvader_jax.condition import Array, Condition, take
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
+from mvader_jax.images.pixels import check_pixels
 from mvader_jax.images.preprocess import to_vae_pixels
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.image_encoder import ImageEncoderConfig
@@ -108,13 +109,15 @@ def condition(model: ModelConfig, value: Any, count: int) -> Condition:
 
 
 def pixels(model: ModelConfig, value: Any) -> Array:
-    """Pictures [B, H, W, 3] as the VAE takes them: its sizes divide. Raises UserError for anything else."""
+    """A person's pictures [B, H, W, 3], as the VAE takes them: its sizes divide. Raises UserError for anything else."""
     found, multiple = array(value, "images", ("B", "H", "W", 3), "fu"), model.require(VAEConfig).multiple
     if found.shape[1] % multiple or found.shape[2] % multiple:
         raise UserError(
             f"images has shape {list(found.shape)}; height and width are multiples of {multiple} "
             "(a list of pictures is resized)"
         )
+    if not isinstance(found, jax.core.Tracer):
+        check_pixels(np.asarray(found))
     return found
 
 

@@ -24,6 +24,7 @@ from mvader_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from mvader_jax.models.unet import UNet, UNetConfig, with_keys_values
 from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.parallel.sharding import shapes_alone
+from mvader_jax.sampling.seeds import one_seed
 from mvader_jax.sampling.settings import SamplingSettings, StaticSettings
 
 Components = Mapping[str, Any]
@@ -93,17 +94,21 @@ class Draws:
         base: Prompted,
         indices: Int[np.ndarray, " B"],
         *,
+        seeds: UInt32[np.ndarray, " B"] | None = None,
         negative: Prompted | None = None,
         init: InitImages | None = None,
     ) -> Draws:
-        """Pictures number `indices` of one seed, all by the same settings."""
+        """Pictures number `indices` of their `seeds`, all by the same settings; default, its one seed's.
+
+        Raises UserError where there are several and `seeds` does not say whose each is.
+        """
         count = len(indices)
         strength = None if negative is None else np.full(count, settings.negative_strength, np.float32)
         walks = init is not None and SAMPLERS[settings.sampler].walks
         return cls(
             prompt,
             base,
-            np.full(count, settings.seed, np.uint32),
+            np.full(count, one_seed(settings.seed), np.uint32) if seeds is None else seeds,
             np.asarray(indices, np.int32),
             np.full(count, settings.guidance_scale, np.float32),
             negative,

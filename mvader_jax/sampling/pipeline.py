@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Num, UInt8
 from mvader_jax.condition import Array, Condition, PromptBatch
 from mvader_jax.diffusion.samplers import OWN, SAMPLERS
 from mvader_jax.errors import UserError
-from mvader_jax.images.pixels import to_float
+from mvader_jax.images.pixels import from_unit, to_float, to_unit
 from mvader_jax.images.preprocess import to_vae_pixels
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed
@@ -35,7 +35,7 @@ from mvader_jax.sampling.generate import (
 )
 from mvader_jax.sampling.pictures import DRAWN, NotFiniteError, Pictures
 from mvader_jax.sampling.placement import Placement
-from mvader_jax.sampling.settings import SamplingSettings, StaticSettings, image_count, image_size
+from mvader_jax.sampling.settings import SamplingSettings, StaticSettings, image_size
 from mvader_jax.settings import convert
 from mvader_jax.storage.bundle import Bundle, load_bundle, parameter_count
 from mvader_jax.storage.bundle_config import is_run
@@ -129,10 +129,12 @@ class Pipeline:
         shares: Sequence[float] | None = None,
         **changes: Any,
     ) -> Pictures:
-        """Draws `num_images` pictures of one prompt: `pipe("a red hat", steps=20, seed=3, num_images=4)`.
+        """Draws pictures of one prompt: `pipe("a red hat", steps=20, seed=3, num_images=4)`.
 
         prompt, negative: a string, Text, Image, picture, or a sequence of these (`Prompt.of`); None is
         the null prompt. settings: how to draw (default, the paper's way); changes: its fields by name.
+        num_images: pictures of each seed: seed=3, num_images=4 are its numbers 0 to 3; seed=range(16) is number 0 of
+        each of 16 seeds, the picture that the seed gives alone.
         init_image: a picture to start from, or a list of pictures mixed by `shares` (default: equal ones, and
         they sum to 1): noised to `strength` and denoised from there.
         Raises UserError for input it cannot take, and NotFiniteError, which holds the good pictures, where
@@ -142,7 +144,10 @@ class Pipeline:
             init_image = changes.pop("init")
         settings = arguments.optional(settings, SamplingSettings, "settings") or SamplingSettings()
         settings = settings.changed(**changes)
-        count = image_count(num_images)
+        numbered = settings.numbered(num_images)
+        count = len(numbered)
+        # Filled up with the last one: the same program draws 3 pictures and 4, 5 and 8.
+        filled = numbered + numbered[-1:] * (self.placement.rounded(count) - count)
         self.bundle.need("unet", "vae")
         strength = settings.negative_strength
         if negative is None and strength != 1.0:
@@ -159,20 +164,21 @@ class Pipeline:
         init = None
         if init_image is not None:
             size = image_size(self.model, settings.height, settings.width)
-            init = arguments.init_images(init_image, shares, count, size)
+            init = arguments.init_images(init_image, shares, len(filled), size)
         draws = Draws.of(
             settings,
             laid_out(prompt),
             laid_out(negative if strength == 1.0 else None),
-            np.arange(count),
+            np.array([index for _, index in filled], np.int32),
+            seeds=np.array([seed for seed, _ in filled], np.uint32),
             negative=laid_out(negative) if both else None,
             init=init,
         )
         pixels, finite = self.generate(draws, settings.static(self.model, from_image=init is not None))
-        pictures = Pictures(PIL.Image.fromarray(image) for image in gather_rows(pixels))
+        pictures = Pictures(PIL.Image.fromarray(image) for image in gather_rows(pixels)[:count])
         about = _recorded(settings, prompt, negative)
-        for index, picture in enumerate(pictures):
-            picture.info[DRAWN] = {**about, "index": index}
+        for (seed, index), picture in zip(numbered, pictures, strict=True):
+            picture.info[DRAWN] = {**about, "seed": seed, "index": index}
         whole = gather_rows(finite)
         good = {number: picture for number, picture in enumerate(pictures) if whole[number]}
         if len(good) < count:
@@ -242,7 +248,7 @@ class Pipeline:
     ) -> Float32[jax.Array, "B h w C"]:
         """Images -> scaled latents.
 
-        images: an array [B, H, W, 3] as it is, float in [-1, 1] or uint8; or a picture or a list of pictures, which
+        images: an array [B, H, W, 3] as it is, uint8 or floats in [0, 1]; or a picture or a list of pictures, which
         are resized (short side) and cropped to the model's size. Raises UserError for anything else.
         """
         self.bundle.need("vae")
@@ -251,17 +257,21 @@ class Pipeline:
             chosen = arguments.listed(images)
             if not chosen:
                 raise UserError("there are no pictures to encode")
-            images = np.stack([to_vae_pixels(one, height, width) for one in chosen])
-        images = jnp.asarray(arguments.pixels(self.model, images))
-        if images.dtype == jnp.uint8:
-            images = to_float(images)
-        return self._encode(self.bundle.components, images)
+            pixels = jnp.asarray(np.stack([to_vae_pixels(one, height, width) for one in chosen]))
+        else:
+            given = jnp.asarray(arguments.pixels(self.model, images))
+            pixels = to_float(given) if given.dtype == jnp.uint8 else from_unit(given)
+        return self._encode(self.bundle.components, pixels)
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float32[jax.Array, "B H W 3"]:
-        """Scaled latents -> images, clipped to [-1, 1]. Raises UserError for what are no latents."""
+        """Scaled latents -> images, floats in [0, 1], as `encode` and `Image` take them; what is beyond is clipped.
+
+        Raises UserError for what are no latents.
+        """
         self.bundle.need("vae")
-        latents = jnp.asarray(arguments.latents(self.model, latents))
-        return jnp.clip(self._decode(self.bundle.components, latents), -1.0, 1.0)
+        return to_unit(
+            self._decode(self.bundle.components, jnp.asarray(arguments.latents(self.model, latents)))
+        )
 
 
 def _recorded(

@@ -31,6 +31,14 @@ class Placement:
         names = (axes,) if isinstance(axes, str) else axes
         return int(np.prod([self.mesh.shape[name] for name in names], dtype=np.int64))
 
+    def rounded(self, count: int) -> int:
+        """How many rows `count` pictures of one call are drawn in: few sizes, so that few programs are compiled.
+
+        A device has 1, 2, 4, or a multiple of 8.
+        """
+        rows = -(-count // self.shards)
+        return self.shards * (1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8)
+
     def active(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which programs run."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

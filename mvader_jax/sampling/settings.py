@@ -6,9 +6,10 @@ import dataclasses
 import typing
 from typing import TYPE_CHECKING, Annotated, Any
 
-from mvader_jax.bounds import Bound, NonNegativeInt, PositiveInt, Seed, Share, between
+from mvader_jax.bounds import Bound, NonNegativeInt, PositiveInt, Share, between
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Site
+from mvader_jax.sampling.seeds import Seeds, read_seeds
 from mvader_jax.settings import Checked, convert, nearest, type_hints
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class SamplingSettings(Checked):
     """How a picture is drawn; the defaults are the paper's. No JAX is loaded before one is made.
 
     steps: 1 to 1000, and no more than the model's schedule has. sampler: a name in `SAMPLERS`.
-    guidance_scale: of classifier-free guidance. seed: 0 to 2**32 - 1; picture number i of a seed is the same
+    guidance_scale: of classifier-free guidance. seed: 0 to 2**32 - 1, or several as `seeds.read_seeds` takes them
+    (range(16), [0, 3, 7], "0:16"): each then has pictures of its own. Picture number i of a seed is the same
     picture whatever is drawn beside it.
     site: where weights act; balance: whether they are an element's total share (`Prompt`); None takes the
     prompt's own.
@@ -43,7 +45,7 @@ class SamplingSettings(Checked):
     steps: Annotated[int, between(1, 1000)] = 50
     sampler: str = "plms"
     guidance_scale: Annotated[float, _FLOAT32] = 8.0
-    seed: Seed = 0
+    seed: Seeds = 0
     site: Site | None = None
     balance: bool | None = None
     negative_strength: Annotated[float, between(0, _LARGEST)] = 1.0
@@ -55,6 +57,7 @@ class SamplingSettings(Checked):
     def __post_init__(self) -> None:
         from mvader_jax.diffusion.samplers import SAMPLERS
 
+        object.__setattr__(self, "seed", read_seeds(self.seed))
         cls: Any = type(self)
         for name, hint in type_hints(cls).items():
             # By its own name: that is what people write, in a file of prompts as on the command line.
@@ -77,7 +80,7 @@ class SamplingSettings(Checked):
     def recorded(self) -> dict[str, Any]:
         """JSON values kept with a picture: what always shapes it, and the rest where it is not the default."""
         values = {
-            "seed": self.seed,
+            "seed": list(self.seed) if isinstance(self.seed, tuple) else self.seed,
             "guidance_scale": self.guidance_scale,
             "steps": self.steps,
             "sampler": self.sampler,
@@ -89,6 +92,13 @@ class SamplingSettings(Checked):
             if getattr(self, name) != getattr(SamplingSettings, name):
                 values[name] = getattr(self, name)
         return values
+
+    def numbered(self, num_images: int) -> list[tuple[int, int]]:
+        """(seed, index) of every picture: `num_images` of each seed. Raises UserError for too many."""
+        seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,)
+        each = image_count(num_images)
+        image_count(each * len(seeds))
+        return [(seed, index) for seed in seeds for index in range(each)]
 
     def start(self) -> int:
         """The step at which a run that starts from a picture begins."""

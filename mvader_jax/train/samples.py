@@ -13,7 +13,7 @@ import numpy as np
 
 from mvader_jax.data.decode import decode
 from mvader_jax.data.order import Reader, Record
-from mvader_jax.images.pixels import to_uint8
+from mvader_jax.images.pixels import unit_to_uint8
 from mvader_jax.images.read import load_image
 from mvader_jax.images.sheet import grid
 from mvader_jax.models.config import ModelConfig
@@ -125,7 +125,7 @@ class Reconstructions:
             self._pixels = np.stack([record["image"] for record in records])
         latents = pipeline.encode(self._pixels)
         made = on_host(pipeline, pipeline.decode(latents))
-        made = to_uint8(made)
+        made = unit_to_uint8(made)
         labels = ["held out"] * len(made) + ["reconstructed"] * len(made)
         return np.asarray(grid([*self._pixels, *made], columns=len(made))), labels
 

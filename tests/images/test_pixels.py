@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import mvader_jax
-from mvader_jax.images.pixels import to_float, to_uint8
+from mvader_jax.errors import UserError
+from mvader_jax.images.pixels import from_unit, to_float, to_uint8, to_unit, unit_to_uint8
+from mvader_jax.images.read import load_image
 
 EVERY = np.arange(256, dtype=np.uint8)
 
@@ -34,6 +36,31 @@ def test_rounding_is_the_same_everywhere() -> None:
         np.testing.assert_array_equal(jax.jit(to_uint8)(jnp.asarray(given)), expected)
     with pytest.raises(ValueError, match="NaN"):
         to_uint8(np.float32([0.5, np.nan]))
+
+
+def test_floats_of_people_are_0_to_1() -> None:
+    """As PIL's, torch's and scikit-image's: nothing else is taken for them in silence."""
+    unit = EVERY / np.float32(255)
+    np.testing.assert_array_equal(unit_to_uint8(unit), EVERY)
+    np.testing.assert_allclose(from_unit(unit), to_float(EVERY), atol=2e-7)
+    np.testing.assert_allclose(to_unit(to_float(EVERY)), unit, atol=2e-7)
+    np.testing.assert_array_equal(to_unit(np.float32([-3, 3])), [0, 1])
+    pixels = np.stack([EVERY] * 3, -1)[None]
+    for kind in ("float16", "float32", "float64", jnp.bfloat16):
+        image = np.asarray(load_image((pixels / 255).astype(kind)))
+        assert np.abs(image.astype(int) - pixels).max() <= (kind == jnp.bfloat16)
+    for bad, said in (
+        (pixels / 127.5 - 1, "goes from -1 to 1; accepted are floats of 0 to 1"),
+        (pixels.astype(np.float32), "goes from 0 to 255"),
+        (np.full((2, 2, 3), np.nan), "goes from nan to nan"),
+        (pixels.astype(np.int64), "has type int64; accepted are uint8 of 0 to 255 and floats"),
+        (pixels > 9, "has type bool"),
+        (pixels * 1j, "has type complex128"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_image(bad)
+    with pytest.raises(ValueError, match="NaN"):
+        unit_to_uint8(np.float32([0.5, np.nan]))
 
 
 def test_nobody_else_converts() -> None:

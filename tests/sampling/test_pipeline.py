@@ -16,6 +16,7 @@ from mvader_jax.data.scenes.world import render, scene_at
 from mvader_jax.errors import UserError
 from mvader_jax.paper.demo import demo
 from mvader_jax.paper.evaluate import Evaluation, evaluate
+from mvader_jax.sampling.arguments import init_images
 from mvader_jax.sampling.pictures import NotFiniteError
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
@@ -100,8 +101,20 @@ def test_encode_and_decode(pipe: Pipeline, picture: np.ndarray) -> None:
     latents = pipe.encode(picture[None])
     assert latents.shape == (1, 8, 8, 4)
     np.testing.assert_allclose(latents, pipe.encode([picture]), atol=1e-5)
-    decoded = pipe.decode(latents)
-    assert decoded.shape == (1, 64, 64, 3) and float(jnp.abs(decoded).max()) <= 1.0
+    np.testing.assert_allclose(latents, pipe.encode(picture[None] / 255), atol=1e-5)
+    decoded = np.asarray(pipe.decode(latents))
+    assert decoded.shape == (1, 64, 64, 3) and 0.0 <= decoded.min() < decoded.max() <= 1.0
+    # Floats of 0 to 1 everywhere: what is decoded may be encoded, shown in a prompt, and started from.
+    assert pipe.encode(decoded).shape == latents.shape
+    as_bytes = np.rint(decoded[0] * 255).astype(np.uint8)
+    conditions = [np.asarray(pipe.embed(mv.Image(one)).hidden) for one in (decoded[0], as_bytes)]
+    np.testing.assert_array_equal(*conditions)
+    sizes = (64, 64)
+    starts = [init_images(one, None, 1, sizes).pixels for one in (decoded[0], as_bytes)]
+    np.testing.assert_array_equal(*starts)
+    for bad in (decoded * 2 - 1, decoded * 255):
+        with pytest.raises(UserError, match="floats of 0 to 1"):
+            pipe.encode(bad)
 
 
 @pytest.mark.parametrize(

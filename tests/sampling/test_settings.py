@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mvader_jax.cli.evaluate import evaluate
 from mvader_jax.cli.figure import figure
 from mvader_jax.cli.sample import sample
 from mvader_jax.errors import UserError
-from mvader_jax.sampling.batch.requests import read_requests
+from mvader_jax.sampling.batch.requests import fingerprint, read_requests
 from mvader_jax.sampling.generate import generate
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import NAMES, SamplingSettings, StaticSettings, image_count, image_size
@@ -144,3 +145,110 @@ def test_the_pipeline_takes_them_whole_or_by_name(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(UserError, match=message):
             pipe("a", **options)
     assert mv.SamplingSettings is SamplingSettings
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds"),
+    [
+        (7, 7),
+        ("7", 7),
+        ("0:4", (0, 1, 2, 3)),
+        (" 0, 3 ,7", (0, 3, 7)),
+        ("5:7,1", (5, 6, 1)),
+        (range(3), (0, 1, 2)),
+        ([9], (9,)),
+        (np.array([4, 2]), (4, 2)),
+        (np.int64(3), 3),
+    ],
+)
+def test_seeds_as_people_write_them(given: Any, seeds: Any) -> None:
+    assert SamplingSettings(seed=given).seed == seeds
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("0:", "seed is '0:'; accepted: a number of 0 to 4294967295, a range such as 0:16"),
+        ("", "seed is ''"),
+        ("1.5", "seed is '1.5'"),
+        ("-1", "seed is '-1'"),
+        ("4:4", "seed has 0 seeds"),
+        ([], "seed has 0 seeds"),
+        ("0:4294967296", "seed has 4294967296 seeds; accepted: 1 to 1000000"),
+        ([0, 2**32], "seed is 4294967296; accepted: 0 to 4294967295"),
+        ([0.5], "seed is 0.5"),
+        (1.5, "seed is 1.5"),
+        (True, "seed is True"),
+        ({"a": 1}, "seed is"),
+        ({"a"}, "seed is 'a'"),
+    ],
+)
+def test_seeds_that_are_none(given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        SamplingSettings(seed=given)
+
+
+def test_a_seed_s_picture_is_the_same_whatever_is_drawn_beside_it() -> None:
+    """A range draws number 0 of each seed, num_images numbers 0, 1, ... of it; sizes share programs."""
+    pipe = Pipeline(micro.bundle(micro.NANO))
+
+    def drawn(**options: Any) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        pictures = pipe("a red circle", steps=2, **options)
+        made = [picture.info["mvader"] for picture in pictures]
+        return np.stack(pictures), [(one["seed"], one["index"]) for one in made]
+
+    eight, named = drawn(seed=range(8))
+    assert named == [(seed, 0) for seed in range(8)]
+    five, named = drawn(seed=[6, 1, 3, 0, 7])
+    assert named == [(6, 0), (1, 0), (3, 0), (0, 0), (7, 0)]
+    np.testing.assert_array_equal(five, eight[[6, 1, 3, 0, 7]])
+    both, named = drawn(seed="1,6", num_images=3)
+    assert named == [(1, 0), (1, 1), (1, 2), (6, 0), (6, 1), (6, 2)]
+    np.testing.assert_array_equal(both[[0, 3]], eight[[1, 6]])
+    seven, named = drawn(seed=1, num_images=7)
+    assert named == [(1, index) for index in range(7)]
+    np.testing.assert_array_equal(seven[:3], both[:3])
+    assert pipe.compiled == 1
+    np.testing.assert_array_equal(drawn(seed=1, num_images=3)[0], drawn(seed=1, num_images=4)[0][:3])
+    assert pipe.compiled == 2
+    assert [pipe.placement.rounded(n) for n in (1, 2, 3, 4, 5, 8, 9, 16, 17)] == [
+        1,
+        2,
+        4,
+        4,
+        8,
+        8,
+        16,
+        16,
+        24,
+    ]
+    with pytest.raises(UserError, match="num_images is 2000000"):
+        pipe("a", seed=range(1_000_000), num_images=2)
+
+
+def test_seeds_of_a_line_of_prompts(tmp_path: Path) -> None:
+    """Names count on; a picture is there again only where its own seed and index are the same."""
+
+    def read(*lines: str) -> list[Any]:
+        (tmp_path / "p.jsonl").write_text("\n".join(lines))
+        requests, problems = read_requests(tmp_path / "p.jsonl", num_images=2)
+        assert not problems
+        return requests
+
+    one, several = read('{"prompt": "x", "seed": 5}', '{"prompt": "x", "seed": "4:6", "num_images": 3}')
+    assert one.numbered == [(5, 0), (5, 1)] and one.file(1) == "000001-001.png"
+    assert several.numbered == [(4, 0), (4, 1), (4, 2), (5, 0), (5, 1), (5, 2)] and several.count == 6
+    assert (several.row(4)["seed"], several.row(4)["index"], several.row(4)["file"]) == (
+        5,
+        1,
+        "000002-004.png",
+    )
+    marks = [fingerprint(several.shaped_by(k)) for k in range(6)]
+    assert len(set(marks)) == 4  # of the numbers 0, 1, 2 of seed 4 the file's name tells which
+    assert fingerprint(one.shaped_by(1)) == fingerprint(one.recorded)
+    two, _ = read('{"prompt": "x", "seed": [4, 5]}', '{"prompt": "x"}')
+    # Number 3 of the file was seed 5's index 0; now it is its index 1.
+    assert two.numbered[3] == (5, 1) and fingerprint(two.shaped_by(3)) != marks[3]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "seed": "3:"}\n{"prompt": "x", "seed": [0.5]}')
+    _, problems = read_requests(tmp_path / "p.jsonl")
+    assert ["seed is" in problem.reason for problem in problems] == [True, True]

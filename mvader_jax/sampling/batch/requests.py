@@ -26,8 +26,8 @@ KEYS = ("id", "prompt", "negative", "num_images", *SETTINGS)
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One good line. recorded: everything that shapes its pictures, as the file has it; kept with each.
-    source: tells its file of prompts from others."""
+    """One good line. num_images: of each of its seeds. recorded: everything that shapes its pictures, as the file has
+    it; kept with each. source: tells its file of prompts from others."""
 
     line: int
     id: str
@@ -38,19 +38,36 @@ class Request:
     recorded: dict[str, Any]
     source: str = ""
 
-    def file(self, index: int) -> str:
-        """The name of picture number `index`."""
-        return f"{self.id}-{index:03d}.png"
+    @functools.cached_property
+    def numbered(self) -> list[tuple[int, int]]:
+        """(seed, index) of every picture."""
+        return self.settings.numbered(self.num_images)
 
-    def row(self, index: int) -> dict[str, Any]:
-        """The manifest's row of picture number `index`."""
+    @property
+    def count(self) -> int:
+        """The number of pictures."""
+        return len(self.numbered)
+
+    def file(self, number: int) -> str:
+        """The name of a picture."""
+        return f"{self.id}-{number:03d}.png"
+
+    def row(self, number: int) -> dict[str, Any]:
+        """The manifest's row of a picture."""
+        seed, index = self.numbered[number]
         return {
-            "file": self.file(index),
+            "file": self.file(number),
             "id": self.id,
-            "index": index,
             "prompts_file": self.source,
             **self.recorded,
+            "seed": seed,
+            "index": index,
         }
+
+    def shaped_by(self, number: int) -> dict[str, Any]:
+        """What shapes a picture, beside its number in the file's name: the index is that under a single seed."""
+        seed, index = self.numbered[number]
+        return {**self.recorded, "seed": seed, **({} if index == number else {"index": index})}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +137,7 @@ def _request(
     changes = {key: data[key] for key in SETTINGS if data.get(key) is not None}
     settings = defaults[0].changed(**changes)
     count = image_count(defaults[1] if data.get("num_images") is None else data["num_images"])
+    settings.numbered(count)
     meaning: dict[str, Any] = {"site": settings.site or "both", "balance": bool(settings.balance)}
     prompt = Prompt.from_json(data["prompt"], root, **meaning)
     given = data.get("negative") or None

@@ -152,7 +152,7 @@ class _Job:
         missing = [
             Item(request, index)
             for request in requests
-            for index in range(request.num_images)
+            for index in range(request.count)
             if request.file(index) not in done
         ]
         self.report.present = len(done)
@@ -192,6 +192,7 @@ def draw(pipe: Pipeline, preparer: Preparer, prepared: Prepared) -> tuple[jax.Ar
     prompts, negatives = preparer.inputs(prepared)
     items = prepared.items + prepared.items[-1:] * (preparer.size - len(prepared.items))
     settings = [item.request.settings for item in items]
+    numbered = [item.request.numbered[item.index] for item in items]
     prompt, base, negative, strength = Prompted(prompts), Prompted(negatives), None, None
     if prepared.shape.both:
         negative, base = base, Prompted(preparer.nulls(prepared.shape.length))
@@ -199,8 +200,8 @@ def draw(pipe: Pipeline, preparer: Preparer, prepared: Prepared) -> tuple[jax.Ar
     draws = Draws(
         prompt,
         base,
-        seeds=np.array([one.seed for one in settings], np.uint32),
-        indices=np.array([item.index for item in items], np.int32),
+        seeds=np.array([seed for seed, _ in numbered], np.uint32),
+        indices=np.array([index for _, index in numbered], np.int32),
         guidance_scale=np.array([one.guidance_scale for one in settings], np.float32),
         negative=negative,
         negative_strength=strength,

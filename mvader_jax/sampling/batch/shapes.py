@@ -38,7 +38,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One picture: number `index` of a request."""
+    """One picture: number `index` of a request's."""
 
     request: Request
     index: int

@@ -40,10 +40,10 @@ class Store:
     def row(self, request: Request, index: int) -> Row:
         """The manifest's row of a picture."""
         row = {**request.row(index), **self.made_by}
-        return {**row, "fingerprint": self._mark(request)}
+        return {**row, "fingerprint": self._mark(request, index)}
 
-    def _mark(self, request: Request) -> str:
-        return fingerprint({**request.recorded, **self.made_by})
+    def _mark(self, request: Request, index: int) -> str:
+        return fingerprint({**request.shaped_by(index), **self.made_by})
 
     def open(self, requests: Iterable[Request]) -> tuple[list[str], list[str]]:
         """(names of the files that are there as these requests ask for them, names of those to be replaced).
@@ -52,23 +52,25 @@ class Store:
         Raises UserError where the directory cannot be written, a name is a file's that is not of the same
         file of prompts, or a picture that is to be replaced is one that a request reads.
         """
-        wanted = {request.file(index): request for request in requests for index in range(request.num_images)}
+        wanted = {
+            request.file(index): (request, index) for request in requests for index in range(request.count)
+        }
         make_writable(self.directory)
         with moment(self.directory):
             rows = {row["file"]: row for row in read_rows(self.directory) if row["file"] in wanted}
             done = {
                 name
                 for name, row in rows.items()
-                if row.get("fingerprint") == self._mark(wanted[name]) and _whole(self.directory / name)
+                if row.get("fingerprint") == self._mark(*wanted[name]) and _whole(self.directory / name)
             }
             there = [name for name in wanted if name not in done and os.path.lexists(self.directory / name)]
             for name in there:
-                if not self._ours(name, wanted[name], rows.get(name)):
+                if not self._ours(name, *wanted[name], rows.get(name)):
                     raise UserError(
                         f"{str(self.directory / name)!r} exists already and is no picture of these prompts; "
-                        f"give line {wanted[name].line} another id, or choose another --out"
+                        f"give line {wanted[name][0].line} another id, or choose another --out"
                     )
-            _check_unread(self.directory, there, wanted)
+            _check_unread(self.directory, there, {name: request for name, (request, _) in wanted.items()})
             kept: set[str] = set()
 
             def stale(row: Row) -> bool:
@@ -87,13 +89,13 @@ class Store:
         """Says which names this run may replace."""
         self._replaced = set(replaced)
 
-    def _ours(self, name: str, request: Request, row: Row | None) -> bool:
+    def _ours(self, name: str, request: Request, index: int, row: Row | None) -> bool:
         """Whether a file is a picture that this file of prompts made, or the damaged rest of one."""
         path = self.directory / name
         if _whole(path):
             made = _metadata(path)
             mine = made.get("prompts_file") == request.source
-            return mine or made.get("fingerprint") == self._mark(request)
+            return mine or made.get("fingerprint") == self._mark(request, index)
         return _rest_of_ours(path) and (row is None or row.get("prompts_file") in (None, request.source))
 
     def save(self, picture: np.ndarray, row: Row) -> bool:

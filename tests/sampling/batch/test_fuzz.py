@@ -201,7 +201,7 @@ def check(pipe: Pipeline, lines: list[bytes]) -> tuple[int, int]:
         requests, _ = read_requests(path)
         drawn = {request.line for request in requests} - told
         assert drawn | told == asked and not drawn & told
-        names = {r.file(index) for r in requests if r.line in drawn for index in range(r.num_images)}
+        names = {r.file(index) for r in requests if r.line in drawn for index in range(r.count)}
         assert names == {file.name for file in (folder / "out").glob("*.png")}
         assert sorted(row["file"] for row in read_rows(folder / "out")) == sorted(names)
         assert report.drawn == len(names)

@@ -36,7 +36,7 @@ def run(prompts: Path, lines: list[dict[str, Any]], out: Path, shade: int = 9) -
     store.adopt(replaced)
     drawn = []
     for request in requests:
-        for index in range(request.num_images):
+        for index in range(request.count):
             if request.file(index) not in done:
                 row = store.row(request, index)
                 if store.save(np.full((8, 8, 3), shade, np.uint8), row):
