@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mvader_jax.cli._options import BundleName, Seed, Steps
+from mvader_jax.sampling.seeds import SEED
 from mvader_jax.sampling.settings import SamplingSettings, image_count
 
 
@@ -15,7 +16,7 @@ def demo(
     bundle: BundleName = "tiny",
     out: Annotated[Path, typer.Option(help="directory for the pictures")] = Path("outputs/demo"),
     num_images: Annotated[int, typer.Option(help="pictures per task")] = 4,
-    seed: Seed = SamplingSettings.seed,
+    seed: Seed = SEED,
     steps: Steps = SamplingSettings.steps,
 ) -> None:
     """Draw the paper's four tasks with the embedded model. Says how to draw each alone.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Sampler, Seed, Steps
+from mvader_jax.sampling.seeds import SEED
 from mvader_jax.sampling.settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def evaluate(
     phrase: Annotated[
         str | None, typer.Option(help="change: the text beside the image [default: a {color} shape]")
     ] = None,
-    seed: Seed = SamplingSettings.seed,
+    seed: Seed = SEED,
     batch: Annotated[int, typer.Option(help="pictures drawn at a time")] = 50,
     mesh: DrawMesh = "",
     out: Annotated[Path | None, typer.Option(help="also write the numbers as JSON")] = None,

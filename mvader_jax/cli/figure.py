@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mvader_jax.cli._options import BundleName, GuidanceScale, Quiet, Sampler, Seed, Site, Steps
+from mvader_jax.sampling.seeds import SEED
 from mvader_jax.sampling.settings import SamplingSettings
 
 
@@ -28,7 +29,7 @@ def figure(
     thetas: Annotated[
         str | None, typer.Option(help="weights: the thetas of both elements [default: 1,.3,.1,.03,0]")
     ] = None,
-    seed: Seed = SamplingSettings.seed,
+    seed: Seed = SEED,
     steps: Steps = SamplingSettings.steps,
     guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
     sampler: Sampler = SamplingSettings.sampler,

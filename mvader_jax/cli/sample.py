@@ -15,6 +15,7 @@ from mvader_jax.bounds import POSITIVE, ComputeDtype, between
 from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Quiet, Sampler, Seeds, Site, Steps
 from mvader_jax.cli._progress import bar, status, tell
 from mvader_jax.errors import UserError
+from mvader_jax.sampling.seeds import SEED
 from mvader_jax.sampling.settings import SamplingSettings, image_count
 from mvader_jax.settings import convert
 
@@ -42,7 +43,7 @@ def sample(
         int | None,
         typer.Option(help="pictures of each seed [default: 4; of several seeds, and with --prompts: 1]"),
     ] = None,
-    seed: Seeds = SamplingSettings.seed,  # type: ignore[assignment]
+    seed: Seeds = str(SEED),
     steps: Steps = SamplingSettings.steps,
     guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
     sampler: Sampler = SamplingSettings.sampler,

@@ -96,7 +96,7 @@ def write_pictures(
         try:
             for index, image in images.items():
                 own = drawn_with(image)
-                number_of = {key: own[key] for key in ("seed", "index") if key in own}
+                number_of: dict[str, Any] = {key: own[key] for key in ("seed", "index") if key in own}
                 row = {**own, **settings, "index": index, **number_of}
                 number, path = _save_numbered(out, "", number, image, row)
                 rows.append({"file": path.name, **row})

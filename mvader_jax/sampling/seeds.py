@@ -12,6 +12,8 @@ from mvader_jax.settings import convert
 
 Seeds: TypeAlias = Seed | tuple[Seed, ...]
 
+#: Where nothing is said.
+SEED: int = 0
 #: The most of one call.
 MOST = 1_000_000
 _PART = re.compile(r"\s*(\d{1,10})\s*(?::\s*(\d{1,10})\s*)?")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from mvader_jax.bounds import Bound, NonNegativeInt, PositiveInt, Share, between
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Site
-from mvader_jax.sampling.seeds import Seeds, read_seeds
+from mvader_jax.sampling.seeds import SEED, Seeds, read_seeds
 from mvader_jax.settings import Checked, convert, nearest, type_hints
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class SamplingSettings(Checked):
     steps: Annotated[int, between(1, 1000)] = 50
     sampler: str = "plms"
     guidance_scale: Annotated[float, _FLOAT32] = 8.0
-    seed: Seeds = 0
+    seed: Seeds = SEED
     site: Site | None = None
     balance: bool | None = None
     negative_strength: Annotated[float, between(0, _LARGEST)] = 1.0
