@@ -25,6 +25,7 @@ SUBJECTS = {
     "2744-FE0F": ("snowflake", "star", "lightblue"),
     "1F43B-200D-2744-FE0F": ("polar bear", "circle", "lightgrey"),
     "23-FE0F-20E3": ("keycap: #", "square", "navy"),
+    "1F370": ("shortcake", "triangle", "pink"),
 }
 TONED = {
     "1F44B-1F3FB": ("waving hand: light skin tone", "wheat"),
@@ -63,6 +64,17 @@ def write_packages(folder: Path) -> Path:
             _write_files(package / "assets")
     _write_names(folder / NAMES_PACKAGE)
     return folder
+
+
+def build_set(folder: Path) -> str:
+    """A data set built of such packages; its path."""
+    from mvader_jax.data.building.catalogue import find_parts
+    from mvader_jax.data.building.filters import FilterConfig
+    from mvader_jax.data.building.run import build
+
+    parts = find_parts("emoji_styles", write_packages(folder / "packages"))
+    build(parts, folder / "set", "emoji_styles", FilterConfig())
+    return str(folder / "set")
 
 
 def _write_icons(package: Path, style: str) -> None:

@@ -140,12 +140,17 @@ UNSEEN_SUBJECTS, UNSEEN_PAIRS = 0.05, 0.08
 
 def unseen_subject(code: str) -> bool:
     """Whether no stage of training sees this subject in any style: 5 % of all, by a fixed hash of `root`."""
-    return _draw(root(code)) < UNSEEN_SUBJECTS
+    return _draw(f"unseen {root(code)}") < UNSEEN_SUBJECTS
 
 
 def unseen_pair(code: str, style: str) -> bool:
     """Whether no stage of training sees this subject in this style, though it sees both: 8 %, likewise."""
     return not unseen_subject(code) and _draw(f"{root(code)} {style}") < UNSEEN_PAIRS
+
+
+def order(code: str) -> tuple[float, str]:
+    """Where a subject stands among all: by chance, but for ever, and those of one `root` together."""
+    return _draw(f"order {root(code)}"), code
 
 
 def _draw(words: str) -> float:

@@ -1,0 +1,178 @@
+"""The world of a built set: its subjects, who is held out, and pictures of one or two of them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mvader_jax.data.emoji.packages import Subject
+from mvader_jax.data.emoji.relations import TONES, Relation, order, unseen_pair, unseen_subject
+from mvader_jax.data.scenes.world import Split
+from mvader_jax.errors import UserError
+
+#: Colours behind a subject beside white, which says nothing.
+GROUNDS = {
+    "red": (232, 96, 92),
+    "yellow": (248, 214, 92),
+    "green": (118, 198, 122),
+    "blue": (108, 160, 236),
+    "purple": (178, 132, 220),
+    "grey": (168, 168, 168),
+}
+
+
+class Built(Protocol):
+    """A built set, as the source opens it (`data/sources/stored.py`)."""
+
+    path: str
+
+    def column(self, name: str) -> list[bytes]: ...
+
+    def record(self, index: int, rng: np.random.Generator) -> dict[str, Any]: ...
+
+
+class Pair(NamedTuple):
+    """A subject in a style: one picture of the set."""
+
+    code: str
+    style: str
+
+    @property
+    def unseen(self) -> bool:
+        """Whether no stage of training sees it."""
+        return unseen_subject(self.code) or unseen_pair(self.code, self.style)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """What a picture shows: one subject, or two at half the size, the first on the left; on white or a colour."""
+
+    pairs: tuple[Pair, ...]
+    ground: str = "white"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which of a set's subjects make a world.
+
+    subjects: how many, the first in `relations.order`; 0 for all. styles: which of the set's; least_styles: in how many
+    of them a subject is drawn at least. tones: skin tones that are subjects beside those that have none.
+    """
+
+    subjects: int = 0
+    styles: tuple[str, ...] = ()
+    least_styles: int = 1
+    tones: tuple[str, ...] = ()
+
+
+class World:
+    """A set that `mvader data build emoji_styles` wrote."""
+
+    def __init__(self, stored: Built, choice: Choice) -> None:
+        """Raises UserError where the set is of something else, or nothing of it is chosen."""
+        self._stored = stored
+        self._records: dict[Pair, int] = {}
+        about: dict[str, dict[str, Any]] = {}
+        left_out = {point for point, tone in TONES.items() if tone not in choice.tones}
+        for index, text in enumerate(stored.column("details")):
+            details = _details(text, stored.path)
+            pair = Pair(details["subject"], details["style"])
+            if pair.style in choice.styles and not left_out.intersection(pair.code.split("-")):
+                self._records[pair] = index
+                about[pair.code] = details
+        self.styles = choice.styles
+        drawn = collections.Counter(pair.code for pair in self._records)
+        codes = sorted((code for code in about if drawn[code] >= choice.least_styles), key=order)
+        codes = codes[: choice.subjects or len(codes)]
+        if not codes:
+            raise UserError(
+                f"the set at {stored.path!r} has no subject in {choice.least_styles} of {', '.join(choice.styles)}"
+            )
+        kept = set(codes)
+        self._records = {pair: index for pair, index in self._records.items() if pair.code in kept}
+        self.subjects: dict[str, Subject] = {code: _subject(about[code]) for code in codes}
+        self.relations = {
+            code: tuple(Relation(*relation) for relation in about[code]["relations"]) for code in codes
+        }
+        #: {a sequence: the two subjects it joins}.
+        self.sequences = {
+            code: tuple(about[code]["parts"])
+            for code in codes
+            if len(about[code]["parts"]) == 2 and kept.issuperset(about[code]["parts"])
+        }
+
+    @property
+    def pairs(self) -> Sequence[Pair]:
+        """Every picture, in one order for ever."""
+        return sorted(self._records, key=lambda pair: (order(pair.code), self.styles.index(pair.style)))
+
+    def of_split(self, split: Split) -> list[Pair]:
+        """Those that training sees, or those that it never does."""
+        return [pair for pair in self.pairs if pair.unseen == (split == "validation")]
+
+    def has(self, code: str, style: str) -> bool:
+        return Pair(code, style) in self._records
+
+    def relatives(self, code: str) -> list[tuple[str, Relation]]:
+        """(another subject, what it has in place of this one's) of all that differ in one respect alone."""
+        return [
+            (other, relation)
+            for own in self.relations[code]
+            for other, relation in self._families[own.kind, own.family]
+            if other != code and relation.value != own.value
+        ]
+
+    @functools.cached_property
+    def _families(self) -> Mapping[tuple[str, str], list[tuple[str, Relation]]]:
+        found: dict[tuple[str, str], list[tuple[str, Relation]]] = collections.defaultdict(list)
+        for code, relations in self.relations.items():
+            for relation in relations:
+                found[relation.kind, relation.family].append((code, relation))
+        return found
+
+    def picture(self, pair: Pair, size: int) -> UInt8[np.ndarray, "{size} {size} 4"]:
+        """The subject with its alpha."""
+        import PIL.Image
+
+        data = self._stored.record(self._records[pair], np.random.default_rng(0))["image"]
+        image = PIL.Image.open(io.BytesIO(data)).convert("RGBA")
+        if image.size != (size, size):
+            # Premultiplied: the colour under what is transparent does not leak into the edges.
+            small = image.convert("RGBa").resize((size, size), PIL.Image.Resampling.LANCZOS)
+            image = small.convert("RGBA")
+        return np.asarray(image)
+
+    def render(self, sight: Sight, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+        """The picture of what is seen."""
+        canvas = np.empty((size, size, 3), np.float32)
+        canvas[:] = GROUNDS.get(sight.ground, (255, 255, 255))
+        side = size // len(sight.pairs)
+        top = (size - side) // 2
+        for number, pair in enumerate(sight.pairs):
+            drawn = self.picture(pair, side).astype(np.float32)
+            place = canvas[top : top + side, number * side : (number + 1) * side]
+            place += drawn[..., 3:] / 255 * (drawn[..., :3] - place)
+        return np.rint(canvas).astype(np.uint8)
+
+
+def _details(text: bytes, path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        return {**found, "subject": str(found["subject"]), "style": str(found["style"])}
+    except (ValueError, TypeError, LookupError):
+        raise UserError(
+            f"the records of {path!r} are no emoji: `mvader data build emoji_styles` writes such"
+        ) from None
+
+
+def _subject(details: Mapping[str, Any]) -> Subject:
+    tags = {language: tuple(tags) for language, tags in details["tags"].items()}
+    return Subject(details["subject"], details["names"], tags, details["group"])
