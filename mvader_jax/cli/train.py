@@ -9,6 +9,7 @@ import typer
 
 from mvader_jax.bounds import NonNegativeInt
 from mvader_jax.cli._options import Quiet
+from mvader_jax.cli._progress import tell
 from mvader_jax.cli._stage import Config, Objective, chosen_stage
 
 
@@ -42,8 +43,7 @@ def train(
     from mvader_jax.storage import quiet as asides
     from mvader_jax.storage.programs import compilation_cache
     from mvader_jax.train.config import load_config
-    from mvader_jax.train.loop import train as run
-    from mvader_jax.train.samples import SampleGrid
+    from mvader_jax.train.finished import finished
     from mvader_jax.train.show import as_python
 
     loaded, name = load_config(config, overrides or ()), chosen_stage(stage, objective)
@@ -52,6 +52,15 @@ def train(
     if show:
         print(as_python(loaded), end="")
         return 0
+    place = workdir or Path("runs") / loaded.name
+    done = finished(loaded, name, place)
+    if done:
+        if not quiet:
+            tell("\n".join(done))
+        return 0
+    from mvader_jax.train.loop import train as run
+    from mvader_jax.train.samples import SampleGrid
+
     chosen_mesh = open_mesh(mesh or "data=-1")
     assert chosen_mesh is not None
     compilation_cache()
@@ -59,7 +68,7 @@ def train(
         return run(
             loaded,
             name,
-            workdir or Path("runs") / loaded.name,
+            place,
             chosen_mesh,
             quiet=quiet,
             profile=profile,

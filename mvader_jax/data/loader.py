@@ -69,7 +69,8 @@ class Loader(Iterator[Batch]):
         self._make = make
         self._config = config
         self._batch_size = batch_size
-        self._records = records
+        #: In all data sets of the split.
+        self.records = records
         self.step = 0
         self.damaged: dict[tuple[int, int], str] = {}
         self._notices: list[str] = []
@@ -113,7 +114,7 @@ class Loader(Iterator[Batch]):
     def get_state(self) -> dict[str, Any]:
         return {
             "samples": self.step * self._batch_size,
-            "records": self._records,
+            "records": self.records,
             "damaged": [[source, index, reason] for (source, index), reason in self.damaged.items()],
         }
 
@@ -122,10 +123,8 @@ class Loader(Iterator[Batch]):
 
         Raises UserError if the data has changed or the samples seen are no whole number of batches.
         """
-        if state["records"] != self._records:
-            raise UserError(
-                f"the data has {self._records} records, but the run began with {state['records']}"
-            )
+        if state["records"] != self.records:
+            raise UserError(f"the data has {self.records} records, but the run began with {state['records']}")
         self.step, rest = divmod(int(state["samples"]), self._batch_size)
         if rest:
             raise UserError(

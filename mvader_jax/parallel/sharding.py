@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mvader_jax.errors import UserError
@@ -186,3 +187,13 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
             mesh_axes(name)
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh, 0, "activation"))
+
+
+def bytes_per_device(tree: Tree) -> int:
+    """Bytes of a tree of abstract arrays on one device, by their shardings."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+        itemsize = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+        total += int(np.prod(shape, dtype=np.int64)) * itemsize
+    return total

@@ -19,6 +19,7 @@ from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embedder_of
 from mvader_jax.parallel.sharding import batch_sharding, param_shardings, replicated
+from mvader_jax.parallel.sharding import bytes_per_device as bytes_per_device
 from mvader_jax.sampling.generate import Draws, Prompted, generate
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.train.assemble import assemble, batch_groups, batch_shape, batch_shards
@@ -140,16 +141,6 @@ def sample_program(
         images=images,
         parts={"frozen weights": components, "batch": sharded},
     )
-
-
-def bytes_per_device(tree: Tree) -> int:
-    """Bytes of a tree of abstract arrays on one device, by their shardings."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
-        itemsize = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
-        total += int(np.prod(shape, dtype=np.int64)) * itemsize
-    return total
 
 
 def _known(precomputed: Collection[str]) -> frozenset[str]:

@@ -151,6 +151,15 @@ def read_step(directory: str | Path, part: str) -> tuple[Tree, dict[str, Any]]:
     return state[part], dict(metadata)
 
 
+def newest_metadata(directory: str | Path) -> dict[str, Any]:
+    """The metadata of the newest step in a directory of checkpoints that has some; empty where none has."""
+    steps = [path for path in Path(directory).absolute().glob("*") if path.name.isdigit()]
+    for step in sorted(steps, key=lambda path: int(path.name), reverse=True):
+        with contextlib.suppress(Exception):  # cut, altered or gone: restoring says so
+            return dict(ocp.JsonCheckpointHandler().restore(epath.Path(step / "metadata")))
+    return {}
+
+
 class _Damaged(Exception):
     """A step that cannot be read; the message says why."""
 

@@ -23,6 +23,7 @@ from mvader_jax.storage.atomic import check_place, local, whole_directory
 from mvader_jax.storage.bundle import Bundle, carry_over, write_bundle
 from mvader_jax.storage.bundle_config import not_ours
 from mvader_jax.storage.lock import only_user
+from mvader_jax.train.banner import banner
 from mvader_jax.train.config import TrainConfig
 from mvader_jax.train.job import Job, begin
 from mvader_jax.train.log import Logger
@@ -69,7 +70,7 @@ def train(
         job = begin(config, stage_name, workdir, mesh)
         first = job.step
         logger = Logger(directory, stage, job.run.rates, first=first, quiet=quiet)
-        logger.say(*job.notes)
+        logger.say(*job.notes, *([] if quiet else banner(job)))
         preemption.working, stop = True, False
         with (
             contextlib.closing(job.checkpoints),
