@@ -27,7 +27,7 @@ def plan(
     ] = "v5e-256",
     slices: Annotated[PositiveInt, typer.Option(help="such pods, joined by the data-centre network")] = 1,
     mesh: Annotated[
-        str | None, typer.Option(help="axes of the mesh, as in data=16,fsdp=16 [default: fsdp=-1]")
+        str | None, typer.Option(help="axes of the mesh, as in data=16,fsdp=16 [default: one that fits]")
     ] = None,
     search: Annotated[
         bool, typer.Option("--search", help="rank meshes and batch splits, compile the best")
@@ -51,6 +51,7 @@ def plan(
         str,
         typer.Option(help="parts of the batch that come computed: latents, features, or latents,features"),
     ] = "",
+    dtype: Annotated[str | None, typer.Option(help="sample: float32 or bfloat16 [default: bfloat16]")] = None,
     effort: Annotated[
         float, between(-1, 1), typer.Option(help="of XLA, -1 (quick) to 1; 0 is its default")
     ] = -1.0,
@@ -85,7 +86,7 @@ def plan(
         raise UserError("--search ranks meshes for training; name a mesh for --job sample")
     named = {"stage": stage or objective, "accumulate": accumulate, "precomputed": precomputed or None}
     _refuse("--job sample", job == "sample", **named)
-    _refuse("--job train", job == "train", batch=batch)
+    _refuse("--job train", job == "train", batch=batch, dtype=dtype)
     _refuse("--search, which tries them all", search, mesh=mesh, accumulate=accumulate)
     _refuse("a plan without --search", not search, compiled=compiled)
     if out is not None:
@@ -97,9 +98,10 @@ def plan(
         overrides=tuple(overrides or ()),
         job=job,
         stage=chosen_stage(stage, objective),
-        mesh=mesh or "fsdp=-1",
+        mesh=mesh or "",
         accumulate=accumulate,
         batch=batch or 0,
+        dtype=dtype or Request.dtype,  # type: ignore[arg-type]
         precomputed=tuple(part for part in precomputed.replace(" ", "").split(",") if part),
         effort=effort,
         cache=not no_cache,

@@ -22,7 +22,9 @@ def train(
         str | None, typer.Option(help="which of the config's stages to train [default: diffusion]")
     ] = None,
     workdir: Annotated[Path | None, typer.Option(help="where runs live [default: runs/NAME]")] = None,
-    mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
+    mesh: Annotated[
+        str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2 [default: one that fits]")
+    ] = "",
     profile: Annotated[NonNegativeInt, typer.Option(help="steps to profile, from the third on")] = 0,
     quiet: Quiet = False,
     show: Annotated[
@@ -40,6 +42,8 @@ def train(
       mvader train tiny --show > mine.py
     """
     from mvader_jax.parallel.mesh import open_mesh
+    from mvader_jax.parallel.processes import first_process
+    from mvader_jax.plan.choice import training_mesh
     from mvader_jax.storage import quiet as asides
     from mvader_jax.storage.programs import compilation_cache
     from mvader_jax.train.config import load_config
@@ -61,9 +65,12 @@ def train(
     from mvader_jax.train.loop import train as run
     from mvader_jax.train.samples import SampleGrid
 
-    chosen_mesh = open_mesh(mesh or "data=-1")
-    assert chosen_mesh is not None
+    chosen_mesh = open_mesh(mesh)
     compilation_cache()
+    if chosen_mesh is None:
+        chosen_mesh, loaded, why = training_mesh(loaded, name, place)
+        if why and first_process() and not quiet:
+            tell(why)
     with asides.quiet():
         return run(
             loaded,

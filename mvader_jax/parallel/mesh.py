@@ -37,12 +37,17 @@ class MeshConfig(Checked):
     fsdp: Annotated[int, _AXIS] = 1
     tensor: Annotated[int, _AXIS] = 1
 
+    def __str__(self) -> str:
+        """As `parse_mesh` reads it."""
+        axes = (f"{axis}={getattr(self, axis)}" for axis in MESH_AXES if getattr(self, axis) != 1)
+        return ",".join(axes) or "data=1"
+
     def resolve(self, devices: int) -> MeshConfig:
         """The -1 replaced. Raises UserError where the axes do not make up the number of devices."""
         sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
         free = [axis for axis, size in sizes.items() if size == -1]
         known = math.prod(size for size in sizes.values() if size != -1)
-        text = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+        text = str(self)
         if len(free) > 1:
             raise UserError(f"the mesh {text} leaves {' and '.join(free)} open; only one axis may be -1")
         if free:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from mvader_jax.bounds import NonNegativeInt, PositiveInt, between
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.libtpu import prepare
-from mvader_jax.parallel.pods import parse_topology
+from mvader_jax.parallel.pods import Topology, parse_topology
 from mvader_jax.plan.report import Plan, Subject, Work, make_plan
 from mvader_jax.settings import Checked
 
 if TYPE_CHECKING:
-    from mvader_jax.train.config import Stage, TrainConfig
+    from mvader_jax.plan.program import Program
+    from mvader_jax.train.config import TrainConfig
 
 Say = Callable[[str], None]
 
@@ -25,10 +27,10 @@ Say = Callable[[str], None]
 class Request(Checked):
     """What is to be planned.
 
-    config, overrides, stage: as `mvader train`; job: "train" or "sample"; mesh: axes as
-    `mvader train --mesh`; accumulate: microbatches, None for the stage's own; batch: images per step of the
-    sample job; precomputed: parts of the batch that come computed before; effort: XLA's, -1 to 1; cache:
-    whether kept results may be taken; search: rank meshes instead of compiling one.
+    config, overrides, stage: as `mvader train`; job: "train" or "sample"; mesh: axes as `mvader train --mesh`, empty
+    for one that is chosen; accumulate: microbatches, None for the stage's own; batch, dtype: of the sample job, images
+    per run and what it computes in; precomputed: parts of the batch that come computed before; effort: XLA's, -1 to
+    1; cache: whether kept results may be taken; search: rank meshes instead of compiling one.
     """
 
     config: str
@@ -37,9 +39,10 @@ class Request(Checked):
     overrides: tuple[str, ...] = ()
     job: str = "train"
     stage: str = "diffusion"
-    mesh: str = "fsdp=-1"
+    mesh: str = ""
     accumulate: PositiveInt | None = None
     batch: NonNegativeInt = 0
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     precomputed: tuple[str, ...] = ()
     effort: Annotated[float, between(-1, 1)] = -1.0
     cache: bool = True
@@ -56,139 +59,118 @@ class Request(Checked):
         return json.dumps(dataclasses.asdict(self))
 
 
+class Planned(NamedTuple):
+    """What is to be compiled and what it does; notes: what to say of it beforehand."""
+
+    program: Program
+    subject: Subject
+    work: Work
+    notes: list[str]
+
+
 def plan(request: Request, say: Say = lambda message: None) -> Plan:
     """Compiles the program and puts its plan together. Raises UserError for what cannot be planned."""
     prepare()
-    from mvader_jax.parallel.mesh import make_mesh, parse_mesh
     from mvader_jax.plan.compile import compile_program
-    from mvader_jax.plan.program import bytes_per_device, sample_program, train_program
-    from mvader_jax.plan.topology import devices
+    from mvader_jax.plan.program import bytes_per_device
+    from mvader_jax.train.config import load_config
 
     if request.job not in ("train", "sample"):
         raise UserError(f"unknown job {request.job!r}; accepted: train, sample")
     topology = parse_topology(request.topology, request.slices)
-    config = planned(request)
-    mesh = make_mesh(parse_mesh(request.mesh), devices(topology))
-    if request.job == "sample":
-        images = request.batch or mesh.size
-        title, work = f"{config.name}: sampling", Work(images)
-        program = sample_program(config.model, mesh, images)
-        settings: dict[str, Any] = {"images": images, "steps": 50, "sampler": "plms"}
-    else:
-        stage = config.stage(request.stage)
-        if request.accumulate is not None:
-            stage = dataclasses.replace(stage, accumulate=request.accumulate)
-        program = train_program(config, stage, mesh, request.precomputed)
-        say("counting what the mathematics needs")
-        title = f"{config.name}: training step of {request.stage}"
-        work = Work(stage.batch_size, *counts(request, config, stage), stage.steps)
-        settings = {
-            "batch": stage.batch_size,
-            "microbatches": stage.accumulate,
-            "remat": stage.remat,
-            "precomputed": ", ".join(request.precomputed) or "nothing",
-            "iterations": stage.steps,
-        }
+    config = load_config(request.config, request.overrides)
+    build = _sampling if request.job == "sample" else _training
+    program, subject, work, notes = build(request, config, topology, say)
     parts = {name: bytes_per_device(tree) for name, tree in program.parts.items()}
     compiled = compile_program(program, topology, request.effort, say, request.cache)
-    settings |= {
+    settings = {
+        **subject.settings,
         "effort": request.effort,
         "compiled in": f"{compiled['seconds']:.0f} s ({compiled['cpu_seconds']:.0f} s of CPU)",
         "by": _versions(compiled),
     }
-    return make_plan(Subject(title, topology, dict(mesh.shape), settings), parts, compiled, work)
+    made = make_plan(dataclasses.replace(subject, settings=settings), parts, compiled, work)
+    return dataclasses.replace(made, notes=(*notes, *made.notes))
+
+
+def _sampling(request: Request, config: TrainConfig, topology: Topology, say: Say) -> Planned:
+    from mvader_jax.parallel.mesh import make_mesh, parse_mesh
+    from mvader_jax.plan.choice import choose_sampling
+    from mvader_jax.plan.program import sample_program
+    from mvader_jax.plan.topology import devices
+
+    images = request.batch or topology.devices
+    notes: list[str] = []
+    if request.mesh:
+        mesh = parse_mesh(request.mesh)
+    else:
+        mesh, why = choose_sampling(topology, config.model, images, request.dtype)
+        notes.append(why)
+        say(why)
+    program = sample_program(config.model, make_mesh(mesh, devices(topology)), images, dtype=request.dtype)
+    settings = {"images": images, "dtype": request.dtype, "steps": 50, "sampler": "plms"}
+    subject = Subject(f"{config.name}: sampling", topology, dict(program.mesh.shape), settings)
+    return Planned(program, subject, Work(images), notes)
+
+
+def _training(request: Request, config: TrainConfig, topology: Topology, say: Say) -> Planned:
+    from mvader_jax.parallel.mesh import make_mesh, parse_mesh
+    from mvader_jax.plan.choice import choose
+    from mvader_jax.plan.counted import kept_flops
+    from mvader_jax.plan.program import train_program
+    from mvader_jax.plan.topology import devices
+
+    stage = config.stage(request.stage)
+    notes: list[str] = []
+    exact = request.accumulate is not None
+    stage = dataclasses.replace(stage, accumulate=request.accumulate or stage.accumulate)
+
+    def counted(remat: bool) -> float:
+        say("counting what the mathematics needs")
+        return kept_flops(config, stage, request.precomputed, remat=remat, cache=request.cache)
+
+    found = devices(topology)
+    if request.mesh:
+        mesh = parse_mesh(request.mesh)
+    else:
+        flops = functools.partial(counted, True)
+        choice = choose(topology, config, stage, request.precomputed, flops=flops, more=not exact)
+        mesh, stage = choice.mesh, dataclasses.replace(stage, accumulate=choice.accumulate)
+        notes.append(choice.why)
+        say(choice.why)
+    program = train_program(config, stage, make_mesh(mesh, found), request.precomputed)
+    work = Work(stage.batch_size, counted(False), counted(True), stage.steps)
+    settings = {
+        "batch": stage.batch_size,
+        "microbatches": stage.accumulate,
+        "remat": stage.remat,
+        "precomputed": ", ".join(request.precomputed) or "nothing",
+        "iterations": stage.steps,
+    }
+    title = f"{config.name}: training step of {request.stage}"
+    subject = Subject(title, topology, dict(program.mesh.shape), settings)
+    return Planned(program, subject, work, notes)
 
 
 def candidates(request: Request, say: Say = lambda message: None) -> dict[str, Any]:
     """{"candidates": meshes and microbatches for a training step, best first (estimated; see `search`),
     "model_flops", "counted_flops": of a whole step, as in a plan}."""
     prepare()
-    import jax
-    from jax.sharding import AbstractMesh
-
-    from mvader_jax.condition import PromptBatch
-    from mvader_jax.data.batches import EncodedShapes
-    from mvader_jax.models.components import abstract_components
-    from mvader_jax.parallel.mesh import MeshConfig
-    from mvader_jax.parallel.sharding import MESH_AXES, ShardingError, param_shardings
     from mvader_jax.plan import search
-    from mvader_jax.train.assemble import batch_shape
-    from mvader_jax.train.state import partition
+    from mvader_jax.plan.choice import rank
+    from mvader_jax.plan.counted import kept_flops
+    from mvader_jax.train.config import load_config
 
     topology = parse_topology(request.topology, request.slices)
-    config = planned(request)
+    config = load_config(request.config, request.overrides)
     stage = config.stage(request.stage)
     say("counting what a step computes")
-    needs, does = counts(request, config, stage)
-    objective = stage.objective
-    needed = objective.components(config.model, request.precomputed, drawn=stage.sample_every > 0)
-    shapes, axes = abstract_components(config.model, needed)
-    trained, frozen, _ = partition(shapes, {name: g.parameters for name, g in stage.groups.items()})
-
-    def divides(mesh: MeshConfig) -> bool:
-        sizes = tuple(getattr(mesh, axis) for axis in MESH_AXES)
-        try:
-            param_shardings(shapes, axes, AbstractMesh(sizes, MESH_AXES))
-        except ShardingError:
-            return False
-        return True
-
-    batch = objective.abstract_batch(
-        *batch_shape(config.model, stage), config.model.tokenizer, EncodedShapes()
+    needs, does = (
+        kept_flops(config, stage, request.precomputed, remat=remat, cache=request.cache)
+        for remat in (False, True)
     )
-    prompts = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, PromptBatch))
-    tokens = sum(p.token_ids.size for p in prompts if isinstance(p, PromptBatch))
-    work = search.Work(
-        model=config.model,
-        stage=stage,
-        components=frozenset(needed),
-        trained=frozenset(trained),
-        frozen_size=_size(frozen),
-        trained_size=_size(trained),
-        flops=does,
-        positions=tokens / stage.batch_size,
-    )
-    ranked = search.rank(topology, work, divides)
-    found = search.describe(ranked, shown=len(ranked))
+    found = search.describe(rank(topology, config, stage, request.precomputed, does))
     return {"candidates": found, "model_flops": needs, "counted_flops": does}
-
-
-def planned(request: Request) -> TrainConfig:
-    """The request's config, with the model that is planned. Raises UserError where it has none."""
-    from mvader_jax.train.config import load_config
-    from mvader_jax.train.start import with_model
-
-    config = load_config(request.config, request.overrides)
-    return with_model(config, request.stage, f"runs/{config.name}")
-
-
-def _size(tree: Any) -> float:
-    import jax
-
-    return float(sum(leaf.size for leaf in jax.tree.leaves(tree)))
-
-
-def counts(request: Request, config: TrainConfig, stage: Stage) -> tuple[float, float]:
-    """(FLOPs that the mathematics of a step needs, FLOPs with what remat repeats), kept by the config."""
-    import hashlib
-
-    from mvader_jax.plan.compile import cache_directory
-    from mvader_jax.plan.counted import step_flops
-    from mvader_jax.settings import to_dict
-    from mvader_jax.storage.atomic import make_directory, write_file
-
-    stage = dataclasses.replace(stage, accumulate=1, init=())
-    recipe = json.dumps([2, to_dict(config.model), to_dict(stage), sorted(request.precomputed)], default=str)
-    path = cache_directory() / f"count-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
-    if request.cache and path.is_file():
-        needs, does = json.loads(path.read_text(encoding="utf-8"))
-        return needs, does
-    needs = step_flops(config, stage, request.precomputed)
-    does = needs if stage.remat == "none" else step_flops(config, stage, request.precomputed, remat=True)
-    if request.cache:
-        make_directory(path.parent)
-        write_file(path, json.dumps([needs, does]))
-    return needs, does
 
 
 def _versions(compiled: Mapping[str, Any]) -> str:

@@ -21,13 +21,14 @@ from mvader_jax.train.run import Run
 
 
 def description(config: TrainConfig, stage_name: str, run: Run) -> dict[str, Any]:
-    """What a checkpoint says of its origin: the config, the code, the parameters the stage started from."""
+    """What a checkpoint says of its origin: the config, the code, the mesh, the parameters the stage started from."""
     records = run.start.bundle.records
     return {
         "config": to_dict(config),
         "stage": stage_name,
         "version": code_version(),
         "jax": jax.__version__,
+        "mesh": dict(run.mesh.shape),
         "start": {name: record.get("sha256") for name, record in sorted(records.items())},
     }
 
