@@ -6,13 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mvader_jax.bounds import NonNegativeInt, PositiveInt
 from mvader_jax.errors import UserError
 from mvader_jax.images.read import load_image
-from mvader_jax.settings import convert
 
 if TYPE_CHECKING:
     import PIL.Image
+
+    from mvader_jax.images.letters import Letters
+
+#: The side, in pixels, that small pictures are enlarged to, so that they and their labels can be read.
+LEGIBLE = 128
+#: Between a picture and its label, in pixels.
+_INDENT = 2
 
 
 def grid(
@@ -20,48 +25,58 @@ def grid(
 ) -> PIL.Image.Image:
     """The images row by row on white, each centred in a cell of the largest's size.
 
-    columns: default, about as many as rows. labels: a line or more under each image, wrapped to its
-    width; '' for none. gap: pixels between cells and around.
-    Raises UserError if there are no images or not one label an image, and for arguments of another type.
+    Small ones are enlarged by whole factors, each pixel a square: to the largest's size, and to 128 pixels. columns:
+    default, about as many as rows. labels: a line or more under each image, wrapped to its width; '' for none.
+    gap: pixels between cells and around. Raises UserError if there are no images or not one label an image. Gives a
+    Notice of characters that no font here has.
     """
     import PIL.Image
     import PIL.ImageDraw
-    import PIL.ImageFont
 
-    for name, given, of in (("images", images, "pictures"), ("labels", labels or (), "strings")):
-        if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
-            raise UserError(f"{name} is {given!r:.80}; expected a list of {of}")
-    columns, gap = convert(PositiveInt | None, columns, "columns"), convert(NonNegativeInt, gap, "gap")
+    from mvader_jax.images.letters import check_letters
+
     pictures = [load_image(image) for image in images]
     if not pictures:
         raise UserError("a grid needs at least one image")
     if labels is not None and len(labels) != len(pictures):
         raise UserError(f"a grid of {len(pictures)} images has {len(labels)} labels; expected one an image")
+    side = max(LEGIBLE, *(max(picture.size) for picture in pictures))
+    pictures = [enlarged(picture, side) for picture in pictures]
     columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    cell_w, cell_h = max(p.width for p in pictures), max(p.height for p in pictures)
-    font = PIL.ImageFont.load_default(max(10, min(20, cell_w // 16)))
-    pen = PIL.ImageDraw.Draw(PIL.Image.new("RGB", (1, 1)))
-    texts = [_wrap(label, cell_w, lambda line: pen.textlength(line, font=font)) for label in labels or ()]
-    line_height = math.ceil(pen.textbbox((0, 0), "Äg|", font=font)[3]) + 2
-    label_h = max((text.count("\n") + 1 for text in texts if text), default=0) * line_height
-    step_w, step_h = cell_w + gap, cell_h + label_h + gap
-    sheet = PIL.Image.new("RGB", (columns * step_w + gap, rows * step_h + gap), (255, 255, 255))
+    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    letters = letters_beside(width)
+    check_letters(labels or ())
+    texts = [letters.wrap(label, width - 2 * _INDENT) for label in labels or [""] * len(pictures)]
+    rows = [range(first, min(first + columns, len(pictures))) for first in range(0, len(pictures), columns)]
+    lines = [max(len(texts[i]) for i in row) for row in rows]
+    below = [gap + (count * letters.height + 2 * _INDENT if count else 0) for count in lines]
+    sheet = PIL.Image.new(
+        "RGB", (columns * (width + gap) + gap, gap + len(rows) * height + sum(below)), (255, 255, 255)
+    )
     pen = PIL.ImageDraw.Draw(sheet)
-    for i, picture in enumerate(pictures):
-        x, y = gap + i % columns * step_w, gap + i // columns * step_h
-        sheet.paste(picture, (x + (cell_w - picture.width) // 2, y + (cell_h - picture.height) // 2))
-        for n, line in enumerate(texts[i].split("\n") if texts else ()):
-            pen.text((x, y + cell_h + n * line_height), line, fill=(0, 0, 0), font=font)
+    y = gap
+    for row, space in zip(rows, below, strict=True):
+        for column, i in enumerate(row):
+            x, picture = gap + column * (width + gap), pictures[i]
+            sheet.paste(picture, (x + (width - picture.width) // 2, y + (height - picture.height) // 2))
+            for n, line in enumerate(texts[i]):
+                letters.draw(pen, (x + _INDENT, y + height + _INDENT + n * letters.height), line)
+        y += height + space
     return sheet
 
 
-def _wrap(text: str, width: int, length: Any) -> str:
-    """`text` with line breaks so that each line is at most `width` long where its words allow it."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and length(f"{lines[-1]} {word}") <= width:
-            lines[-1] = f"{lines[-1]} {word}"
-        else:
-            lines.append(word)
-    return "\n".join(lines)
+def letters_beside(width: int) -> Letters:
+    """The letters of labels of pictures so wide, in pixels."""
+    from mvader_jax.images.letters import Letters
+
+    return Letters(max(12, min(24, width // 20)))
+
+
+def enlarged(picture: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """A picture by the greatest whole factor at which it fits into a square of this side, in pixels."""
+    import PIL.Image
+
+    times = side // max(picture.size)
+    if times < 2:
+        return picture
+    return picture.resize((picture.width * times, picture.height * times), PIL.Image.Resampling.NEAREST)

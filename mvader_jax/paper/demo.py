@@ -14,8 +14,8 @@ from mvader_jax.data.scenes.world import Scene, SceneObject, render
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
 from mvader_jax.images.read import load_image
-from mvader_jax.images.sheet import grid
-from mvader_jax.prompt.elements import Image, Prompt, Text
+from mvader_jax.paper.layout import Cell, sheet, shown
+from mvader_jax.prompt.elements import Prompt
 from mvader_jax.prompt.parse import parse_part
 from mvader_jax.sampling.generate import Draws, Prompted
 from mvader_jax.sampling.output import check_replaceable
@@ -110,31 +110,11 @@ def demo(
         path = out / f"{task}.png"
         quoted = [f'"{word}"' if " " in word else word for word in words]
         metadata = {"demo": task, "prompt": words, "seed": settings.seed, "steps": settings.steps}
-        save_png(path, sheet(prompt, list(made)), metadata)
+        save_png(path, sheet([[*shown(prompt.elements), *map(Cell, made)]]), metadata)
         drawn.append(Drawn(task, " ".join(["mvader sample", *quoted]), path))
     if bad:
         raise UserError(not_finite(f"the pictures of {', '.join(bad)}"))
     return drawn
-
-
-def sheet(prompt: Prompt, made: list[np.ndarray], scale: int = 2) -> PIL.Image.Image:
-    """One row: the prompt's elements (a text as a caption on white), then the pictures; enlarged."""
-    cells, labels = [], []
-    for element in prompt.elements:
-        weight = f" (theta {element.weight:g})" if element.weight != 1.0 else ""
-        if isinstance(element, Text):
-            cells.append(np.full_like(made[0], 255))
-            labels.append(f"“{element.text}”{weight}")
-        else:
-            assert isinstance(element, Image)
-            cells.append(np.asarray(PIL.Image.open(str(element.path))))
-            labels.append(f"input{weight}")
-    labels += [""] * len(made)
-    size = (made[0].shape[1] * scale, made[0].shape[0] * scale)
-    enlarged = [
-        PIL.Image.fromarray(cell).resize(size, PIL.Image.Resampling.NEAREST) for cell in [*cells, *made]
-    ]
-    return grid(enlarged, columns=len(enlarged), labels=labels)
 
 
 def _located(part: str, inputs: dict[str, Path]) -> str:

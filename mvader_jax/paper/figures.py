@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
-
 from mvader_jax.bounds import NonNegativeFloat, Share
-from mvader_jax.data.scenes.world import COLORS, Scene, SceneObject, render
+from mvader_jax.data.scenes.world import COLORS, render
 from mvader_jax.errors import UserError
-from mvader_jax.images.read import load_image
-from mvader_jax.images.sheet import grid
+from mvader_jax.paper.demo import INPUTS
+from mvader_jax.paper.layout import Cell, names, sheet, shown, weighted
 from mvader_jax.prompt.elements import Element, Image, Text
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import STRENGTH, SamplingSettings
@@ -23,7 +18,7 @@ from mvader_jax.sampling.tasks import composition, element, img2img, interpolati
 from mvader_jax.settings import Checked
 
 if TYPE_CHECKING:
-    from mvader_jax.prompt.elements import ImageSource
+    import PIL.Image
 
 #: Noise of the image-to-image baseline, in figure 4's row.
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -31,8 +26,6 @@ STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 THETAS = (1.0, 0.3, 0.1, 0.03, 0.0)
 #: What stands for the changing word in figure 5's text.
 PLACEHOLDER = "<color>"
-#: The side that small pictures are enlarged to, so that their labels can be read.
-_SIDE = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +39,13 @@ class Options(Checked):
     thetas: tuple[NonNegativeFloat, ...] = THETAS
 
 
-Cell = tuple["ImageSource | None", str]
 Rows = list[list[Cell]]
 Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """draw: makes its rows of (picture or None, label); defaults: inputs that the embedded model knows; options:
+    """draw: makes its rows; defaults: inputs that the embedded model knows; options:
     the fields of `Options` beside `sampling` that change it."""
 
     title: str
@@ -87,7 +79,7 @@ def draw_figure(
     """
     figure = check_figure(name, ())
     rows = figure.draw(pipe, list(inputs) or figure.defaults(), options or Options(), progress)
-    return _sheet(figure.title, rows)
+    return sheet(rows, figure.title)
 
 
 def multimodal(pipe: Pipeline, inputs: list[Element], options: Options, progress: Progress) -> Rows:
@@ -95,24 +87,21 @@ def multimodal(pipe: Pipeline, inputs: list[Element], options: Options, progress
     _take("3", inputs, texts=(0, 9), images=(0, 9))
     progress("the prompt")
     pictures = pipe(inputs, num_images=3, settings=options.sampling)
-    shown = [_cell(one) for one in inputs]
-    return [[*shown, *((picture, f"output {i}") for i, picture in enumerate(pictures, 1))]]
+    return [[*shown(inputs), *_numbered(pictures, "output")]]
 
 
 def style_change(pipe: Pipeline, inputs: list[Element], options: Options, progress: Progress) -> Rows:
     """Figure 4: the strength sweep of image-to-image beside the multimodal prompt."""
     texts, (image,) = _take("4", inputs, texts=(1, 9), images=(1, 1))
     source = image.image
-    row: list[Cell] = [_cell(Image(source))]
+    row = shown([*texts, Image(source)])
     for strength in STRENGTHS:
         progress(f"img2img, s = {strength:g}")
         made = img2img(pipe, source, texts, strength=strength, settings=options.sampling)
-        row.append((made[0], f"img2img s={strength:g}"))
+        row.append(Cell(made[0], f"img2img, s = {strength:g}"))
     progress("the multimodal prompt")
-    row.append(
-        (style(pipe, texts, image, settings=options.sampling)[0], f"[text, image], theta {image.weight:g}")
-    )
-    return [[(None, " ".join(text.text for text in texts))], row]
+    made = style(pipe, texts, image, settings=options.sampling)
+    return [[*row, Cell(made[0], f"[text, {weighted('image', image.weight)}]")]]
 
 
 def element_change(pipe: Pipeline, inputs: list[Element], options: Options, progress: Progress) -> Rows:
@@ -122,12 +111,12 @@ def element_change(pipe: Pipeline, inputs: list[Element], options: Options, prog
         raise UserError(
             f"figure 5 substitutes {PLACEHOLDER} in its text, which {texts[0].text!r} does not hold"
         )
-    row: list[Cell] = [_cell(Image(image.image))]
+    row = shown([texts[0], image])
     for value in options.values:
         progress(value)
         text = Text(texts[0].text.replace(PLACEHOLDER, value), texts[0].weight)
-        row.append((element(pipe, text, image, settings=options.sampling)[0], value))
-    return [[(None, f"{texts[0].text}, image of theta {image.weight:g}")], row]
+        row.append(Cell(element(pipe, text, image, settings=options.sampling)[0], value))
+    return [row]
 
 
 def compositions(pipe: Pipeline, inputs: list[Element], options: Options, progress: Progress) -> Rows:
@@ -135,10 +124,8 @@ def compositions(pipe: Pipeline, inputs: list[Element], options: Options, progre
     _, images = _take("6", inputs, texts=(0, 0), images=(2, 9))
     progress("composition")
     pictures = composition(pipe, images, num_images=3, settings=options.sampling)
-    shown = [_cell(image) for image in images]
-    rows = [[*shown, *((picture, f"composition {i}") for i, picture in enumerate(pictures, 1))]]
-    blank: Cell = (None, "")
-    below: list[Cell] = [blank] * (len(shown) - 1) + [(None, "latents interpolated")]
+    first = [*shown(images), *_numbered(pictures, "composition")]
+    below = [Cell()] * (len(images) - 1) + [Cell(text=f"latents interpolated, s = {options.strength:g}")]
     for fraction in (0.25, 0.5, 0.75):
         progress(f"interpolation {fraction:g}")
         picture = interpolation(
@@ -149,8 +136,8 @@ def compositions(pipe: Pipeline, inputs: list[Element], options: Options, progre
             strength=options.strength,
             settings=options.sampling,
         )[0]
-        below.append((picture, f"{fraction:g}, s={options.strength:g}"))
-    return [*rows, below]
+        below.append(Cell(picture, f"{fraction:g} of image 2"))
+    return [first, below]
 
 
 def variations(pipe: Pipeline, inputs: list[Element], options: Options, progress: Progress) -> Rows:
@@ -160,20 +147,21 @@ def variations(pipe: Pipeline, inputs: list[Element], options: Options, progress
     ours = variation(pipe, image, num_images=3, settings=options.sampling)
     progress("img2img")
     theirs = img2img(pipe, image.image, strength=options.strength, num_images=3, settings=options.sampling)
-    first: list[Cell] = [_cell(Image(image.image)), *((picture, "[image]") for picture in ours)]
-    return [first, [(None, ""), *((picture, f"img2img s={options.strength:g}") for picture in theirs)]]
+    return [
+        [*shown([image]), *_numbered(ours, "variation")],
+        [Cell(text=f"img2img, s = {options.strength:g}"), *_numbered(theirs, "img2img")],
+    ]
 
 
 def order_swap(pipe: Pipeline, inputs: list[Element], options: Options, progress: Progress) -> Rows:
     """Figure 9: the same two images in both orders, the same noise."""
     _, images = _take("9", inputs, texts=(0, 0), images=(2, 2))
     rows = []
-    for pair, label in ((images, "first, second"), (images[::-1], "second, first")):
+    for cells, pair in ((shown(images), images), (shown(images)[::-1], images[::-1])):
+        label = ", ".join(cell.label for cell in cells)
         progress(label)
         pictures = composition(pipe, pair, num_images=3, settings=options.sampling)
-        rows.append(
-            [*map(_cell, pair), *((picture, f"{label}, {i}") for i, picture in enumerate(pictures, 1))]
-        )
+        rows.append([*cells, *(Cell(picture, f"[{label}]") for picture in pictures)])
     return rows
 
 
@@ -181,34 +169,30 @@ def weights(pipe: Pipeline, inputs: list[Element], options: Options, progress: P
     """A sweep of theta over two elements: the first down, the second across, always the same noise."""
     if len(inputs) != 2:
         raise UserError(f"the figure weights takes 2 elements, texts or images; there are {len(inputs)}")
-    first, second = inputs
-    rows: Rows = [[_cell(first), _cell(second)]]
+    first, second = (dataclasses.replace(one, weight=1.0) for one in inputs)
+    rows: Rows = [shown([first, second])]
+    down_name, across_name = names([first, second])
     for down in options.thetas:
-        row: list[Cell] = []
+        row = []
         for across in options.thetas:
-            progress(f"theta {down:g}, {across:g}")
+            # A name and its weight stay on one line.
+            label = f"{down_name}~θ~=~{down:g}, {across_name}~θ~=~{across:g}".replace(
+                "~", "\N{NO-BREAK SPACE}"
+            )
+            progress(f"θ = {down:g}, {across:g}")
             prompt = [dataclasses.replace(first, weight=down), dataclasses.replace(second, weight=across)]
-            row.append((pipe(prompt, settings=options.sampling)[0], f"theta {down:g} and {across:g}"))
+            row.append(Cell(pipe(prompt, settings=options.sampling)[0], label))
         rows.append(row)
     return rows
 
 
-def _scene(background: str, *objects: tuple[str, str, str, str, str]) -> Image:
-    return Image(render(Scene(background, tuple(SceneObject(*one) for one in objects))))
+def _numbered(pictures: Sequence[PIL.Image.Image], name: str) -> list[Cell]:
+    return [Cell(picture, f"{name} {i}") for i, picture in enumerate(pictures, 1)]
 
 
-def _circle() -> Image:
-    return _scene("grey", ("circle", "red", "large", "solid", "left"))
-
-
-def _cross() -> Image:
-    return _scene("white", ("cross", "blue", "small", "solid", "right"))
-
-
-def _weighted(image: Image) -> Image:
-    """A default image beside a text, weighted down as the paper does (section 3.4), to where the embedded
-    model follows both most often."""
-    return dataclasses.replace(image, weight=0.2)
+def _input(name: str, weight: float = 1.0) -> Image:
+    """A picture of the demo, of which the embedded model is known to draw what the figures show."""
+    return Image(render(INPUTS[name]), weight)
 
 
 FIGURES: dict[str, Figure] = {
@@ -216,42 +200,46 @@ FIGURES: dict[str, Figure] = {
         "Figure 3: multimodal guidance",
         "texts and images, one prompt",
         multimodal,
-        lambda: [Text("a blue shape"), _weighted(_circle()), Text("a white background")],
+        lambda: [Text("a green shape"), _input("circle.png", 0.1), Text("on a white background")],
     ),
     "4": Figure(
         "Figure 4: style modification, image-to-image beside the multimodal prompt",
         "a text and an image",
         style_change,
-        lambda: [Text("a blue shape"), _weighted(_circle())],
+        lambda: [Text("a hollow shape"), _input("circle.png", 0.2)],
     ),
     "5": Figure(
         "Figure 5: one element changed by text",
         f"a text with {PLACEHOLDER} in it, and an image",
         element_change,
-        lambda: [Text(f"a {PLACEHOLDER} shape"), _weighted(_circle())],
+        lambda: [Text(f"a {PLACEHOLDER} shape"), _input("circle.png", 0.1)],
         ("values",),
     ),
     "6": Figure(
         "Figure 6: composition of images",
         "two or more images",
         compositions,
-        lambda: [_circle(), _cross()],
+        lambda: [_input("circle.png"), _input("square.png")],
         ("strength",),
     ),
     "7": Figure(
-        "Figure 7: variations of an image", "an image", variations, lambda: [_circle()], ("strength",)
+        "Figure 7: variations of an image",
+        "an image",
+        variations,
+        lambda: [_input("cross.png")],
+        ("strength",),
     ),
     "9": Figure(
         "Figure 9: the order of the images",
         "two images",
         order_swap,
-        lambda: [_circle(), _cross()],
+        lambda: [_input("circle.png"), _input("square.png")],
     ),
     "weights": Figure(
         "Weights of two elements",
         "two texts or images",
         weights,
-        lambda: [Text("a blue shape"), _circle()],
+        lambda: [Text("a green shape"), _input("circle.png")],
         ("thetas",),
     ),
 }
@@ -261,66 +249,9 @@ def _take(
     name: str, inputs: list[Element], *, texts: tuple[int, int], images: tuple[int, int]
 ) -> tuple[list[Text], list[Image]]:
     told = [one for one in inputs if isinstance(one, Text)]
-    shown = [one for one in inputs if isinstance(one, Image)]
-    if not (texts[0] <= len(told) <= texts[1] and images[0] <= len(shown) <= images[1]):
+    seen = [one for one in inputs if isinstance(one, Image)]
+    if not (texts[0] <= len(told) <= texts[1] and images[0] <= len(seen) <= images[1]):
         raise UserError(
-            f"figure {name} takes {FIGURES[name].takes}; there are {len(told)} texts and {len(shown)} images"
+            f"figure {name} takes {FIGURES[name].takes}; there are {len(told)} texts and {len(seen)} images"
         )
-    return told, shown
-
-
-def _cell(one: Element) -> Cell:
-    weight = "" if one.weight == 1.0 else f", theta {one.weight:g}"
-    if isinstance(one, Text):
-        return (None, f"{one.text}{weight}")
-    return (load_image(one.image), f"input{weight}")
-
-
-def _sheet(title: str, rows: Rows) -> PIL.Image.Image:
-    """Rows of labelled pictures under a title; a cell without a picture is its label alone."""
-    pictures = [load_image(picture) for row in rows for picture, _ in row if picture is not None]
-    side = max(_SIDE, *(max(picture.size) for picture in pictures))
-    columns = max(len(row) for row in rows)
-    strips = []
-    for row in rows:
-        if all(picture is None for picture, _ in row):
-            strips.append(_caption(", ".join(label for _, label in row), columns * side))
-            continue
-        cells = [*row, *([(None, "")] * (columns - len(row)))]
-        strips.append(grid([_enlarged(p, label, side) for p, label in cells], columns, [
-            label if picture is not None else "" for picture, label in cells
-        ], gap=6))  # fmt: skip
-    strips.insert(0, _caption(title, strips[-1].width))
-    width, height = max(strip.width for strip in strips), sum(strip.height for strip in strips)
-    sheet = PIL.Image.new("RGB", (width, height), (255, 255, 255))
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
-    return sheet
-
-
-def _enlarged(picture: ImageSource | None, label: str, side: int) -> PIL.Image.Image:
-    if picture is None:
-        return _card(label, side)
-    image = load_image(picture)
-    times = side // max(image.size)
-    return image.resize((image.width * times, image.height * times), PIL.Image.Resampling.NEAREST)
-
-
-def _card(text: str, side: int) -> PIL.Image.Image:
-    """A text as a picture of its own, for a prompt's text among its images."""
-    card = PIL.Image.new("RGB", (side, side), (255, 255, 255))
-    font = PIL.ImageFont.load_default(max(14, side // 9))
-    pen = PIL.ImageDraw.Draw(card)
-    wrapped = "\n".join(textwrap.wrap(text, max(1, int(side * 0.9 / pen.textlength("n", font=font)))))
-    middle = (side / 2, side / 2)
-    pen.multiline_text(middle, wrapped, fill=(0, 0, 0), font=font, anchor="mm", align="center")
-    return card
-
-
-def _caption(text: str, width: int) -> PIL.Image.Image:
-    font = PIL.ImageFont.load_default(16)
-    strip = PIL.Image.new("RGB", (width, 28), (255, 255, 255))
-    PIL.ImageDraw.Draw(strip).text((8, 5), text, fill=(0, 0, 0), font=font)
-    return strip
+    return told, seen

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SAMPLE = 2000
 _BAR = 40
 _THUMBNAIL = 160
+#: Characters of a caption on a sheet; there are some of thousands.
+_CAPTION = 160
 
 
 def describe(path: str | os.PathLike[str]) -> list[str]:
@@ -78,10 +80,14 @@ def contact_sheet(path: str | os.PathLike[str], count: int = 24, seed: int = 0) 
         with contextlib.suppress(DamagedRecord, UserError):  # the next one is drawn
             record = source.record(int(number), rng)
             pictures.append(crop(record["image"], (_THUMBNAIL, _THUMBNAIL)))
-            labels.append(record["caption"][:120])
+            labels.append(_shortened(record["caption"]))
     if not pictures:
         raise UserError(f"the data set at {os.fspath(path)!r} has no picture that can be read")
     return grid(pictures, labels=labels, columns=min(count, 6), gap=6)
+
+
+def _shortened(caption: str) -> str:
+    return caption if len(caption) <= _CAPTION else f"{caption[: _CAPTION - 1].rstrip()}…"
 
 
 def histogram(values: np.ndarray, edges: tuple[float, ...]) -> list[str]:
