@@ -73,12 +73,11 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
     prepare()
     from mvader_jax.plan.compile import compile_program
     from mvader_jax.plan.program import bytes_per_device
-    from mvader_jax.train.config import load_config
 
     if request.job not in ("train", "sample"):
         raise UserError(f"unknown job {request.job!r}; accepted: train, sample")
     topology = parse_topology(request.topology, request.slices)
-    config = load_config(request.config, request.overrides)
+    config = planned(request)
     build = _sampling if request.job == "sample" else _training
     program, subject, work, notes = build(request, config, topology, say)
     parts = {name: bytes_per_device(tree) for name, tree in program.parts.items()}
@@ -159,10 +158,9 @@ def candidates(request: Request, say: Say = lambda message: None) -> dict[str, A
     from mvader_jax.plan import search
     from mvader_jax.plan.choice import rank
     from mvader_jax.plan.counted import kept_flops
-    from mvader_jax.train.config import load_config
 
     topology = parse_topology(request.topology, request.slices)
-    config = load_config(request.config, request.overrides)
+    config = planned(request)
     stage = config.stage(request.stage)
     say("counting what a step computes")
     needs, does = (
@@ -171,6 +169,15 @@ def candidates(request: Request, say: Say = lambda message: None) -> dict[str, A
     )
     found = search.describe(rank(topology, config, stage, request.precomputed, does))
     return {"candidates": found, "model_flops": needs, "counted_flops": does}
+
+
+def planned(request: Request) -> TrainConfig:
+    """The request's config, with the model that is planned. Raises UserError where it has none."""
+    from mvader_jax.train.config import load_config
+    from mvader_jax.train.start import with_model
+
+    config = load_config(request.config, request.overrides)
+    return with_model(config, request.stage, f"runs/{config.name}")
 
 
 def _versions(compiled: Mapping[str, Any]) -> str:
