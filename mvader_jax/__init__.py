@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from mvader_jax.sampling.pictures import NotFiniteError, Pictures
     from mvader_jax.sampling.pipeline import Pipeline
     from mvader_jax.sampling.settings import SamplingSettings
+    from mvader_jax.sampling.steps import Cancelled, Step
     from mvader_jax.storage.programs import compilation_cache
 
 __version__ = "0.1.0"
 __all__ = [
+    "Cancelled",
     "Condition",
     "Image",
     "NotFiniteError",
@@ -30,6 +32,7 @@ __all__ = [
     "Pipeline",
     "Prompt",
     "SamplingSettings",
+    "Step",
     "Text",
     "UserError",
     "compilation_cache",
@@ -39,6 +42,7 @@ __all__ = [
 
 #: Where the public names live; a module has its own name.
 _HOMES = {
+    "Cancelled": "sampling.steps",
     "Condition": "condition",
     "Image": "prompt.elements",
     "NotFiniteError": "sampling.pictures",
@@ -46,6 +50,7 @@ _HOMES = {
     "Pipeline": "sampling.pipeline",
     "Prompt": "prompt.elements",
     "SamplingSettings": "sampling.settings",
+    "Step": "sampling.steps",
     "Text": "prompt.elements",
     "UserError": "errors",
     "compilation_cache": "storage.programs",

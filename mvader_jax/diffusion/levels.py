@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,8 @@ PICTURE = -1
 Carry = TypeVar("Carry")
 #: A row of numbers for each model call: host arrays [calls], or [calls, ...].
 Rows = tuple[np.ndarray, ...]
+#: Goes through model calls: (their number, (number of a call, carry) -> carry, carry) -> carry.
+Loop = Callable[[Any, Callable[[Any, Any], Any], Any], Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +47,7 @@ class Levels:
     first: the number of steps of the whole run that come before these.
     start: a traced number of steps to leave out beside those; only `walk`, `at_start` and `noised` know it.
     prediction_type: what the model predicts.
+    loop: what `walk` goes through the calls with, in place of going through all of them.
     """
 
     timesteps: Int64[np.ndarray, " n"]
@@ -52,6 +56,7 @@ class Levels:
     first: int = 0
     start: Int[jax.Array, ""] | None = None
     prediction_type: Prediction = "epsilon"
+    loop: Loop | None = None
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -104,15 +109,18 @@ class Levels:
         rows: the host's work, a row for each model call. With a traced start the rows of every start are
         constants of the program, which runs through those of its own: no step costs that is left out.
         """
-        if self.start is None:
+        if self.start is None and self.loop is None:
             return jax.lax.scan(lambda carry, row: (body(carry, row), None), carry, _constants(rows(self)))[0]
-        table, numbers, counts = _merged([rows(late) for late in self._every_start()[:-1]])
-        columns, which = _constants(table), jnp.asarray(numbers)[self.start]
+        runs = [rows(late) for late in ([self] if self.start is None else self._every_start()[:-1])]
+        table, numbers, counts = _merged(runs)
+        start = 0 if self.start is None else self.start
+        columns, which = _constants(table), jnp.asarray(numbers)[start]
 
         def one(call: jax.Array, carry: Carry) -> Carry:
             return body(carry, tuple(column[which[call]] for column in columns))
 
-        return jax.lax.fori_loop(0, jnp.asarray(counts)[self.start], one, carry)
+        loop = self.loop or partial(jax.lax.fori_loop, 0)
+        return loop(jnp.asarray(counts)[start], one, carry)
 
     def noise(self, predict: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
         """The model's prediction (x, t int32 []) as one of the noise, which is what samplers step along."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +15,9 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt32
 
 from mvader_jax.condition import Array, Condition, PromptBatch, shapes, take
 from mvader_jax.diffusion.guidance import guided
+from mvader_jax.diffusion.levels import Levels, Loop
 from mvader_jax.diffusion.noise import initial_noise, sampler_keys
+from mvader_jax.diffusion.pndm import Denoise
 from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.images.pixels import to_uint8
@@ -128,6 +131,21 @@ def generate(
     alone, so that they are never held twice. Returns the pictures, uint8 [B, H, W, 3], and whether each came
     out finite, bool [B]: what a picture shows that did not is meaningless.
     """
+    latents = sampled(components, draws, model=model, static=static, dtype=dtype)
+    return finished(components, latents, model=model, dtype=dtype)
+
+
+def sampled(
+    components: Components,
+    draws: Draws,
+    *,
+    model: ModelConfig,
+    static: StaticSettings,
+    dtype: str,
+    seen: Callable[[Denoise, Levels], Denoise] | None = None,
+    loop: Loop | None = None,
+) -> Float[jax.Array, "B h w C"]:
+    """The latents of the pictures. seen: what stands between the sampler and the model; loop: see `Levels`."""
     denoise = _denoiser(components, draws, model=model, dtype=jnp.dtype(dtype))
     method = SAMPLERS[static.sampler]
     levels = method.levels(model.require(ScheduleConfig), static.steps)[static.start :]
@@ -139,7 +157,14 @@ def generate(
         clean = mixed_latents(components, draws.init, model=model, dtype=dtype)
         latents = levels.noised(clean, latents)
     keys = sampler_keys(seeds, indices) if static.eta else None
-    latents = method(denoise, latents, levels, eta=static.eta, keys=keys)
+    levels = dataclasses.replace(levels, loop=loop)
+    return method(seen(denoise, levels) if seen else denoise, latents, levels, eta=static.eta, keys=keys)
+
+
+def finished(
+    components: Components, latents: Float[jax.Array, "B h w C"], *, model: ModelConfig, dtype: str
+) -> tuple[UInt8[jax.Array, "B H W 3"], Bool[jax.Array, " B"]]:
+    """Latents -> what `generate` returns."""
     images = decode_latents(components, latents, model=model, dtype=dtype)
     finite = jnp.isfinite(images).all((1, 2, 3)) & jnp.isfinite(latents).all((1, 2, 3))
     return to_uint8(images), finite
@@ -149,13 +174,13 @@ def _denoiser(
     components: Components, draws: Draws, *, model: ModelConfig, dtype: jnp.dtype
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """The UNet under guidance, its conditions embedded and a row per picture."""
+    draws = embedded(components, draws, model=model, dtype=dtype)
     kinds = [kind for kind in (draws.prompt, draws.base, draws.negative) if kind is not None]
-    batches = [kind.prompts for kind in kinds if isinstance(kind.prompts, PromptBatch)]
-    embedded = iter(embed_rows(model, components, batches, dtype=dtype))
     config, params = model.require(UNetConfig), components["unet"]
 
     def ready(kind: Prompted) -> Condition:
-        condition = next(embedded) if isinstance(kind.prompts, PromptBatch) else kind.prompts
+        condition = kind.prompts
+        assert isinstance(condition, Condition)
         # Once for all steps and all pictures of a prompt.
         return _take(with_keys_values(config, params, condition, dtype), kind.rows)
 
@@ -165,6 +190,18 @@ def _denoiser(
     if not negative:
         return guided(eps, condition, base, scale)
     return guided(eps, condition, base, scale, negative[0], jnp.asarray(draws.negative_strength))
+
+
+def embedded(components: Components, draws: Draws, *, model: ModelConfig, dtype: jnp.dtype) -> Draws:
+    """The draws, every prompt of theirs a Condition."""
+    names = [name for name in ("prompt", "base", "negative") if getattr(draws, name) is not None]
+    kinds = {name: getattr(draws, name) for name in names}
+    batches = [kind.prompts for kind in kinds.values() if isinstance(kind.prompts, PromptBatch)]
+    ready = iter(embed_rows(model, components, batches, dtype=dtype) if batches else ())
+    for name, kind in kinds.items():
+        if isinstance(kind.prompts, PromptBatch):
+            kinds[name] = dataclasses.replace(kind, prompts=next(ready))
+    return dataclasses.replace(draws, **kinds)
 
 
 def _take(condition: Condition, rows: Array | None) -> Condition:

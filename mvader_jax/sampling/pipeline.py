@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from mvader_jax.sampling.generate import (
 from mvader_jax.sampling.pictures import DRAWN, NotFiniteError, Pictures
 from mvader_jax.sampling.placement import Placement
 from mvader_jax.sampling.settings import SamplingSettings, StaticSettings, image_size
+from mvader_jax.sampling.steps import Step, Steps, Watch
 from mvader_jax.settings import convert
 from mvader_jax.storage.bundle import Bundle, load_bundle, parameter_count
 from mvader_jax.storage.bundle_config import is_run
@@ -57,6 +58,7 @@ class Pipeline:
         whole = self.placement.whole()
         walk = functools.partial(generate, **fixed)
         self._generate = Program(walk, "generate", (bundle.model, dtype), **self.placement.by_row(4, 1))
+        self._steps = Steps(bundle.model, dtype, self.placement)
         self._embed = jax.jit(functools.partial(embed, bundle.model, dtype=jnp.dtype(dtype)), **whole)
         self._features = jax.jit(functools.partial(image_features, **fixed), **whole)
         self._decode = jax.jit(functools.partial(decode_latents, **fixed))
@@ -127,6 +129,9 @@ class Pipeline:
         num_images: int = 1,
         init_image: ImageSource | Sequence[ImageSource] | None = None,
         shares: Sequence[float] | None = None,
+        callback: Callable[[Step], object] | None = None,
+        callback_every: int = 1,
+        progress: bool = False,
         **changes: Any,
     ) -> Pictures:
         """Draws pictures of one prompt: `pipe("a red hat", steps=20, seed=3, num_images=4)`.
@@ -137,6 +142,8 @@ class Pipeline:
         each of 16 seeds, the picture that the seed gives alone.
         init_image: a picture to start from, or a list of pictures mixed by `shares` (default: equal ones, and
         they sum to 1): noised to `strength` and denoised from there.
+        callback: called with a `Step` (its number, the total, a preview) after every `callback_every` steps; where it
+        returns False the drawing ends, and Cancelled is raised. progress: a line on standard error says how far it is.
         Raises UserError for input it cannot take, and NotFiniteError, which holds the good pictures, where
         NaN or infinity arose in others.
         """
@@ -148,6 +155,7 @@ class Pipeline:
         count = len(numbered)
         # Filled up with the last one: the same program draws 3 pictures and 4, 5 and 8.
         filled = numbered + numbered[-1:] * (self.placement.rounded(count) - count)
+        watch = Watch.of(callback, callback_every, progress, count)
         self.bundle.need("unet", "vae")
         strength = settings.negative_strength
         if negative is None and strength != 1.0:
@@ -174,7 +182,8 @@ class Pipeline:
             negative=laid_out(negative) if both else None,
             init=init,
         )
-        pixels, finite = self.generate(draws, settings.static(self.model, from_image=init is not None))
+        static = settings.static(self.model, from_image=init is not None)
+        pixels, finite = self.generate(draws, static, watch)
         pictures = Pictures(PIL.Image.fromarray(image) for image in gather_rows(pixels)[:count])
         about = _recorded(settings, prompt, negative)
         for (seed, index), picture in zip(numbered, pictures, strict=True):
@@ -186,27 +195,28 @@ class Pipeline:
         return pictures
 
     def generate(
-        self, draws: Draws, static: StaticSettings
+        self, draws: Draws, static: StaticSettings, watch: Watch | None = None
     ) -> tuple[UInt8[jax.Array, "B H W 3"], Bool[jax.Array, " B"]]:
         """Many prompts at once: pictures, and whether each is finite; on the device, computed when they are
         read.
 
         draws: host arrays; where an entry names no rows, all pictures are made from its one prompt, or each
         from its own. On a mesh every process passes the same arrays, and the result is divided over the batch
-        axes; B that does not divide is filled up for the computation.
+        axes; B that does not divide is filled up for the computation. watch: who is told of the steps.
         """
         arguments.instance(draws, Draws, "draws")
         arguments.instance(static, StaticSettings, "static")
         self.bundle.need("unet", "vae")
         count = len(draws.seeds)
+        components = self.bundle.components
         with self.placement.active():
-            pixels, finite = self._generate(
-                self.bundle.components,
-                self.placement.placed(self.placement.filled(draws)),
-                keep=SAMPLERS[static.sampler] is OWN.get(static.sampler),
-                static=static,
-            )
-            return (pixels, finite) if count == pixels.shape[0] else (pixels[:count], finite[:count])
+            placed = self.placement.placed(self.placement.filled(draws))
+            if watch is None:
+                keep = SAMPLERS[static.sampler] is OWN.get(static.sampler)
+                pixels, finite = self._generate(components, placed, keep=keep, static=static)
+        if watch is not None:
+            pixels, finite = self._steps.draw(components, placed, static, watch)
+        return (pixels, finite) if count == pixels.shape[0] else (pixels[:count], finite[:count])
 
     def embed(self, prompt: PromptLike | None, *, site: Site | None = None) -> Condition:
         """The Condition of one prompt, hidden [1, S, D]; None is the null prompt."""

@@ -71,6 +71,12 @@ DRAWING: Calls = {
         "shares is 'a'; expected a number for each",
     ),
     "share": (lambda: PIPE("x", init_image=PICTURE, shares=1), "1 pictures to start from have 1 shares"),
+    "callback": (lambda: PIPE("x", callback=5), "callback is 5; expected a function of a step"),
+    "callback_every": (
+        lambda: PIPE("x", callback=print, callback_every=0),
+        "callback_every is 0; accepted: 1",
+    ),
+    "progress": (lambda: PIPE("x", progress="yes"), "progress is 'yes'; expected bool"),
     "draws": (lambda: PIPE.generate("x", None), "draws is 'x'; expected a Draws"),
 }
 PARTS: Calls = {
@@ -137,7 +143,7 @@ OTHERS: Calls = {
     "composition": (lambda: tasks.composition(PIPE, "ab.png"), "takes a list of images; there is one str"),
     "one image": (lambda: tasks.composition(PIPE, PICTURE), "takes a list of images; there is one ndarray"),
     "fraction": (lambda: tasks.interpolation(PIPE, PICTURE, PICTURE, fraction="half"), "fraction is 'half'"),
-    "strength": (lambda: tasks.img2img(PIPE, PICTURE, strength=None), "strength is None; expected float"),
+    "strength": (lambda: tasks.img2img(PIPE, PICTURE, strength="half"), "strength is 'half'; "),
     "grid": (lambda: mv.grid(5), "images is 5; expected a list of pictures"),
     "grid of": (lambda: mv.grid([5]), "a picture is of type int"),
     "columns": (lambda: mv.grid([PICTURE], columns=0), "columns is 0; accepted: 1 to"),
