@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mvader_jax.bounds import NonNegativeInt, PositiveInt
 from mvader_jax.errors import UserError
 from mvader_jax.images.read import load_image
+from mvader_jax.settings import convert
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -27,14 +29,18 @@ def grid(
 
     Small ones are enlarged by whole factors, each pixel a square: to the largest's size, and to 128 pixels. columns:
     default, about as many as rows. labels: a line or more under each image, wrapped to its width; '' for none.
-    gap: pixels between cells and around. Raises UserError if there are no images or not one label an image. Gives a
-    Notice of characters that no font here has.
+    gap: pixels between cells and around. Gives a Notice of characters that no font here has. Raises UserError if
+    there are no images or not one label an image, and for arguments of another type.
     """
     import PIL.Image
     import PIL.ImageDraw
 
     from mvader_jax.images.letters import check_letters
 
+    for name, given, of in (("images", images, "pictures"), ("labels", labels or (), "strings")):
+        if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
+            raise UserError(f"{name} is {given!r:.80}; expected a list of {of}")
+    columns, gap = convert(PositiveInt | None, columns, "columns"), convert(NonNegativeInt, gap, "gap")
     pictures = [load_image(image) for image in images]
     if not pictures:
         raise UserError("a grid needs at least one image")
