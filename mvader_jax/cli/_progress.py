@@ -57,7 +57,7 @@ class Bar:
         """A line of its own, above the bar."""
         if self._rich is not None:
             with contextlib.suppress(OSError):
-                self._rich.console.print(message, highlight=False, markup=False)
+                self._rich.console.print(message, highlight=False, markup=False, soft_wrap=True)
         elif not self._quiet:
             tell(message)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvader_jax.bounds import PositiveFloat, PositiveInt, Seed, Workers, above
+from mvader_jax.cli._options import Quiet
 from mvader_jax.cli._progress import bar
 from mvader_jax.cli._stage import Config, Objective, chosen_stage
 
@@ -58,6 +59,7 @@ def build(
     min_caption: Annotated[int | None, typer.Option(help="least characters of a caption [1]")] = None,
     max_caption: Annotated[int | None, typer.Option(help="most characters of a caption [2000]")] = None,
     max_aspect: Annotated[float | None, typer.Option(help="greatest ratio of the sides [20]")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write a TFDS data set over ArrayRecord. Every sample that is left out is counted with its reason.
 
@@ -100,7 +102,7 @@ def build(
         print(f"{out} is already built, from the same files and with the same filters")
         return
     total = sum(len(part.key_list()) for part in parts)
-    with bar("building", "samples", total=total or None) as progress:
+    with bar("building", "samples", total=total or None, quiet=quiet) as progress:
         report = run(
             parts,
             out,
@@ -190,6 +192,7 @@ def encode(
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
     batch_size: Annotated[PositiveInt, typer.Option(help="pictures a step, of all processes together")] = 64,
     shard_size: Annotated[PositiveInt, typer.Option(help="records a file")] = 4096,
+    quiet: Quiet = False,
     objective: Objective = None,
 ) -> None:
     """Compute latents and image features once, before training. Of every picture of a data set, in bfloat16.
@@ -216,7 +219,7 @@ def encode(
     chosen = loaded.stage(name).data
     if data != chosen.source.kind:
         chosen = dataclasses.replace(chosen, source=Records((data,)))
-    with bar("encoding", "records") as progress:
+    with bar("encoding", "records", quiet=quiet) as progress:
         info, check = run(
             loaded,
             name,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mvader_jax.cli._options import BundleName, Seed, Steps
+from mvader_jax.cli._options import BundleName, Quiet, Seed, Steps
 from mvader_jax.sampling.seeds import SEED
 from mvader_jax.sampling.settings import SamplingSettings, image_count
 
@@ -18,6 +18,7 @@ def demo(
     num_images: Annotated[int, typer.Option(help="pictures per task")] = 4,
     seed: Seed = SEED,
     steps: Steps = SamplingSettings.steps,
+    quiet: Quiet = False,
 ) -> None:
     """Draw the paper's four tasks with the embedded model. Says how to draw each alone.
 
@@ -33,7 +34,7 @@ def demo(
 
     settings, count = SamplingSettings(seed=seed, steps=steps), image_count(num_images)
     check_writable(out)
-    with status("loading the model") as say:
+    with status("loading the model", quiet) as say:
         pipe = load_pipeline(bundle)
         say("drawing (the first time compiles a program, which takes half a minute)")
         drawn = run(pipe, out, settings, num_images=count)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Sampler, Seed, Steps
+from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Quiet, Sampler, Seed, Steps
 from mvader_jax.sampling.seeds import SEED
 from mvader_jax.sampling.settings import SamplingSettings
 
@@ -43,6 +43,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(help="pictures drawn at a time")] = 50,
     mesh: DrawMesh = "",
     out: Annotated[Path | None, typer.Option(help="also write the numbers as JSON")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Judge a bundle trained on scenes by its pictures. Held-out scenes, told and shown, are read back by analysis.
 
@@ -81,7 +82,7 @@ def evaluate(
         def progress(what: str, done: int, total: int) -> None:
             if what not in bars:
                 shown.close()
-                bars[what] = shown.enter_context(bar(what, "images"))
+                bars[what] = shown.enter_context(bar(what, "images", quiet=quiet))
                 bars[what].begin(total)
             bars[what].update(done)
 

@@ -12,7 +12,7 @@ import typer
 
 from mvader_jax.bounds import NON_NEGATIVE, POSITIVE, PositiveInt, between
 from mvader_jax.cli._options import Quiet
-from mvader_jax.cli._progress import status
+from mvader_jax.cli._progress import status, tell
 from mvader_jax.cli._stage import Config, Objective, chosen_stage
 from mvader_jax.errors import UserError
 
@@ -124,7 +124,7 @@ def plan(
                 try:
                     found["plans"].append(run_request(chosen, _prefixed(say, best["mesh"])))
                 except UserError as error:
-                    say(f"{best['mesh']}: {error}")
+                    tell(f"mvader: {best['mesh']}: {error}")
             found["plans"].sort(key=_rank)
         else:
             found = {"plans": [run_request(request, say)]}

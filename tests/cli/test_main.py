@@ -244,3 +244,32 @@ def test_a_notice_is_one_sentence_without_its_source(capsys: pytest.CaptureFixtu
     with notices():
         warnings.warn("a name is odd", Notice, stacklevel=1)
     assert capsys.readouterr().err == "mvader: a name is odd\n"
+
+
+#: What every command that has --quiet is asked in vain.
+WRONG = {
+    "bundle": ["out", "--unet", "nope"],
+    "convert": ["nope", "out"],
+    "data build": ["nope", "source", "out"],
+    "data encode": ["nope.py", "scenes", "out"],
+    "demo": ["--bundle", "nope"],
+    "evaluate": ["--bundle", "nope"],
+    "export": ["nope", "out", "--to", "diffusers"],
+    "figure": ["3", "nope.png"],
+    "plan": ["nope.py"],
+    "sample": ["nope.png"],
+    "train": ["nope.py"],
+}
+
+
+def test_quiet_hides_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = {words for words, one in helps().items() if any("--quiet" in p.opts for p in one.params)}
+    assert taken == WRONG.keys()
+    monkeypatch.chdir(tmp_path)
+    for words, arguments in WRONG.items():
+        with pytest.raises(SystemExit) as stopped:
+            main([*words.split(), *arguments, "--quiet"])
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and re.fullmatch("mvader: .*nope.*\n", said), words

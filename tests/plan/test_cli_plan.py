@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from mvader_jax.cli.main import main
+from mvader_jax.errors import UserError
+from mvader_jax.plan import runner
 
 TESTS = Path(__file__).parents[1]
 CONFIG = f"""
@@ -113,3 +115,18 @@ def test_a_mistake_is_one_sentence_and_code_2(
     assert code == 2 and not out
     lines = [line for line in err.splitlines() if not line.startswith("[")]
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_a_mesh_that_does_not_compile_is_told_even_quietly(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = {"mesh": "fsdp=4", "microbatches": 1, "memory_gib": 1, "arithmetic_ms": 1, "interconnect_ms": 1}
+    monkeypatch.setattr(runner, "ask", lambda *_: {"candidates": [best]})
+
+    def refuse(*_: Any) -> None:
+        raise UserError("it is too large")
+
+    monkeypatch.setattr(runner, "run_request", refuse)
+    code, _, err = run(capsys, str(config), "--search", "--quiet")
+    assert code == 2
+    assert err == "mvader: fsdp=4: it is too large\nmvader: none of the meshes compiles\n"
