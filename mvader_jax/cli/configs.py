@@ -7,11 +7,17 @@ from typing import Annotated
 
 import typer
 
+from mvader_jax.errors import UserError
+
 
 def configs(
     name: Annotated[
         str | None, typer.Argument(help="print this one, as in mvader configs tiny > mine.py")
     ] = None,
+    fields: Annotated[
+        bool,
+        typer.Option("--fields", help="print what a config may hold: every field, its default and meaning"),
+    ] = False,
 ) -> None:
     """List the configs that come with the package, or print one. `mvader train`, `plan` and `data encode` know them by name.
 
@@ -19,9 +25,17 @@ def configs(
     Examples:
       mvader configs
       mvader configs tiny > mine.py
+      mvader configs --fields
     """
     from mvader_jax.train.shipped import about, find_config, shipped_configs
 
+    if fields:
+        if name is not None:
+            raise UserError(f"--fields are those of every config; leave {name!r} out")
+        from mvader_jax.train.fields import tables
+
+        print(tables(), end="")
+        return
     if name is not None:
         sys.stdout.write(find_config(name).read_text(encoding="utf-8"))
         return

@@ -13,32 +13,32 @@ from mvader_jax.settings import Checked
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
-    """The data of one stage.
+    """What a stage reads, and how."""
 
-    source: where records come from, with its own settings (data/sources/).
-    image_size: side of the target pictures in pixels, of a model that draws none itself.
-    crop: which square of the picture is kept; flip: probability of mirroring it (text in pictures
-        becomes unreadable, hence 0).
-    aspect_buckets: sides (height, width) that whole batches take, nearest to each picture's own shape;
-        empty for square pictures only.
-    precomputed: folders of latents and features written by `mvader data encode`, read in place of the
-        source's pictures (and mixed by its `weights`).
-    threads: that read and decode; workers: processes of so many threads, for hosts of many cores.
-    bad_limit: distinct damaged records that a run skips before it stops; bad_share: the same as a share of the
-        records of one data set, so that a small one of which most is damaged stops it too.
-    """
-
+    #: Where records come from, with its own settings.
     source: Source = dataclasses.field(default_factory=Scenes)
+    #: Side of the target pictures in pixels, of a model that draws none itself; else it is the model's.
     image_size: PositiveInt = 64
+    #: Which square of the picture is kept.
     crop: Literal["centre", "random"] = "centre"
+    #: Probability of mirroring a picture (text in it becomes unreadable, hence 0).
     flip: Share = 0.0
+    #: Sides (height, width) that whole batches take, nearest to each picture's own shape; empty for square pictures.
     aspect_buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+    #: Folders of latents and features written by `mvader data encode`, read in place of the source's pictures (and
+    #: mixed by its `weights`).
     precomputed: tuple[str, ...] = ()
+    #: Of the order, of crops, and of what a source draws.
     seed: Seed = 0
+    #: Another order in every epoch; else that of the data set.
     shuffle: bool = True
+    #: Threads that read and decode.
     threads: Annotated[int, between(1, 1024)] = 2
+    #: Processes of so many threads, for hosts of many cores; 0: threads of the process that trains.
     workers: Workers = 0
+    #: Distinct damaged records that a run passes over before it stops.
     bad_limit: NonNegativeInt = 1000
+    #: The same as a share of the records of one data set, so that a small one of which most is damaged stops it too.
     bad_share: Share = 0.5
 
     moved: ClassVar[Mapping[str, str]] = {

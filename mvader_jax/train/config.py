@@ -36,55 +36,71 @@ _RATIO = Bound(lambda x: x == 0 or x > 1, "0, or more than 1")
 
 @dataclasses.dataclass(frozen=True)
 class Group(Checked):
-    """Parameters that train together: a regular expression over `component/path`, and its peak rate."""
+    """Parameters that train together."""
 
+    #: Which: a regular expression over the whole of `component/path`, as in `unet/.*`. The first group that matches a
+    #: parameter has it; one that no group matches is frozen.
     parameters: RegularExpression
+    #: Peak learning rate.
     learning_rate: NonNegativeFloat
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage(Checked):
-    """One training run of the model: what trains, on what, for how long.
+    """One training run of the model: what trains, on what, for how long."""
 
-    objective: what is minimised, with its own settings.
-    init: stages of the same config (their finished bundles) or bundle names and paths, in order;
-        later ones replace components of earlier ones. A component that none holds is made anew.
-    """
-
+    #: What is minimised, with its own settings.
     objective: Objective
+    #: What trains, at which rate, by names of one's own.
     groups: Mapping[str, Group]
+    #: Updates in all.
     steps: PositiveInt
+    #: Samples of an update, over all devices and microbatches.
     batch_size: PositiveInt
+    #: What is read.
     data: DataConfig
+    #: Where it starts: stages of the same config (their finished bundles) or bundle names and paths, in order; later
+    #: ones replace components of earlier ones. A component that none holds is made anew.
     init: tuple[str, ...] = ()
+    #: How what trains is moved.
     optimizer: OptimizerConfig = OptimizerConfig()
-    #: microbatches per step: a batch is computed in so many parts, one after the other.
+    #: Microbatches per step: a batch is computed in so many parts, one after the other.
     accumulate: PositiveInt = 1
-    #: groups into which the rows of a batch are laid out (data/rows.py). 0: as many as the devices that share a
+    #: Groups into which the rows of a batch are laid out (data/rows.py). 0: as many as the devices that share a
     #: microbatch, times the microbatches, so that batches and noise depend on the mesh. A fixed multiple of that
     #: number makes them the same on every mesh that it fits.
     row_groups: NonNegativeInt = 0
-    #: which activations of the UNet and the decoder are kept for the backward pass.
+    #: Which activations of the UNet and the decoder are kept for the backward pass: all, the results of matrix
+    #: products and convolutions, or what enters a block.
     remat: Remat = "none"
-    #: compute dtype; parameters that train stay float32, frozen ones are kept in `frozen_dtype`.
+    #: What is computed in; parameters that train stay float32.
     dtype: ComputeDtype = "float32"
+    #: What frozen parameters are kept in.
     frozen_dtype: ComputeDtype = "float32"
+    #: Of fresh parameters, noise and dropout.
     seed: Seed = 0
+    #: Steps between lines of the log.
     log_every: PositiveInt = 50
-    #: steps between checkpoints; the newest `keep` stay, and for good every one that is a multiple of `keep_every`.
+    #: Steps between checkpoints.
     save_every: PositiveInt = 500
+    #: How many of the newest checkpoints stay.
     keep: PositiveInt = 2
+    #: Checkpoints whose step is a multiple of it stay for good; 0: none.
     keep_every: NonNegativeInt = 0
+    #: Steps between validations on held-out batches.
     validate_every: PositiveInt = 500
-    #: steps between grids of pictures (0: none): of these prompts, or of held-out records where there are none.
+    #: Steps between grids of pictures; 0: none.
     sample_every: NonNegativeInt = 0
+    #: Prompts of the grid, their parts separated by ` | `; held-out records where there are none.
     sample_prompts: tuple[str, ...] = ()
+    #: Sampling steps of the grid's pictures.
     sample_steps: Annotated[int, between(1, 1000)] = 50
+    #: Classifier-free guidance of the grid's pictures.
     sample_guidance: Annotated[float, any_number("negative guidance turns away")] = 8.0
-    #: an update is bad, and changes nothing, when its loss or gradient is not finite, or its loss is more than
-    #: this many times the running mean of the losses (0: however large). One more than `max_bad_updates` in a
-    #: run stop it.
+    #: An update is bad, and changes nothing, when its loss or gradient is not finite, or its loss is more than
+    #: this many times the running mean of the losses (0: however large).
     max_loss_ratio: Annotated[float, _RATIO] = 0.0
+    #: One bad update more than this stops the run.
     max_bad_updates: NonNegativeInt = 0
 
     moved: ClassVar[Mapping[str, str]] = {
@@ -104,11 +120,14 @@ class Stage(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked):
-    """name: directory of the runs below `runs/`; model: every component's architecture, those of the stage's `init`
-    bundles where it is left out; stages: by name."""
+    """A model and the stages that train it."""
 
+    #: Names the directory of the runs, `runs/NAME`.
     name: str
+    #: Every component's architecture. Parts that are left out are those of the stage's `init` bundles; where all are
+    #: left out, so are embedder and schedule.
     model: ModelConfig = ModelConfig()
+    #: By names of one's own, as `--stage` and other stages' `init` have them.
     stages: Mapping[str, Stage] = dataclasses.field(default_factory=dict)
 
     def stage(self, name: str) -> Stage:

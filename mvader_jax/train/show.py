@@ -75,18 +75,19 @@ def _expression(value: Any, indent: int, before: str) -> str:
     indent: of the line that it begins on; before: what stands on that line before it.
     """
     opening, items, closing = _pieces(value)
-    line = _line(value)
+    text = line(value)
     # A comma may follow.
-    if not items or indent + len(before) + len(line) < _WIDTH:
-        return line
+    if not items or indent + len(before) + len(text) < _WIDTH:
+        return text
     inner = " " * (indent + 4)
     lines = [f"{inner}{key}{_expression(item, indent + 4, key)},\n" for key, item in items]
     return f"{opening}\n{''.join(lines)}{' ' * indent}{closing}"
 
 
-def _line(value: Any) -> str:
+def line(value: Any) -> str:
+    """A value of a config as Python, on one line."""
     opening, items, closing = _pieces(value)
-    inside = ", ".join(key + _line(item) for key, item in items)
+    inside = ", ".join(key + line(item) for key, item in items)
     return f"{opening}{inside}{',' if len(items) == 1 and opening == '(' else ''}{closing}"
 
 

@@ -226,6 +226,8 @@ class Dry:
         if words[:2] == ["-m", "pytest"]:
             self.pytest(words[2:])
             return
+        if words[0] == "-m":
+            words = [f"{words[1].replace('.', '/')}.py", *words[2:]]
         text = (ROOT / words[0]).read_text()
         for word in words[1:]:
             assert not word.startswith("--") or f'"{word.partition("=")[0]}"' in text, (

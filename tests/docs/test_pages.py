@@ -33,12 +33,13 @@ OWN = ("mvader", "make", "python", "pytest", "tpu/launch.sh", "tpu/launch_gke.sh
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A reader's folder: a checkout, and his pictures and prompts; `mvader` stops where its work begins."""
+    """A reader's folder: a checkout, and his pictures, prompts and config; `mvader` stops where its work begins."""
     for name in ("configs", "docs", "tests", "tpu", "mvader_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in PICTURES:
         PIL.Image.fromarray(np.full((8, 8, 3), 120, np.uint8)).save(tmp_path / name)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red hat"}\n')
+    (tmp_path / "mine.py").write_text(next(block.text for block in blocks(text_of("docs/configs.md"))))
     monkeypatch.chdir(tmp_path)
     with dry.before_the_work(monkeypatch):
         yield tmp_path

@@ -22,6 +22,7 @@ from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
 from mvader_jax.storage.bundle import Bundle, load_bundle, save_bundle
 from mvader_jax.train import start
 from mvader_jax.train.config import TrainConfig, load_config
+from mvader_jax.train.loop import train
 from mvader_jax.train.objectives import Diffusion
 from mvader_jax.train.run import build_run
 from mvader_jax.train.start import earlier_components, with_model
@@ -69,14 +70,16 @@ def test_the_shipped_config_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert run("data", "build", "image_captions", "mine", "data/mine") == 0
     small = {
         "steps": 2,
-        "batch_size": 8,
+        "batch_size": 2,
         "sample_every": 0,
         "remat": "none",
         "data.threads": 1,
     }
     small["dtype"] = small["frozen_dtype"] = "float32"
     overrides = [f"stages.attention.{name}={value}" for name, value in small.items()]
-    assert run("train", "sd_finetune", "--stage", "attention", "--mesh", "fsdp=-1", *overrides) == 0
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    found = load_config("sd_finetune", overrides)
+    assert train(found, "attention", "runs/sd_finetune", mesh, quiet=True) == 0
     result = "runs/sd_finetune/attention/bundle"
     for component in ("text_encoder", "vae"):
         before, after = leaves("bundles/sd14", component), leaves(result, component)

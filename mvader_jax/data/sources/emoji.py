@@ -35,24 +35,28 @@ _LANGUAGES: tuple[Language, ...] = ("en", "de", "fr", "es", "it")
 
 @dataclasses.dataclass(frozen=True)
 class Emoji(Source):
-    """A set that `mvader data build emoji_styles` wrote: subjects in styles, some pairs of which are never seen.
+    """A set that `mvader data build emoji_styles` wrote: subjects in styles, some pairs of which are never seen."""
 
-    path: its folder. subjects: how many of them, 0 for all; styles, least_styles, tones: see `Choice`.
-    languages: of the captions. omit: probability that a caption leaves its style out, or tells tags in place of
-    the name; half of it that nothing but the style is told. parallel: probability that a second caption of the
-    same picture follows, as in parallel corpora.
-    couples, grounds: pictures of two subjects side by side, and of one on a colour, for each of one on white.
-    """
-
+    #: Its folder.
     path: str = "data/emoji"
+    #: How many subjects; 0: all.
     subjects: NonNegativeInt = 0
+    #: Which of the set's styles.
     styles: tuple[str, ...] = STYLES
+    #: In how many of them a subject is drawn at least.
     least_styles: PositiveInt = 5
+    #: Skin tones that are subjects beside those that have none.
     tones: tuple[Tone, ...] = ("light", "dark")
+    #: Of the captions.
     languages: tuple[Language, ...] = _LANGUAGES
+    #: Probability that a caption leaves its style out, or tells tags in place of the name; half of it that nothing but
+    #: the style is told.
     omit: Share = 0.0
+    #: Probability that a second caption of the same picture follows, as in parallel corpora.
     parallel: Share = 0.0
+    #: Pictures of two subjects side by side, for each of one on white.
     couples: NonNegativeFloat = 0.0
+    #: Pictures of one subject on a colour, for each of one on white.
     grounds: NonNegativeFloat = 0.0
 
     def world(self) -> World:

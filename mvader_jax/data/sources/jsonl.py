@@ -22,14 +22,13 @@ from mvader_jax.prompt.elements import Prompt
 
 @dataclasses.dataclass(frozen=True)
 class Pairs(Source):
-    """Texts that belong together, with hard negatives, in JSON lines (see `PairLines`).
+    """Texts that belong together, with hard negatives, in JSON lines (see `PairLines`)."""
 
-    paths: local or gs://; several are one long set, or mixed by `weights`. hold_out: one line in so many is
-    for validation, from the first on; 0 trains on all lines, and validates on them.
-    """
-
+    #: Files, local or gs://; several are one long set, or mixed by `weights`.
     paths: tuple[str, ...] = ()
+    #: Proportions of the paths, one for each; by their number of records where there are none.
     weights: tuple[PositiveFloat, ...] = ()
+    #: One line in so many is for validation, from the first on; 0 trains on all lines, and validates on them.
     hold_out: HoldOut = HOLD_OUT
 
     def pairs(self, split: Split, seed: int, size: int, pictures: bool = False) -> Sequence[Dataset]:

@@ -23,16 +23,19 @@ from mvader_jax.errors import UserError
 class Scenes(Source):
     """The synthetic captioned world, which needs no files.
 
-    num_records: scenes in an epoch. languages: of the captions. omit: probability that a caption leaves an
-    attribute out. parallel: probability that a second caption of the same scene follows, as in parallel
-    corpora. prompts: kinds of the interleaved prompts (data/scenes/prompts.py), drawn alike; one that is named
-    twice comes twice as often. Raises UserError where there are none.
+    Raises UserError without a kind of prompt.
     """
 
+    #: Scenes in an epoch.
     num_records: PositiveInt = 100_000
+    #: Of the captions.
     languages: tuple[Language, ...] = ("en", "de")
+    #: Probability that a caption leaves an attribute out.
     omit: Share = 0.0
+    #: Probability that a second caption of the same scene follows, as in parallel corpora.
     parallel: Share = 0.0
+    #: Kinds of the interleaved prompts (data/scenes/prompts.py), drawn alike; one that is named twice comes twice as
+    #: often.
     prompts: tuple[Kind, ...] = KINDS
 
     drawn: ClassVar[bool] = True

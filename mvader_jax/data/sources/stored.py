@@ -23,12 +23,11 @@ from mvader_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Records(Source):
-    """Data sets that `mvader data build` wrote.
+    """Data sets that `mvader data build` wrote."""
 
-    paths: folders, local or gs://; several are one long set, or mixed by `weights`.
-    """
-
+    #: Folders, local or gs://; several are one long set, or mixed by `weights`.
     paths: tuple[str, ...] = ()
+    #: Proportions of the paths, one for each; by their number of records where there are none.
     weights: tuple[PositiveFloat, ...] = ()
 
     def pictures(self, split: Split, seed: int, size: int) -> Sequence[Stored]:

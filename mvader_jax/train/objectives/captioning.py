@@ -46,10 +46,11 @@ from mvader_jax.train.objectives.base import (
 
 @dataclasses.dataclass(frozen=True)
 class Captioning(Objective):
-    """images: the image stands before the caption (False trains the bare language model).
-    caption_length: tokens of a caption; longer ones are cut."""
+    """The decoder predicts captions, token by token (MAGMA section 3)."""
 
+    #: The image stands before the caption; False trains the bare language model.
     images: bool = True
+    #: Tokens of a caption; longer ones are cut.
     caption_length: PositiveInt = 77
 
     def check(self, data: DataConfig) -> None:

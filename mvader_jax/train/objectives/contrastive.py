@@ -46,12 +46,13 @@ from mvader_jax.train.objectives.base import (
 
 @dataclasses.dataclass(frozen=True)
 class Contrastive(Objective):
-    """picture_queries: the queries are pictures, not texts (CLIP: Radford et al. 2021).
-    similarity_scale: cosine similarities are multiplied by it before the softmax.
-    caption_length: tokens of a text; longer ones are cut."""
+    """A text is told from the other texts of its batch, by biases alone (SGPT: Muennighoff 2022)."""
 
+    #: The queries are pictures, not texts (CLIP: Radford et al. 2021).
     picture_queries: bool = False
+    #: Cosine similarities are multiplied by it before the softmax.
     similarity_scale: PositiveFloat = 20.0
+    #: Tokens of a text; longer ones are cut.
     caption_length: PositiveInt = 77
 
     #: It compares all rows of a batch.

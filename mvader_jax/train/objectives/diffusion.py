@@ -56,30 +56,30 @@ from mvader_jax.train.samples import Drawing, Pictures
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion(Objective):
-    """Noise prediction by the UNet, the embedder frozen or trained beside it.
+    """Noise prediction by the UNet, the embedder frozen or trained beside it (eq. 1 of the paper)."""
 
-    dropout: embedding dropout, the share of rows whose whole condition is replaced by the null condition
-        (classifier-free guidance; table 2 of the paper); null: what these rows see, the empty prompt or zeros.
-    posterior: what of the autoencoder's posterior is noised; Stable Diffusion was trained on samples.
-    timestep_bias: 1 draws timesteps as eq. 1 does, uniformly; more, noisy ones up to this many times as
-        often as clean ones (diffusion/loss.py).
-    caption_length: tokens of a caption row; longer captions are cut.
-    p_image: share of samples conditioned on their own image, exact over the run (paper section 3: 0.2).
-    p_interleaved: share conditioned on a prompt of several elements; interleaved: JSONL files of such
-        prompts and targets, none for those that the data's source makes itself.
-    interleaved_images, interleaved_length: images and tokens that every such prompt is padded to, longer
-        ones being left out; a length of 0 is that of so many images and a caption.
-    """
-
+    #: Embedding dropout: the share of rows whose whole condition is replaced by the null condition (classifier-free
+    #: guidance; table 2 of the paper).
     dropout: Share = 0.1
+    #: What these rows see: the empty prompt, or zeros.
     null: Literal["empty", "zeros"] = "empty"
+    #: What of the autoencoder's posterior is noised; Stable Diffusion was trained on samples.
     posterior: Literal["sample", "mean"] = "sample"
+    #: 1 draws timesteps as eq. 1 does, uniformly; more, noisy ones up to this many times as often as clean ones
+    #: (diffusion/loss.py).
     timestep_bias: Annotated[float, at_least(1)] = 1.0
+    #: Tokens of a caption row; longer captions are cut.
     caption_length: PositiveInt = 77
+    #: Share of samples conditioned on their own image, exact over the run (paper section 3: 0.2). An embedder that
+    #: reads no pictures, as Stable Diffusion's, takes 0.
     p_image: Share = 0.2
+    #: Share conditioned on a prompt of several elements.
     p_interleaved: Share = 0.0
+    #: JSONL files of such prompts and targets; none for those that the data's source makes itself.
     interleaved: tuple[str, ...] = ()
+    #: Images that every such prompt is padded to; longer ones are left out.
     interleaved_images: PositiveInt = 2
+    #: Tokens that every such prompt is padded to; 0: those of so many images and a caption.
     interleaved_length: NonNegativeInt = 0
 
     def check(self, data: DataConfig) -> None:

@@ -40,8 +40,9 @@ from mvader_jax.train.samples import Drawing, Reconstructions
 
 @dataclasses.dataclass(frozen=True)
 class Autoencoding(Objective):
-    """kl_weight: of the Kullback-Leibler term, beside the errors of a pixel."""
+    """The autoencoder gives its pictures back."""
 
+    #: Weight of the Kullback-Leibler term, beside the errors of a pixel.
     kl_weight: NonNegativeFloat = 1e-6
 
     reads_text: ClassVar[bool] = False

@@ -21,24 +21,31 @@ from mvader_jax.settings import Checked
 class OptimizerConfig(Checked):
     """AdamW. Stable Diffusion's values by default (facts of its training: betas .9/.999, decay 1e-2)."""
 
+    #: Decay of the first moment.
     b1: Annotated[float, below(0, 1)] = 0.9
+    #: Decay of the second moment.
     b2: Annotated[float, below(0, 1)] = 0.999
+    #: Added to the square root of the second moment.
     eps: PositiveFloat = 1e-8
+    #: Of matrices and kernels; norms and biases have none.
     weight_decay: NonNegativeFloat = 1e-2
-    #: groups of matrices [in, out] that Muon moves (Jordan 2024): every direction of the input alike, however
+    #: Groups of matrices [in, out] that Muon moves (Jordan 2024): every direction of the input alike, however
     #: little of the input's variance lies in it. Its rates are the spectral norm of an update, about .02.
     muon: tuple[str, ...] = ()
-    #: groups of matrices that read the condition, moved, and pulled by weight decay, in coordinates where its
+    #: Groups of matrices that read the condition, moved, and pulled by weight decay, in coordinates where its
     #: hidden states vary alike in every direction (train/whitening.py).
     whiten: tuple[str, ...] = ()
-    #: global norm over all groups; 0 turns clipping off.
+    #: Greatest global norm of the gradients of all groups; 0 turns clipping off.
     clip_norm: NonNegativeFloat = 1.0
+    #: Steps in which rates rise to their peaks.
     warmup_steps: NonNegativeInt = 0
-    #: after warm-up: constant, or down to `final_fraction` of the rate at `decay_steps` (0: the last step).
+    #: What rates do then: nothing, or fall to `final_fraction` of their peaks.
     decay: Literal["constant", "linear", "cosine"] = "constant"
+    #: The step at which they have fallen; 0: the last one.
     decay_steps: NonNegativeInt = 0
+    #: What is left of the peaks at the end.
     final_fraction: Share = 0.0
-    #: 0 keeps no average: the last parameters are the result.
+    #: Decay of the average of the parameters, which is the result; 0 keeps none: the last parameters are the result.
     ema_decay: Annotated[float, below(0, 1)] = 0.9999
 
 
