@@ -14,6 +14,12 @@ Steps = Annotated[int, typer.Option(help="sampling steps, 1 to 1000")]
 GuidanceScale = Annotated[float, typer.Option(help="classifier-free guidance")]
 Sampler = Annotated[str, typer.Option(help="plms is the paper's; mvader samplers lists all")]
 Site = Annotated[str, typer.Option(help="where weights act: decoder, cross_attention or both")]
+LongPrompts = Annotated[
+    str | None,
+    typer.Option(
+        help="of a prompt too long for the model: cut, refuse, or chunk (CLIP's text tower) [default: cut]"
+    ),
+]
 BundleName = Annotated[
     str,
     typer.Option(help="an embedded bundle, a directory, hf:ORG/NAME, or RUN/STAGE[@STEP] of a training run"),

@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvader_jax.bounds import POSITIVE, ComputeDtype, between
-from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Quiet, Sampler, Seeds, Site, Steps
+from mvader_jax.cli._options import (
+    BundleName,
+    DrawMesh,
+    GuidanceScale,
+    LongPrompts,
+    Quiet,
+    Sampler,
+    Seeds,
+    Site,
+    Steps,
+)
 from mvader_jax.cli._progress import bar, status, tell
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.seeds import SEED
-from mvader_jax.sampling.settings import SamplingSettings, image_count
+from mvader_jax.sampling.settings import STRENGTH, SamplingSettings, image_count
 from mvader_jax.settings import convert
 
 if TYPE_CHECKING:
@@ -49,6 +59,7 @@ def sample(
     sampler: Sampler = SamplingSettings.sampler,
     site: Site = "both",
     balance: Annotated[bool, typer.Option("--balance", help="weights are an element's total share")] = False,
+    long_prompts: LongPrompts = None,
     height: Annotated[int | None, typer.Option(help="pixels [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="pixels [default: the model's]")] = None,
     eta: Annotated[float, typer.Option(help="fresh noise of ddim, 0 to 1")] = SamplingSettings.eta,
@@ -95,6 +106,7 @@ def sample(
         seed=seed,  # type: ignore[arg-type]
         site=site,  # type: ignore[arg-type]
         balance=balance,
+        long_prompts=long_prompts,  # type: ignore[arg-type]
         negative_strength=negative_strength,
         height=height,
         width=width,
@@ -154,13 +166,14 @@ class _Asked:
 
 def _sample_parts(asked: _Asked, settings: SamplingSettings, count: int, place: _Place) -> None:
     from mvader_jax.parallel.processes import first_process
+    from mvader_jax.prompt.parse import read_part
     from mvader_jax.sampling.output import check_results, write_pictures
     from mvader_jax.sampling.pictures import NotFiniteError
     from mvader_jax.sampling.tasks import check_task, run_task
 
-    if asked.task is not None:
-        check_task(asked.task, asked.options)
-    elements, negative = read_parts(asked.parts), read_parts(asked.negative)
+    if asked.task is not None and "strength" in check_task(asked.task, asked.options).options:
+        asked.options.setdefault("strength", STRENGTH)
+    elements, negative = read_parts(asked.parts), tuple(map(read_part, asked.negative))
     check_results(place.out)
     failure: UserError | None = None
     with status(f"loading {place.bundle}", place.quiet) as say:
@@ -234,9 +247,14 @@ def load_pipeline(bundle: str, *, dtype: str = "float32", mesh: str = "", raw: b
 
 
 def read_parts(parts: list[str]) -> tuple[Element, ...]:
-    """The elements, their images read: a file that is none is refused before a model is loaded."""
-    from mvader_jax.prompt.parse import read_part
+    """The elements, their images read: a file that is none is refused before a model is loaded.
 
+    Words that look like a text without its quotation marks are told.
+    """
+    from mvader_jax.prompt.parse import loose_words, read_part
+
+    if hint := loose_words(parts):
+        tell(f"mvader: {hint}")
     return tuple(read_part(part) for part in parts)
 
 

@@ -151,16 +151,16 @@ class Loader(Iterator[Batch]):
         return iter(batches)
 
 
-def captions_of(config: DataConfig, count: int) -> list[str]:
-    """Captions of the first `count` positions of a run, for training a tokenizer.
+def captions_of(config: DataConfig, count: int, *, positions: int | None = None) -> list[str]:
+    """`count` captions of a run's first positions, for training a tokenizer; no more than those of `positions`.
 
     Contrastive pairs give queries and positives alike.
     """
     reader = Reader(open_texts(config), config.source.weights, config.seed, config.shuffle)
     texts: list[str] = []
-    for position in itertools.count():
+    for position in itertools.count() if positions is None else range(positions):
         if len(texts) >= count:
-            return texts[:count]
+            break
         record, _ = reader.read(position, lambda r: r)
         texts += [record[name] for name in ("caption", "query", "positive") if name in record]
-    raise AssertionError
+    return texts[:count]

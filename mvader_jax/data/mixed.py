@@ -136,6 +136,7 @@ class MixedBatches:
                 image_tokens=self._shape.image_tokens,
                 length=self._rows.interleaved_length,
                 num_images=self._rows.interleaved_images,
+                notify=lambda _: None,  # training sees them now
             )
         }
         if self._latents is not None:

@@ -40,6 +40,9 @@ else:  # for those who read annotations
 #: Where weights act: in the decoder's self-attentions, in the UNet's cross-attentions, or in both.
 Site = Literal["decoder", "cross_attention", "both"]
 SITES: tuple[str, ...] = get_args(Site)
+#: What happens to a prompt of more tokens than the model has positions.
+LongPrompts = Literal["cut", "refuse", "chunk"]
+LONG_PROMPTS: tuple[str, ...] = get_args(LongPrompts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +183,8 @@ class Prompt:
         theta acts as theta ** factor in that layer and head: 1 as given, 0 not at all, 2 squared. Layers
         are the decoder's, and the UNet's cross-attentions in the order they run. Numbers of at least 0;
         kept as nested tuples; None means 1. Whether the shape is the model's is checked by the tokenizer.
+    long_prompts: of a prompt of more tokens than the model has positions the end of its texts is left out, which is
+        told (cut), an error (refuse), or read in further chunks, where the embedder can (chunk: CLIP's text tower).
     Raises UserError for an empty prompt, an element of another kind or bad factors. (The null condition
     of classifier-free guidance is not a prompt: `layout.lay_out` takes None for it.)
     """
@@ -189,6 +194,7 @@ class Prompt:
     balance: bool = False
     decoder_factors: Factors | None = None
     cross_attention_factors: Factors | None = None
+    long_prompts: LongPrompts = "cut"
 
     def __post_init__(self) -> None:
         elements = tuple(_elements(self.elements))
@@ -196,6 +202,8 @@ class Prompt:
             raise UserError("the prompt is empty; give at least one text or image")
         if self.site not in SITES:
             raise UserError(f"the site of the weights is {self.site!r}; accepted: {', '.join(SITES)}")
+        if self.long_prompts not in LONG_PROMPTS:
+            raise UserError(f"long_prompts is {self.long_prompts!r}; accepted: {', '.join(LONG_PROMPTS)}")
         object.__setattr__(self, "elements", elements)
         for name in ("decoder_factors", "cross_attention_factors"):
             if (value := getattr(self, name)) is not None:

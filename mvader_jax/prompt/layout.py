@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from mvader_jax.condition import PADDING, PromptBatch
 from mvader_jax.errors import UserError
 from mvader_jax.images.preprocess import clip_preprocess, region_weights
 from mvader_jax.images.read import load_image
-from mvader_jax.prompt.elements import SITES, Image, Prompt, PromptLike, Site, Text
+from mvader_jax.prompt.elements import SITES, Image, LongPrompts, Prompt, PromptLike, Site, Text
+from mvader_jax.prompt.length import Fit, Part, notice
 from mvader_jax.prompt.theta import balanced, log_theta, span_factors, spread_factors
-from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig, bucket
+from mvader_jax.prompt.tokenizer import Tokenizer, bucket
+from mvader_jax.prompt.words import unseen, unseen_sentence
 
 
 def lay_out(
@@ -35,6 +37,9 @@ def lay_out(
     sizes: Sequence[tuple[int, int]] | None = None,
     decoder_heads: tuple[int, int] | None = None,
     cross_attention_heads: tuple[int, int] | None = None,
+    long_prompts: LongPrompts | None = None,
+    chunks: bool = False,
+    notify: Callable[[str], None] = notice,
 ) -> PromptBatch:
     """Prompts laid out for an embedder, a row each; NumPy throughout.
 
@@ -45,17 +50,21 @@ def lay_out(
     vocabulary: rows of the embedder's token embedding, where there is a limit.
     length: pad to this many positions; default, the `bucket` of the longest prompt.
     num_images: pad the images of a row to this many; default, the most of any row.
-    site, balance: override the prompts' own.
+    site, balance, long_prompts: override the prompts' own.
     pixels: float32 [N, image_size, image_size, 3], already preprocessed: all images of the batch in
         order, in place of reading them from the prompts.
     sizes: width and height of each of them before preprocessing, which regions are laid over; default,
         square.
     decoder_heads, cross_attention_heads: [layers, heads] of the model, which the prompts' factors are
         spread to; None where it has none. The batch has factors only where a prompt has.
+    chunks: whether the embedder reads a longer prompt in several: each is laid out as a prompt of its own.
+    notify: called with a sentence for every prompt that is cut, and for words that no training has seen, where the
+        tokenizer knows which it has.
     Elements follow one another without delimiters, each text tokenised on its own (as in the public
     repository Aleph-Alpha/magma). Weight 1 everywhere gives log weights of exactly 0.
-    Raises UserError for a prompt of more tokens than positions, for ids beyond the vocabulary, for an image
-    where the embedder takes none, for images that cannot be read, and for factors of another shape than the model's.
+    Raises UserError for a prompt that is too long and is not to be cut, for chunks where there are none, for ids
+    beyond the vocabulary, for an image where the embedder takes none, for images that cannot be read, and for
+    factors of another shape than the model's.
     """
     config = tokenizer.config
     rows = [None if p is None else Prompt.of(p) for p in prompts]
@@ -64,13 +73,17 @@ def lay_out(
     if not image_tokens and any(isinstance(e, Image) for p in rows if p for e in p.elements):
         raise UserError("this bundle's embedder takes text only, but the prompt holds an image")
     limit = config.max_positions if max_positions is None else max_positions
-    texts = _encode_texts(tokenizer, (e for p in rows if p for e in p.elements if isinstance(e, Text)))
+    shown = [e for p in rows if p for e in p.elements if isinstance(e, Text)]
+    if tokenizer.words is not None and (new := unseen((e.text for e in shown), tokenizer.words)):
+        notify(unseen_sentence(new))
+    texts = _encode_texts(tokenizer, shown)
     reader = _ImageReader(image_size, image_tokens, pixels, sizes)
-    laid_out = [_row(tokenizer.config, p, texts, reader, limit, balance) for p in rows]
+    fit = Fit(tokenizer, limit, chunks, long_prompts, notify)
+    laid_out = [_row(fit, p, texts, reader, balance) for p in rows]
 
     longest = max((len(row.ids) for row in laid_out), default=1)
     if length is None:
-        length = config.length or bucket(longest, limit)
+        length = bucket(longest, limit) if config.length is None else max(longest, config.length)
     if longest > length:
         raise UserError(f"a prompt has {longest} tokens, more than the {length} positions it is padded to")
     most = max((len(row.images) for row in laid_out), default=0)
@@ -79,13 +92,11 @@ def lay_out(
     if most > num_images:
         raise UserError(f"a prompt has {most} images, more than the {num_images} of its batch")
 
-    # CLIP's padding is made of tokens like others: Stable Diffusion uses no mask.
-    fill = PADDING if config.length is None else 0.0
     shape = (len(rows), length)
-    token_ids = np.full(shape, 0 if config.length is None else config.pad_id, np.int32)
+    token_ids = np.zeros(shape, np.int32)
     image_index = np.full(shape, -1, np.int32)
-    decoder = np.full(shape, fill, np.float32)
-    cross = np.full(shape, fill, np.float32)
+    decoder = np.full(shape, PADDING, np.float32)
+    cross = np.full(shape, PADDING, np.float32)
     stack = np.zeros((len(rows), num_images, image_size, image_size, 3), np.float32)
     for i, (row, prompt) in enumerate(zip(laid_out, rows, strict=True)):
         n = len(row.ids)
@@ -94,6 +105,10 @@ def lay_out(
         where = site or (prompt.site if prompt else "both")
         decoder[i, :n] = row.log_weights if where != "cross_attention" else 0.0
         cross[i, :n] = row.log_weights if where != "decoder" else 0.0
+        if config.length is not None:
+            # CLIP's padding is made of tokens like others: Stable Diffusion uses no mask.
+            filling = slice(n, config.length)
+            token_ids[i, filling], decoder[i, filling], cross[i, filling] = config.pad_id, 0.0, 0.0
         for j, image in enumerate(row.images):
             stack[i, j] = image
     if vocabulary is not None and token_ids.size and token_ids.max() >= vocabulary:
@@ -134,46 +149,36 @@ def _encode_texts(
 
 
 def _row(
-    config: TokenizerConfig,
+    fit: Fit,
     prompt: Prompt | None,
     texts: dict[Text, tuple[list[int], Float64[np.ndarray, " _"]]],
     reader: _ImageReader,
-    limit: int,
     balance: bool | None,
 ) -> _Row:
-    ids: list[int] = []
-    index: list[int] = []
-    pixels: list[np.ndarray] = []
-    weights: list[float] = []
-    inside: list[np.ndarray] = []
+    parts: list[Part] = []
+    pictures: list[np.ndarray] = []
     for element in prompt.elements if prompt else ():
         if isinstance(element, Text):
             tokens, factors = texts[element]
-            index += [-1] * len(tokens)
+            parts.append(Part(tokens, [-1] * len(tokens), element.weight, factors))
         else:
             picture, factors = reader.read(element)
-            tokens = [0] * reader.tokens
-            start = len(pixels) * reader.tokens
-            index += range(start, start + reader.tokens)
-            pixels.append(picture)
-        ids += tokens
-        weights.append(element.weight)
-        inside.append(factors)
+            start = len(pictures) * reader.tokens
+            index = list(range(start, start + reader.tokens))
+            parts.append(Part([0] * reader.tokens, index, element.weight, factors))
+            pictures.append(picture)
+    whole = prompt is None or fit.whole(prompt, parts)
+    if not whole:
+        parts = fit.cut(parts)
+    weights, inside = [part.weight for part in parts], [part.factors for part in parts]
     with np.errstate(over="ignore", under="ignore"):
         if prompt and (prompt.balance if balance is None else balance):
             thetas = balanced(weights, inside)
         else:
             thetas = [weight * factors for weight, factors in zip(weights, inside, strict=True)]
     logs = log_theta(np.concatenate(thetas)) if thetas else np.zeros(0, np.float32)
-    if config.add_bos:
-        assert config.bos_id is not None
-        ids, index, logs = [config.bos_id, *ids], [-1, *index], np.concatenate([[0.0], logs])
-    if config.add_eos or prompt is None:
-        ids, index, logs = [*ids, config.eos_id], [*index, -1], np.concatenate([logs, [0.0]])
-    if len(ids) > limit:
-        assert prompt is not None
-        raise UserError(_too_long(prompt, len(ids), reader.tokens, limit))
-    return _Row(ids, index, logs, pixels)
+    ids = [token for part in parts for token in part.ids]
+    return _Row(*fit.framed(ids, [i for part in parts for i in part.index], logs, prompt is None), pictures)
 
 
 @dataclasses.dataclass
@@ -217,12 +222,3 @@ class _ImageReader:
         if not element.regions:
             return picture, np.ones(self.tokens)
         return picture, region_weights(element.checked_regions, self.grid, size)
-
-
-def _too_long(prompt: Prompt, total: int, image_tokens: int, limit: int) -> str:
-    pictures = sum(isinstance(e, Image) for e in prompt.elements)
-    text = total - pictures * image_tokens
-    what = f"{text} text tokens"
-    if pictures:
-        what += f" and {pictures} image{'s' * (pictures > 1)} of {image_tokens} tokens"
-    return f"a prompt has {what}, {total} in all, more than this model's {limit} positions"

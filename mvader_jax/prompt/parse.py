@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from mvader_jax.errors import UserError
@@ -46,6 +47,32 @@ def read_part(part: str) -> Element:
     except UserError as error:
         hint = "" if part.startswith("image:") else _hint(str(element.path))
         raise UserError(f"{error}{hint}") from None
+
+
+def loose_words(parts: Sequence[str]) -> str:
+    """A sentence where neighbours are single words, as the shell makes them of a text without quotation marks; else ''.
+
+    A prefix (`text:`) or a weight says that a part is meant alone.
+    """
+    run: list[str] = []
+    for part in [*parts, ""]:
+        if part and not any(c.isspace() or c == "@" for c in part) and isinstance(_lone(part), Text):
+            run.append(part)
+        elif len(run) > 1:
+            break
+        else:
+            run = []
+    if len(run) < 2:
+        return ""
+    return (
+        f"{len(run)} parts of the prompt are single words, each a text of its own; if they are one text, quote it: "
+        f'"{" ".join(run)}"'
+    )
+
+
+def _lone(part: str) -> Element | None:
+    kind, body = _strip_prefix(part)
+    return None if kind or _is_image_path(body) else Text(body)
 
 
 def _hint(body: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from mvader_jax.bounds import NonNegativeInt, PositiveInt
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.added_tokens import add_tokens, write_added_tokens
+from mvader_jax.prompt.words import read_words, words_of, write_words
 from mvader_jax.settings import Checked
 
 if TYPE_CHECKING:
@@ -78,14 +79,20 @@ def bucket(length: int, max_positions: int | None = None) -> int:
 
 
 class Tokenizer:
-    """A `tokenizers` tokenizer and the config that says how prompts are laid out with it."""
+    """A `tokenizers` tokenizer and the config that says how prompts are laid out with it.
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
+    words: all words of the texts that models with it were trained on, where these are few (`words.py`).
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, config: TokenizerConfig, words: frozenset[str] | None = None
+    ) -> None:
         """Raises UserError if the vocabulary lacks a token that the config names."""
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
         self.config = config
+        self.words = words
         for name in ("eos_id", "bos_id"):
             token = getattr(config, name)
             if token is not None and backend.id_to_token(token) is None:
@@ -113,7 +120,8 @@ class Tokenizer:
             raise UserError(f"{os.fspath(file)!r} is not a tokenizer that can be read: {error}") from None
         if where.is_dir():
             add_tokens(backend, where)
-        return cls(backend, config or _guess_config(backend))
+        words = read_words(where) if where.is_dir() else None
+        return cls(backend, config or _guess_config(backend), words)
 
     @classmethod
     def from_vocabulary(
@@ -149,9 +157,16 @@ class Tokenizer:
         return cls(backend, config or _guess_config(backend))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json into `directory`, made if need be."""
-        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
-        self.backend.save(os.fspath(pathlib.Path(directory) / "tokenizer.json"))
+        """Write tokenizer.json, and the words where they are known, into `directory`, made if need be."""
+        folder = pathlib.Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(os.fspath(folder / "tokenizer.json"))
+        write_words(folder, self.words)
+
+    def trained_on(self, texts: Iterable[str]) -> Tokenizer:
+        """This tokenizer after training on texts too: of a small world, with their words."""
+        words = None if self.words is None else words_of(texts, self.words)
+        return Tokenizer(self.backend, self.config, words)
 
     @property
     def vocab_size(self) -> int:
@@ -234,8 +249,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, max_positions: int
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend, TokenizerConfig(eos_id=0, max_positions=max_positions))
+    listed = list(texts)
+    backend.train_from_iterator(listed, trainer)
+    # Fewer tokens than there might be: every word is one, and no pair is left to join.
+    words = words_of(listed) if backend.get_vocab_size() < vocab_size else None
+    return Tokenizer(backend, TokenizerConfig(eos_id=0, max_positions=max_positions), words)
 
 
 def write_vocabulary(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> dict[str, Any]:

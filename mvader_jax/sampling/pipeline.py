@@ -23,7 +23,7 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed
 from mvader_jax.models.unet import UNet
 from mvader_jax.parallel.processes import gather_rows
-from mvader_jax.prompt.elements import ImageSource, Prompt, PromptLike, Site
+from mvader_jax.prompt.elements import ImageSource, LongPrompts, Prompt, PromptLike, Site
 from mvader_jax.sampling import arguments
 from mvader_jax.sampling.generate import (
     Draws,
@@ -165,7 +165,8 @@ class Pipeline:
 
         def laid_out(one: PromptLike | None) -> Prompted:
             prompts = [None if one is None else Prompt.of(one)]
-            return Prompted(self.bundle.to_batch(prompts, site=settings.site, balance=settings.balance))
+            meaning = {name: getattr(settings, name) for name in ("site", "balance", "long_prompts")}
+            return Prompted(self.bundle.to_batch(prompts, **meaning))
 
         # A strength of 0 is the null prompt, of 1 the negative one in its place; others take both.
         both = negative is not None and strength not in (0.0, 1.0)
@@ -218,9 +219,13 @@ class Pipeline:
             pixels, finite = self._steps.draw(components, placed, static, watch)
         return (pixels, finite) if count == pixels.shape[0] else (pixels[:count], finite[:count])
 
-    def embed(self, prompt: PromptLike | None, *, site: Site | None = None) -> Condition:
+    def embed(
+        self, prompt: PromptLike | None, *, site: Site | None = None, long_prompts: LongPrompts | None = None
+    ) -> Condition:
         """The Condition of one prompt, hidden [1, S, D]; None is the null prompt."""
-        return self.embed_batch(self.bundle.to_batch([prompt], site=convert(Site | None, site, "site")))
+        site = convert(Site | None, site, "site")
+        long_prompts = convert(LongPrompts | None, long_prompts, "long_prompts")
+        return self.embed_batch(self.bundle.to_batch([prompt], site=site, long_prompts=long_prompts))
 
     def embed_batch(self, batch: PromptBatch) -> Condition:
         """The Condition of every prompt of a batch, which `pipe.bundle.to_batch` makes."""

@@ -16,7 +16,7 @@ Seeds: TypeAlias = Seed | tuple[Seed, ...]
 SEED: int = 0
 #: The most of one call.
 MOST = 1_000_000
-_PART = re.compile(r"\s*(\d{1,10})\s*(?::\s*(\d{1,10})\s*)?")
+_PART = re.compile(r"\s*(-?\d{1,10})\s*(?::\s*(-?\d{1,10})\s*)?")
 
 
 def read_seeds(value: Any) -> int | tuple[int, ...]:

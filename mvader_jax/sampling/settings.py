@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from mvader_jax.bounds import Bound, NonNegativeInt, PositiveInt, Share, between
 from mvader_jax.errors import UserError
-from mvader_jax.prompt.elements import Site
+from mvader_jax.prompt.elements import LongPrompts, Site
 from mvader_jax.sampling.seeds import SEED, Seeds, read_seeds
 from mvader_jax.settings import Checked, convert, nearest, type_hints
 
@@ -31,8 +31,8 @@ class SamplingSettings(Checked):
     guidance_scale: of classifier-free guidance. seed: 0 to 2**32 - 1, or several as `seeds.read_seeds` takes them
     (range(16), [0, 3, 7], "0:16"): each then has pictures of its own. Picture number i of a seed is the same
     picture whatever is drawn beside it.
-    site: where weights act; balance: whether they are an element's total share (`Prompt`); None takes the
-    prompt's own.
+    site: where weights act; balance: whether they are an element's total share; long_prompts: cut, refuse or chunk
+    (`Prompt`); None takes the prompt's own.
     negative_strength: how far guidance leads away from the negative prompt in place of the null prompt: 0 not
     at all, 1 wholly, more is further.
     height, width: pixels; None takes the model's own.
@@ -48,6 +48,7 @@ class SamplingSettings(Checked):
     seed: Seeds = SEED
     site: Site | None = None
     balance: bool | None = None
+    long_prompts: LongPrompts | None = None
     negative_strength: Annotated[float, between(0, _LARGEST)] = 1.0
     height: Annotated[int, between(1, 2**16)] | None = None
     width: Annotated[int, between(1, 2**16)] | None = None
@@ -88,7 +89,7 @@ class SamplingSettings(Checked):
             "balance": bool(self.balance),
             "negative_strength": self.negative_strength,
         }
-        for name in ("height", "width", "strength", "eta"):
+        for name in ("height", "width", "strength", "eta", "long_prompts"):
             if getattr(self, name) != getattr(SamplingSettings, name):
                 values[name] = getattr(self, name)
         return values

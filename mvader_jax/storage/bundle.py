@@ -81,6 +81,7 @@ class Bundle:
             "decoder_heads": embedder.heads,
             "max_positions": embedder.max_positions,
             "vocabulary": embedder.vocab_size,
+            "chunks": embedder.chunks,
         }
         if embedder.image_encoder is not None:
             encoder = embedder.image_encoder

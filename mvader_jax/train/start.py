@@ -64,6 +64,9 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
             max_positions=model.decoder.max_positions,
         )
         model = dataclasses.replace(model, tokenizer=tokenizer.config)
+    elif tokenizer is not None and tokenizer.words is not None and stage.objective.reads_text:
+        captions = captions_of(stage.data, TOKENIZER_CAPTIONS, positions=TOKENIZER_CAPTIONS)
+        tokenizer = tokenizer.trained_on(captions)
 
     components: dict[str, Any] = {}
     records: dict[str, dict[str, Any]] = {}

@@ -8,9 +8,11 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import micro
@@ -20,6 +22,7 @@ import pytest
 
 from mvader_jax.cli.main import main
 from mvader_jax.data.scenes.world import render, scene_at
+from mvader_jax.errors import Notice
 from mvader_jax.images.png import read_png_metadata
 from mvader_jax.sampling.generate import Draws
 from mvader_jax.sampling.pipeline import Pipeline
@@ -98,6 +101,45 @@ def test_writes_pictures_a_grid_and_a_manifest(run: Run, tmp_path: Path) -> None
     assert not list((tmp_path / "outputs").glob(".*"))
 
 
+def test_seeds_and_what_is_told(
+    run: Run, loaded: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each picture's own seed is in its row; a text without quotation marks, and what is cut, is told."""
+
+    def black(draws: Draws, *_: object) -> tuple[jnp.ndarray, jnp.ndarray]:
+        return jnp.zeros((len(draws.seeds), 64, 64, 3), jnp.uint8), jnp.ones(len(draws.seeds), bool)
+
+    def drawn(where: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (tmp_path / where / "manifest.jsonl").read_text().splitlines()]
+
+    monkeypatch.setattr(loaded, "generate", black)
+    picture(tmp_path / "a.png")
+    micro_few = ("--bundle", "micro", "--steps", "2")
+    code, _, said = run("sample", "a", "red", "circle", "--seed", "5,0:2", *micro_few)
+    assert code == 0 and 'if they are one text, quote it: "a red circle"' in said
+    assert [(row["seed"], row["index"]) for row in drawn("outputs")] == [(5, 0), (0, 0), (1, 0)]
+    assert read_png_metadata(tmp_path / "outputs/00000.png")["seed"] == "5"
+    img2img = ("sample", "--task", "img2img", "a.png", "a red circle", "--out", "noised")
+    code, _, said = run(*img2img, "--num-images", "1", *micro_few)
+    assert code == 0 and "quote" not in said and drawn("noised")[0]["strength"] == 0.6
+    line = {"prompt": "a red circle " * 60, "seed": "3:5"}
+    (tmp_path / "p.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps({**line, 'long_prompts': 'refuse'})}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)
+        _, _, said = run("sample", "a red circle " * 60, *FEW)
+        assert said.startswith("mvader: a prompt has ") and "and is cut: left out is" in said
+        code, _, said = run(
+            "sample", "--prompts", "p.jsonl", "--num-images", "2", "--out", "many", *micro_few
+        )
+    assert code == 1 and "line 1: a prompt has" in said and "mvader: line 2: a prompt has" in said
+    assert [(row["file"], row["seed"], row["index"]) for row in drawn("many")] == [
+        ("000001-000.png", 3, 0),
+        ("000001-001.png", 3, 1),
+        ("000001-002.png", 4, 0),
+        ("000001-003.png", 4, 1),
+    ]
+
+
 def test_odd_images_just_work(run: Run, loaded: Pipeline, tmp_path: Path) -> None:
     image = picture(tmp_path / "plain.png").resize((80, 64))
     exif = PIL.Image.Exif()
@@ -150,7 +192,11 @@ def test_tasks_and_figures(run: Run, tmp_path: Path) -> None:
         (["red@lots"], "not a number"),
         (["red", "--negative", ""], "empty"),
         (["a.png"] * 30, "positions"),
-        (["a red circle " * 60], "positions"),
+        (["a red circle " * 60, "--long-prompts", "refuse"], "positions"),
+        (["red", "--long-prompts", "chunk"], "reads a prompt in one piece; accepted: cut and refuse"),
+        (["red", "--long-prompts", "wrap"], "long_prompts is 'wrap'; accepted: cut, refuse, chunk"),
+        (["red", "--seed", "3:"], "seed is '3:'; accepted: a number"),
+        (["red", "--seed", "0:9", "--num-images", "1000000"], "num_images is 9000000"),
         (["red", "--steps", "0"], "1 to 1000"),
         (["red", "--steps", "1001"], "1 to 1000"),
         (["red", "--num-images", "0"], "num_images is 0"),

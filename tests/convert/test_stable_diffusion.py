@@ -22,11 +22,14 @@ from torch_trees import close, nchw
 from transformers import CLIPTokenizer
 from vocabularies import clip_vocabulary
 
+import mvader_jax as mv
 from mvader_jax.cli.main import main
+from mvader_jax.condition import PADDING
 from mvader_jax.diffusion.guidance import guided
 from mvader_jax.diffusion.noise import initial_noise
 from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.diffusion.schedule import ScheduleConfig
+from mvader_jax.errors import Notice, UserError
 from mvader_jax.models.clip_text import ClipTextConfig
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
@@ -116,6 +119,42 @@ def test_the_whole_of_it(theirs: StableDiffusionPipeline, bundle: Path) -> None:
     (drawn,) = pipe(PROMPT, seed=SEED, steps=STEPS, guidance_scale=SCALE)
     difference = np.abs(np.asarray(drawn).astype(int) - np.round(image[0] * 255).astype(int))
     assert difference.max() <= 1
+
+
+def test_a_long_prompt_is_read_in_chunks(theirs: StableDiffusionPipeline, bundle: Path) -> None:
+    """Each with BOS and EOS through transformers' tower, states joined; or cut at the first, which is told."""
+    pipe = Pipeline.load(bundle, cache=False)
+    text = f"{'the cat and a hat ' * 5}a cat in the hat"
+    ids = theirs.tokenizer(text, add_special_tokens=False).input_ids
+    pieces = [ids[start : start + 18] for start in range(0, len(ids), 18)]
+    rows = [[298, *piece, 299, *[299] * (18 - len(piece))] for piece in pieces]
+    assert len(rows) == 3 and len(pieces[-1]) < 18
+    with twins.torch.no_grad():
+        expected = theirs.text_encoder(twins.torch.tensor(rows))[0]
+    width = expected.shape[-1]
+    close(pipe.embed(text, long_prompts="chunk").hidden, expected.reshape(1, 60, width), 1e-4)
+    with pytest.warns(
+        Notice, match=f"has {len(ids) + 2} tokens, more than this model's 20 positions, and is cut: "
+    ):
+        close(pipe.embed(text).hidden, expected[:1], 1e-4)
+    with pytest.raises(UserError, match=f"a prompt has {len(ids) + 2} text tokens"):
+        pipe.embed(text, long_prompts="refuse")
+    # A token's weight goes with it into its chunk.
+    weighted = mv.Prompt([mv.Text(text, spans={" in ": 2.0})], long_prompts="chunk")
+    batch = pipe.bundle.to_batch([weighted, PROMPT])
+    place, after = np.flatnonzero(batch.log_weights[0])
+    at = theirs.tokenizer(text.split(" in ")[0], add_special_tokens=False).input_ids
+    assert place == 20 * (len(at) // 18) + 1 + len(at) % 18 and after == place + 1
+    assert np.isclose(batch.condition_log_weights[0, place], np.log(2.0))
+    # Beside a longer one a short prompt has no further chunks.
+    short = pipe.bundle.to_batch([PROMPT])
+    np.testing.assert_array_equal(batch.token_ids[1, :20], short.token_ids[0])
+    assert np.all(batch.log_weights[1, 20:] == PADDING) and np.all(
+        batch.condition_log_weights[1, 20:] == PADDING
+    )
+    both, alone = pipe.embed_batch(batch), pipe.embed_batch(short)
+    np.testing.assert_allclose(both.hidden[1, :20], alone.hidden[0], atol=1e-5)
+    assert bool(np.all(np.isfinite(both.hidden)))
 
 
 def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

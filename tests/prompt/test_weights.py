@@ -162,7 +162,7 @@ def test_lengths(tokenizer: Tokenizer) -> None:
     with pytest.raises(
         UserError, match=r"29 text tokens and 1 image of 4 tokens, 33 in all, .* 32 positions"
     ):
-        batch(tokenizer, [words + " red", SQUARE])
+        batch(tokenizer, [words + " red", SQUARE], long_prompts="refuse")
 
 
 def test_factors(tokenizer: Tokenizer) -> None:

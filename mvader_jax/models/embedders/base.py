@@ -23,6 +23,8 @@ class Embedder(abc.ABC):
 
     #: The component that reads tokens: a model's tokenizer is the one of this component's bundle.
     reader: ClassVar[str]
+    #: Whether it reads prompts of several times `max_positions`, each of these as a prompt of its own.
+    chunks: ClassVar[bool] = False
 
     @classmethod
     @abc.abstractmethod

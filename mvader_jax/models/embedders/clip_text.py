@@ -22,6 +22,7 @@ class ClipText(Embedder):
     """Stable Diffusion masks nothing: the tokenizer's padding counts as tokens, with log weight 0."""
 
     reader: ClassVar[str] = "text_encoder"
+    chunks: ClassVar[bool] = True
 
     config: ClipTextConfig
 
@@ -60,7 +61,17 @@ class ClipText(Embedder):
         tower, params = Tower(self.config, dtype), {"params": needed(components, "text_encoder")}
 
         def embed(batch: PromptBatch) -> Condition:
-            inputs = jax.tree.map(jnp.asarray, (batch.token_ids, batch.log_weights, batch.factors))
-            return batch.condition(tower.apply(params, *inputs))
+            ids, weights, factors = jax.tree.map(
+                jnp.asarray, (batch.token_ids, batch.log_weights, batch.factors)
+            )
+            rows, length = ids.shape
+            # A longer prompt is read chunk by chunk, and their states are joined, as the web interfaces of Stable
+            # Diffusion do (AUTOMATIC1111, compel).
+            chunks = -(-length // self.max_positions)
+            if chunks > 1:
+                ids, weights = (x.reshape(rows * chunks, self.max_positions) for x in (ids, weights))
+                factors = None if factors is None else jnp.repeat(factors, chunks, axis=0)
+            hidden = tower.apply(params, ids, weights, factors)
+            return batch.condition(hidden.reshape(rows, length, self.width))
 
         return [embed(batch) for batch in batches]

@@ -147,7 +147,7 @@ class Preparer:
         sizes = [prepared.pictures[path].size for prompt in prompts for path in _paths(prompt)]
         shape = prepared.shape
         images = {"num_images": shape.images, "sizes": sizes} if shape.images else {}
-        batch = layout(self.pipe.bundle, prompts, length=shape.length, **images)
+        batch = layout(self.pipe.bundle, prompts, length=shape.length, notify=_told, **images)
         if shape.images:
             pixels = np.stack([self._stacked(item.request.prompt, prepared, shape.images) for item in items])
             batch = dataclasses.replace(batch, pixels=pixels)
@@ -166,12 +166,16 @@ class Preparer:
     def negative(self, prompt: Prompt | None) -> Condition:
         """The Condition of a negative prompt, or of the null prompt, one row on the host; computed once."""
         if prompt not in self._negatives:
-            condition = self.pipe.embed_batch(self.pipe.bundle.to_batch([prompt]))
+            condition = self.pipe.embed_batch(self.pipe.bundle.to_batch([prompt], notify=_told))
             self._negatives[prompt] = jax.tree.map(np.asarray, condition)
             while len(self._negatives) > _NEGATIVES:
                 self._negatives.popitem(last=False)
         self._negatives.move_to_end(prompt)
         return self._negatives[prompt]
+
+
+def _told(sentence: str) -> None:
+    """It was when the prompt was measured."""
 
 
 def _paths(prompt: Prompt) -> list[str]:

@@ -138,7 +138,11 @@ def _request(
     settings = defaults[0].changed(**changes)
     count = image_count(defaults[1] if data.get("num_images") is None else data["num_images"])
     settings.numbered(count)
-    meaning: dict[str, Any] = {"site": settings.site or "both", "balance": bool(settings.balance)}
+    meaning: dict[str, Any] = {
+        "site": settings.site or "both",
+        "balance": bool(settings.balance),
+        "long_prompts": settings.long_prompts or "cut",
+    }
     prompt = Prompt.from_json(data["prompt"], root, **meaning)
     given = data.get("negative") or None
     if given is None and "negative_strength" in changes:

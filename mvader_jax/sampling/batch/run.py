@@ -80,7 +80,7 @@ def sample_all(
     preparer = Preparer(pipe, size + -size % pipe.shards)
     before = pipe.compiled
     job.note(problems)
-    shape_of, unfit = shapes(pipe.bundle, requests)
+    shape_of, unfit = shapes(pipe.bundle, requests, job.logger.say)
     job.note(unfit)
     missing = job.begin([request for request in requests if request.line in shape_of])
     batches = plan([(item, shape_of[item.request.line]) for item in missing], preparer.size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -61,8 +61,14 @@ def layout(bundle: Bundle, prompts: Sequence[Prompt | None], **options: Any) -> 
     return bundle.to_batch(prompts, image_size=0, pixels=blank, **options)
 
 
-def shapes(bundle: Bundle, requests: Iterable[Request]) -> tuple[dict[int, Shape], list[Problem]]:
-    """The shape of every request by its line, and the requests that do not fit the model."""
+def shapes(
+    bundle: Bundle, requests: Iterable[Request], say: Callable[[str], None] = lambda _: None
+) -> tuple[dict[int, Shape], list[Problem]]:
+    """The shape of every request by its line, and the requests that do not fit the model.
+
+    say: told once what a user should know of prompts like a line's.
+    """
+    told: dict[str, int] = {}
     found: dict[int, Shape] = {}
     problems: list[Problem] = []
     known: dict[tuple[Prompt, Prompt | None], _Measured | UserError] = {}
@@ -70,7 +76,7 @@ def shapes(bundle: Bundle, requests: Iterable[Request]) -> tuple[dict[int, Shape
         pair = (request.prompt, request.negative)
         if pair not in known:
             try:
-                known[pair] = _measure(bundle, *pair)
+                known[pair] = _measure(bundle, *pair, lambda said: told.setdefault(said, request.line))  # noqa: B023
             except UserError as error:
                 known[pair] = error
         measured = known[pair]
@@ -84,6 +90,8 @@ def shapes(bundle: Bundle, requests: Iterable[Request]) -> tuple[dict[int, Shape
         factors, length, images = measured
         both = request.negative is not None and request.settings.negative_strength != 1.0
         found[request.line] = Shape(static, factors, both, length, images)
+    for said, line in told.items():
+        say(f"line {line}: {said}")
     return found, problems
 
 
@@ -91,8 +99,10 @@ def shapes(bundle: Bundle, requests: Iterable[Request]) -> tuple[dict[int, Shape
 _Measured: TypeAlias = tuple[tuple[tuple[int, ...], ...], int, int]
 
 
-def _measure(bundle: Bundle, prompt: Prompt, negative: Prompt | None) -> _Measured:
-    rows = [layout(bundle, [one]) for one in (prompt, negative)]
+def _measure(
+    bundle: Bundle, prompt: Prompt, negative: Prompt | None, notify: Callable[[str], Any]
+) -> _Measured:
+    rows = [layout(bundle, [one], notify=notify) for one in (prompt, negative)]
     factors = tuple(
         tuple(np.shape(getattr(row, name))[1:])
         for row in rows
