@@ -3,8 +3,8 @@
 The decoder's dimensions are inferred (`DecoderConfig.luminous_13b`), the width of 5120 is known. V1
 (table 1): the UNet and the semantic biases train, adapters are not used.
 
-    mvader plan configs/luminous_v1.py --topology v5e:16x16
-    mvader train configs/luminous_v1.py --mesh data=4,fsdp=64
+    mvader plan configs/luminous_v1.py --topology v5e-256
+    mvader train configs/luminous_v1.py
 """
 
 import dataclasses

@@ -5,8 +5,8 @@ that adapters follow attention and MLP (MultiFusion, figure 2); their bottleneck
 V2 (table 1): the UNet trains; biases and adapters are frozen. The stages before, with `--stage`:
 `captioning` as MAGMA, `contrastive` as SGPT.
 
-    mvader plan configs/luminous_v2.py --topology v5e:16x16
-    mvader train configs/luminous_v2.py --mesh data=4,fsdp=64
+    mvader plan configs/luminous_v2.py --topology v5e-256
+    mvader train configs/luminous_v2.py
 """
 
 from mvader_jax.models.config import ModelConfig

@@ -6,7 +6,7 @@ together without the adapters, then train:
     mvader bundle bundles/open_v1 --decoder bundles/magma --biases bundles/sgpt \\
         --image-prefix bundles/magma --image-encoder bundles/magma \\
         --unet bundles/sd14 --vae bundles/sd14
-    mvader train configs/open_v1.py --mesh data=4,fsdp=64
+    mvader train configs/open_v1.py
 
 `docs/weights.md` says how the bundles and the data come about. The stage before, semantic biases as SGPT trains
 them, is here too: `mvader train configs/open_v1.py --stage contrastive`.

@@ -3,10 +3,10 @@
 V2 (table 1): the UNet trains; biases and adapters are frozen. `docs/weights.md` says how the public weights
 become `bundles/open_s_magma`, the UNet's to_k and to_v made anew, 4096 wide, and where the data comes from. Then:
 
-    mvader train configs/open_v2.py --mesh data=4,fsdp=64
+    mvader train configs/open_v2.py
 
 The stages before are here for who wants to train them too, with `--stage`: `captioning` as MAGMA
-(from GPT-J and CLIP RN50x16), `contrastive` as SGPT. `mvader plan configs/open_v2.py --topology v5e:16x16`
+(from GPT-J and CLIP RN50x16), `contrastive` as SGPT. `mvader plan configs/open_v2.py --topology v5e-256`
 says beforehand what a pod makes of it.
 """
 

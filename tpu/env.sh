@@ -25,6 +25,6 @@ mvader_flags=(
 )
 case "${TPU_TYPE:-}" in
   # A v6e core has 128 MiB of fast memory; larger tiles feed its twice as wide matrix units.
-  v6e-*) mvader_flags+=(--xla_tpu_scoped_vmem_limit_kib=98304) ;;
+  *v6e*) mvader_flags+=(--xla_tpu_scoped_vmem_limit_kib=98304) ;;
 esac
 export LIBTPU_INIT_ARGS="${LIBTPU_INIT_ARGS:-${mvader_flags[*]}}"

@@ -1,14 +1,12 @@
-"""The table of plans in tpu/README.md, and the plans behind it.
+"""The tables of plans in tpu/README.md, and the plans behind them.
 
-    python tpu/table.py                          prints the table from tpu/plans/*.json
-    python tpu/table.py --write                  puts it into tpu/README.md
-    python tpu/table.py --plan v5e-256 v4-8      compiles these pods' plans again (all of them: --plan all);
-                                                 --config open_v2 for one config alone
-    python tpu/table.py --estimate               asks the search's model for every pod: the rows of what is
-                                                 not compiled, and the mesh that the model prefers
+    python tpu/table.py                     prints the tables from tpu/plans/*.json
+    python tpu/table.py --write             puts them into tpu/README.md
+    python tpu/table.py --plan NAME ...     compiles these plans again (of tpu/plans; all of them: --plan all)
+    python tpu/table.py --commands          prints the command behind every row
 
-Each plan is one `mvader plan` with the pod's mesh of tpu/pods.toml, latents and image features computed
-before; the commands are printed as they run.
+Each plan is one `mvader plan` with the pod, mesh and microbatches that its file names; in training, latents and image
+features are computed before. The commands are printed as they run.
 """
 
 from __future__ import annotations
@@ -21,133 +19,113 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent))
 
-from pods import pods  # noqa: E402
+from mvader_jax.parallel.pods import chips, parse_topology  # noqa: E402
 
-CONFIGS = ("open_v2", "luminous_v2")
-ESTIMATES = HERE / "plans" / "estimated.json"
-BEGIN, END = "<!-- plans: begin -->", "<!-- plans: end -->"
+#: Of what is drawn and of what is trained, in the order of the page.
+TABLES = ("drawing", "plans")
 
 
-def command(pod: str, config: str) -> list[str]:
+def plans() -> dict[str, dict[str, Any]]:
+    """{name: plan}, configs together, pods by generation and size."""
+    found = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (HERE / "plans").glob("*.json")
+    }
+    generations = list(chips())
+
+    def order(name: str) -> tuple[Any, ...]:
+        topology = found[name]["topology"]
+        generation = generations.index(topology["name"].split(":")[0])
+        return not name.startswith("open"), generation, topology["chips"], name
+
+    return {name: found[name] for name in sorted(found, key=order)}
+
+
+def is_drawing(plan: dict[str, Any]) -> bool:
+    return "images" in plan["settings"]
+
+
+def mesh_of(plan: dict[str, Any]) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in plan["mesh"].items() if size > 1) or "data=1"
+
+
+def pod_of(plan: dict[str, Any]) -> str:
+    """The pod's short name, as v5e-8."""
+    topology = parse_topology(plan["topology"]["name"])
+    return (topology.google or topology.name).replace(topology.chip.google, topology.generation)
+
+
+def command(name: str, plan: dict[str, Any]) -> list[str]:
     """The `mvader plan` behind one row."""
-    row = pods()[pod]
-    mesh, microbatches = row["meshes"][config]
-    words = ["mvader", "plan", f"configs/{config}.py", "--topology", row["topology"], "--mesh", mesh]
-    words += ["--accumulate", str(microbatches), "--precomputed", "latents,features"]
-    words += ["--slices", str(row["slices"])] if row["slices"] > 1 else []
-    return [*words, "--out", f"tpu/plans/{config}_{pod}.json"]
+    topology, settings = plan["topology"], plan["settings"]
+    words = ["mvader", "plan", f"configs/{plan['title'].split(':')[0]}.py", "--topology", topology["name"]]
+    words += ["--slices", str(topology["slices"])] if topology["slices"] > 1 else []
+    words += ["--mesh", mesh_of(plan)]
+    if is_drawing(plan):
+        words += ["--job", "sample", "--dtype", settings["dtype"]]
+    else:
+        words += ["--accumulate", str(settings["microbatches"]), "--precomputed", "latents,features"]
+    return [*words, "--out", f"tpu/plans/{name}.json"]
 
 
-def table() -> str:
-    """What is compiled, configs together, pods in the order of tpu/pods.toml; then what is estimated only."""
-    names = [(config, pod) for config in CONFIGS for pod in pods()]
-    files = {name: HERE / "plans" / f"{name[0]}_{name[1]}.json" for name in names}
-    done = [json.loads(file.read_text(encoding="utf-8")) for file in files.values() if file.exists()]
-    parts = []
-    if done:
-        from mvader_jax.plan.request import table as as_table
+def table(which: str) -> str:
+    """One of TABLES as Markdown."""
+    from mvader_jax.plan.request import table as of_training
 
-        parts = ["Compiled:", as_table(done)]
-    if ESTIMATES.exists():
-        rows = json.loads(ESTIMATES.read_text(encoding="utf-8"))
-        left = [row for row in rows if not files[row["config"], row["pod"]].exists()]
-        if left:
-            parts += ["Estimated by the search's model alone, nothing compiled:", estimated_table(left)]
-    return "\n\n".join(parts)
+    chosen = [plan for plan in plans().values() if is_drawing(plan) == (which == "drawing")]
+    return of_drawing(chosen) if which == "drawing" else of_training(chosen)
 
 
-def estimated_table(rows: list[dict[str, Any]]) -> str:
-    """Rows of tpu/plans/estimated.json as Markdown."""
-    head = (
-        "| config | pod | chips | mesh | microbatches | memory a chip, GiB | arithmetic / interconnect, ms | "
-        "images/s, at most | utilisation, at most | the model prefers |"
-    )
+def of_drawing(rows: list[dict[str, Any]]) -> str:
+    head = "| pod | dtype | mesh | pictures at once | peak of HBM, GiB | fits | seconds for all of them, at least | command |"
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
-    for row in rows:
-        seconds = max(row["arithmetic_ms"], row["interconnect_ms"]) / 1e3
-        use = row["model_flops"] / row["chips"] / row["peak"] / seconds
-        cells = [row["config"], row["pod"], str(row["chips"]), row["mesh"], str(row["microbatches"])]
-        cells += [f"{row['memory_gib']:.1f} of {row['hbm_gib']:.0f}"]
-        cells += [f"{row['arithmetic_ms']:,.0f} / {row['interconnect_ms']:,.0f}"]
-        cells += [f"{row['batch'] / seconds:,.0f}", f"{100 * use:.0f} %", row["best"]]
-        lines.append("| " + " | ".join(cells) + " |")
+    for plan in rows:
+        f = {name: figure["value"] for name, figure in plan["figures"].items()}
+        settings, pod = plan["settings"], pod_of(plan)
+        cells = [pod, settings["dtype"], mesh_of(plan), str(settings["images"])]
+        cells += [f"{f['peak'] / 2**30:.1f} of {f['hbm'] / 2**30:.0f}", "yes" if plan["fits"] else "**no**"]
+        cells.append(f"{f['step_seconds']:.1f}" if "step_seconds" in f else "")
+        words = ["mvader", "plan", f"configs/{plan['title'].split(':')[0]}.py", "--job", "sample"]
+        words += ["--topology", pod, "--mesh", mesh_of(plan), "--dtype", settings["dtype"]]
+        lines.append("| " + " | ".join([*cells, f"`{' '.join(words)}`"]) + " |")
     return "\n".join(lines)
 
 
-def estimate(configs: list[str]) -> None:
-    """Writes tpu/plans/estimated.json: the model's figures for every pod's mesh, and the mesh it ranks first."""
-    from mvader_jax.parallel.pods import parse_topology
-    from mvader_jax.plan.request import Request, candidates
-
-    rows = []
-    if ESTIMATES.exists():
-        rows = [r for r in json.loads(ESTIMATES.read_text(encoding="utf-8")) if r["config"] not in configs]
-    for config in configs:
-        for pod, row in pods().items():
-            topology = parse_topology(row["topology"], row["slices"])
-            mesh, microbatches = row["meshes"][config]
-            request = Request(
-                f"configs/{config}.py", topology.name, topology.slices, precomputed=("latents", "features")
-            )
-            found = candidates(request)
-            best = found["candidates"][0]
-            own = next(
-                c for c in found["candidates"] if (c["mesh"], c["microbatches"]) == (mesh, microbatches)
-            )
-            rows.append(
-                {
-                    "config": config,
-                    "pod": pod,
-                    "chips": topology.chips,
-                    **own,
-                    "batch": 2048,
-                    "model_flops": found["model_flops"],
-                    "peak": topology.chip.peak,
-                    "hbm_gib": topology.chip.hbm_gib,
-                    "best": f"{best['mesh']} x {best['microbatches']}",
-                }
-            )
-            print(rows[-1], file=sys.stderr, flush=True)
-    rows.sort(key=lambda r: (CONFIGS.index(r["config"]), list(pods()).index(r["pod"])))
-    ESTIMATES.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
-
 def write() -> None:
-    """Replaces the table in tpu/README.md."""
+    """Replaces the tables in tpu/README.md."""
     path = HERE / "README.md"
     text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN, 1)
-    _, after = rest.split(END, 1)
-    path.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+    for which in TABLES:
+        begin, end = f"<!-- {which}: begin -->", f"<!-- {which}: end -->"
+        before, rest = text.split(begin, 1)
+        text = f"{before}{begin}\n{table(which)}\n{end}{rest.split(end, 1)[1]}"
+    path.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--plan", nargs="+", metavar="POD", help="pods to plan again, or all")
-    parser.add_argument("--config", action="append", choices=CONFIGS, help="default: all")
-    parser.add_argument("--estimate", action="store_true", help="ask the model, compile nothing")
-    parser.add_argument("--write", action="store_true", help="put the table into tpu/README.md")
+    parser.add_argument("--plan", nargs="+", metavar="NAME", help="plans to compile again, or all")
+    parser.add_argument("--commands", action="store_true", help="print the command behind every row")
+    parser.add_argument("--write", action="store_true", help="put the tables into tpu/README.md")
     options = parser.parse_args()
-    chosen = list(pods()) if options.plan == ["all"] else options.plan or []
-    for pod in chosen:
-        if pod not in pods():
-            parser.error(f"unknown pod {pod!r}; known: {', '.join(pods())}")
-        for config in options.config or CONFIGS:
-            words = command(pod, config)
-            print(" ".join(words), file=sys.stderr, flush=True)
-            subprocess.run(
-                [str(Path(sys.executable).parent / "mvader"), *words[1:]], check=True, cwd=HERE.parent
-            )
-    if options.estimate:
-        estimate(options.config or list(CONFIGS))
+    known = plans()
+    chosen = list(known) if options.plan == ["all"] else options.plan or []
+    for name in chosen:
+        if name not in known:
+            parser.error(f"unknown plan {name!r}; known: {', '.join(known)}")
+        words = command(name, known[name])
+        print(" ".join(words), file=sys.stderr, flush=True)
+        mvader = str(Path(sys.executable).parent / "mvader")
+        subprocess.run([mvader, *words[1:]], check=True, cwd=HERE.parent)
+    if options.commands:
+        print("\n".join(" ".join(command(name, plan)) for name, plan in known.items()))
     if options.write:
         write()
-    elif not chosen and not options.estimate:
-        print(table())
+    elif not chosen and not options.commands:
+        print("\n\n".join(table(which) for which in TABLES))
 
 
 if __name__ == "__main__":

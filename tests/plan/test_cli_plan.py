@@ -87,7 +87,7 @@ def test_the_diffusion_step_and_the_sampler_compile(config: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.py"], "no config file 'nowhere.py'"),
+        (["nowhere.py"], "no config 'nowhere.py'"),
         (["{config}", "--topology", "v5e-255"], "there is no slice v5e-255; accepted: v5e-1, v5e-4, v5e-8"),
         (["{config}", "--topology", "big"], "'big' is no pod; accepted: Google's name"),
         (["{config}", "--topology", "2xv5e-16", "--slices", "4"], "'2xv5e-16' is 2 slices, not 4"),

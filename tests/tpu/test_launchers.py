@@ -6,19 +6,19 @@ import os
 import shlex
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 TPU = ROOT / "tpu"
-PODS = tomllib.loads((TPU / "pods.toml").read_text(encoding="utf-8"))
 VM = ["--name", "mv", "--project", "p", "--zone", "z", "--image", "img", "--bucket", "b", "--dry-run"]
 GKE = ["--cluster", "c", "--project", "p", "--zone", "z", "--image", "img", "--bucket", "b", "--dry-run"]
 
 
-def bash(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def bash(
+    script: str, *arguments: str, cwd: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     # The scripts call python3: this one, which has tomllib.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
@@ -26,6 +26,7 @@ def bash(script: str, *arguments: str, **environment: str) -> subprocess.Complet
         capture_output=True,
         text=True,
         env={**os.environ, "PATH": path, **environment},
+        cwd=cwd,
     )
 
 
@@ -41,7 +42,7 @@ def option(words: list[str], name: str) -> str:
 
 def test_shellcheck_has_nothing_to_say() -> None:
     scripts = sorted(TPU.glob("*.sh"))
-    assert len(scripts) == 4
+    assert len(scripts) == 5
     done = subprocess.run(
         [str(Path(sys.executable).parent / "shellcheck"), "-x", *map(str, scripts)],
         capture_output=True,
@@ -67,15 +68,115 @@ def test_two_slices_are_one_request_of_two_nodes() -> None:
     assert [words[5] for words in started] == ["mv-0", "mv-1"]
 
 
-def test_training_starts_on_every_host() -> None:
-    (words,) = commands("launch.sh", "train", "--pod", "v4-32", *VM, "--config", "configs/open_v1.py")
-    assert "--worker=all" in words
-    inside = shlex.split(option(words, "--command"))
+@pytest.mark.parametrize(
+    ("pod", "machine"),
+    [
+        ("v5e-1", ["--accelerator-type", "v5litepod-1"]),
+        ("v5litepod-16", ["--accelerator-type", "v5litepod-16"]),
+        ("v5e:16x16", ["--accelerator-type", "v5litepod-256"]),
+        ("v4-16", ["--accelerator-type", "v4-16"]),
+        ("tpu7x-8", ["--accelerator-type", "tpu7x-8"]),
+        ("v5p:4x4x16", ["--type", "v5p", "--topology", "4x4x16"]),
+    ],
+)
+def test_any_pod_is_asked_for_by_google_s_name(pod: str, machine: list[str]) -> None:
+    (words,) = commands("launch.sh", "create", "--pod", pod, *VM)
+    at = words.index("--runtime-version")
+    assert words[at - len(machine) : at] == machine
+    (words,) = commands("launch_gke.sh", "create", "--pod", pod, *GKE)
+    assert option(words, "--tpu-type") == (machine[1] if len(machine) == 2 else "v5p-4x4x16")
+
+
+#: A job as it is launched, and what mvader is told on every host.
+JOBS = [
+    (
+        ["train", "--config", "configs/open_v1.py", "stages.diffusion.remat=none", "--", "--mesh", "fsdp=64"],
+        [
+            "train",
+            "configs/open_v1.py",
+            "--stage",
+            "diffusion",
+            "stages.diffusion.remat=none",
+            "--mesh",
+            "fsdp=64",
+        ],
+    ),
+    (
+        ["train", "--stage", "vae", 'stages.vae.data.precomputed=["data/encoded"]'],
+        ["train", "configs/open_v2.py", "--stage", "vae", 'stages.vae.data.precomputed=["data/encoded"]'],
+    ),
+    (
+        ["encode", "data/laion", "data/encoded", "--", "--part", "latents"],
+        [
+            "encode",
+            "configs/open_v2.py",
+            "--stage",
+            "diffusion",
+            "data/laion",
+            "data/encoded",
+            "--part",
+            "latents",
+        ],
+    ),
+    (
+        ["sample", "--", "a red hat", "--bundle", "runs/x/diffusion", "--mesh", "data=4,fsdp=4"],
+        ["sample", "a red hat", "--bundle", "runs/x/diffusion", "--mesh", "data=4,fsdp=4"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), JOBS)
+def test_a_job_starts_on_every_host_with_what_it_was_told(words: list[str], told: list[str]) -> None:
+    (found,) = commands("launch.sh", words[0], "--pod", "v4-32", *VM, *words[1:])
+    assert "--worker=all" in found
+    inside = shlex.split(option(found, "--command"))
     assert "TPU_TYPE=v4-32" in inside and "BUCKET=b" in inside
-    assert inside[-5:] == ["bash", "tpu/run.sh", "configs/open_v1.py", "--stage", "diffusion"]
+    assert inside[inside.index("img") :] == ["img", "bash", "tpu/run.sh", *told]
+    assert "--privileged" in inside and "--net=host" in inside
+    (found,) = commands("launch_gke.sh", words[0], "--pod", "v4-32", *GKE, *words[1:])
+    assert shlex.split(option(found, "--command")) == [
+        "TPU_TYPE=v4-32",
+        "BUCKET=b",
+        "bash",
+        "tpu/run.sh",
+        *told,
+    ]
+
+
+def test_the_old_name_of_a_stage_is_taken() -> None:
     old = commands("launch.sh", "train", "--pod", "v4-32", *VM, "--objective", "vae")
     assert shlex.split(option(old[0], "--command"))[-2:] == ["--stage", "vae"]
-    assert "--privileged" in inside and "--net=host" in inside
+
+
+def test_an_image_of_google_s_registry_is_pulled_by_who_may() -> None:
+    image = ["--image", "europe-west4-docker.pkg.dev/p/mvader/mvader"]
+    (words,) = commands("launch.sh", "train", "--pod", "v5e-8", *VM, *image)
+    first = option(words, "--command").split(";")[0]
+    assert shlex.split(first)[:5] == [
+        "sudo",
+        "gcloud",
+        "auth",
+        "configure-docker",
+        "europe-west4-docker.pkg.dev",
+    ]
+    (words,) = commands("launch.sh", "train", "--pod", "v5e-8", *VM)
+    assert "configure-docker" not in option(words, "--command")
+
+
+@pytest.mark.parametrize(
+    ("script", "tool", "where"), [("launch.sh", "gcloud", VM), ("launch_gke.sh", "xpk", GKE)]
+)
+def test_google_s_tool_is_run(script: str, tool: str, where: list[str], tmp_path: Path) -> None:
+    """With a tool that writes its arguments down and ends with 3: the launcher runs it, and ends as it does."""
+    fake = tmp_path / tool
+    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" {tool} "$@" > "{tmp_path}/told"\nexit 3\n')
+    fake.chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for words in (["train", "a.b=1"], ["stop"], ["delete"]):
+        dry = [*words[:1], "--pod", "v5e-8", *where, *words[1:]]
+        wet = [word for word in dry if word != "--dry-run"]
+        assert bash(script, *wet, PATH=path).returncode == 3
+        assert [(tmp_path / "told").read_text().splitlines()] == commands(script, *dry)
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "stop", "delete"])
@@ -90,7 +191,7 @@ def test_xpk_gets_the_slices_and_restarts() -> None:
     assert words[:3] == ["xpk", "workload", "create"]
     assert option(words, "--tpu-type") == "v5litepod-256" and option(words, "--num-slices") == "2"
     assert option(words, "--max-restarts") == "7"
-    assert option(words, "--command").startswith("TPU_TYPE=v5e-256 SLICES=2 BUCKET=b bash tpu/run.sh")
+    assert option(words, "--command").startswith("TPU_TYPE=2xv5e-256 BUCKET=b bash tpu/run.sh")
     (words,) = commands("launch_gke.sh", "create", "--pod", "v6e-256", *GKE)
     assert words[:3] == ["xpk", "cluster", "create"] and "--on-demand" in words
 
@@ -98,18 +199,37 @@ def test_xpk_gets_the_slices_and_restarts() -> None:
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("launch.sh", ["fly"], "unknown command 'fly'; accepted: create, status, train, logs, stop, delete"),
+        ("launch.sh", ["fly"], "unknown command 'fly'; accepted: create, status, encode, train, sample"),
         ("launch.sh", ["create", "--name", "mv"], "--project is missing"),
         ("launch.sh", ["create", "--colour", "red"], "unknown option '--colour'"),
         ("launch.sh", ["create", "--pod"], "--pod needs a value"),
-        ("launch.sh", ["create", *VM, "--pod", "v5e-255"], "unknown pod 'v5e-255'; known: v4-8"),
+        (
+            "launch.sh",
+            ["create", *VM, "--pod", "v5e-255"],
+            "there is no slice v5e-255; accepted: v5e-1, v5e-4",
+        ),
+        ("launch_gke.sh", ["create", *GKE, "--pod", "big"], "'big' is no pod; accepted: Google's name"),
+        ("launch.sh", ["create", *VM, "--pod", "v5e:4x2"], "there is no slice v5e:4x2; accepted: v5e-1"),
+        ("launch.sh", ["create", *VM, "--pod", "v5e-8", "a.b=1"], "'a.b=1' does nothing for create"),
+        ("launch.sh", ["train", *VM, "--pod", "v5e-8", "--mesh", "data=8"], "mvader's own stand behind --"),
+        (
+            "launch.sh",
+            ["encode", *VM, "--pod", "v5e-8", "data/laion"],
+            "encode needs a data set and a folder",
+        ),
+        (
+            "launch.sh",
+            ["sample", *VM, "--pod", "v5e-8", "a hat"],
+            "sample on 8 chips needs a --mesh behind --",
+        ),
+        ("launch.sh", ["sample", *VM, "--pod", "v5e-1", "--stage", "x"], "--stage do nothing for sample"),
         (
             "launch_gke.sh",
             ["train", "--cluster", "c", "--project", "p", "--zone", "z", "--pod", "v4-8"],
             "--image",
         ),
         ("run.sh", ["--stage", "vae"], "name a config first"),
-        ("run.sh", ["configs/open_v2.py"], "unknown pod 'v5e-255'; known: v4-8"),
+        ("run.sh", ["encode"], "name a config first"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_code_2(script: str, arguments: list[str], message: str) -> None:
@@ -118,50 +238,44 @@ def test_a_mistake_is_one_sentence_and_code_2(script: str, arguments: list[str],
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_run_starts_mvader_with_the_pod_s_mesh(tmp_path: Path) -> None:
-    """With a `mvader` that prints its arguments: the mesh is the table's, a SIGTERM would reach it (exec)."""
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "configs/open_v2.py", "--quiet"], ["train", "CONFIG", "--quiet"]),
+        (["configs/open_v2.py", "--mesh", "fsdp=2"], ["train", "CONFIG", "--mesh", "fsdp=2"]),
+        (["encode", "configs/open_v2.py", "a", "b"], ["data", "encode", "CONFIG", "a", "b"]),
+        (["train", "open_v2"], ["train", "open_v2"]),
+        (["sample", "a hat", "--mesh", "data=2"], ["sample", "a hat", "--mesh", "data=2"]),
+    ],
+)
+def test_run_starts_mvader(words: list[str], told: list[str], tmp_path: Path) -> None:
+    """With a `mvader` that prints its arguments: a SIGTERM would reach it (exec), its exit code is the host's."""
     fake = tmp_path / "mvader"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho "$LIBTPU_INIT_ARGS"\necho "$PPID"\nexit 75\n')
     fake.chmod(0o755)
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = bash("run.sh", "configs/open_v2.py", "--quiet", PATH=path, TPU_TYPE="v5e-256", SLICES="2")
-    mesh, microbatches = PODS["2xv5e-256"]["meshes"]["open_v2"]
-    *words, flags, parent = done.stdout.splitlines()
-    assert words == [
-        "train",
-        "configs/open_v2.py",
-        f"stages.diffusion.accumulate={microbatches}",
-        "--mesh",
-        mesh,
-        "--quiet",
-    ]
-    assert "--xla_tpu_enable_async_collective_fusion=true" in flags
-    assert int(parent) == os.getpid()
-    assert done.returncode == 75
-    # What a person says comes last, and wins.
-    own = ["--mesh", "fsdp=2,data=2", "stages.diffusion.accumulate=2"]
-    done = bash("run.sh", "configs/open_v2.py", *own, PATH=path, TPU_TYPE="v4-8")
-    pod = ["stages.diffusion.accumulate=16", "--mesh", "fsdp=4"]
-    assert done.stdout.splitlines()[:-2] == ["train", "configs/open_v2.py", *pod, *own]
-    # A config that the table does not know keeps its own microbatches.
-    done = bash("run.sh", "mine.py", PATH=path, TPU_TYPE="v5e-256", SLICES="2")
-    assert done.stdout.splitlines()[:-2] == ["train", "mine.py", "--mesh", "replica=2,fsdp=-1"]
-    done = bash("run.sh", "mine.py", PATH=path, TPU_TYPE="")
-    assert done.stdout.splitlines()[:-2] == ["train", "mine.py"]
+    done = bash("run.sh", *words, PATH=path, TPU_TYPE="2xv5e-256", cwd=str(ROOT))
+    *found, flags, parent = done.stdout.splitlines()
+    assert found == [word.replace("CONFIG", str(ROOT / "configs" / "open_v2.py")) for word in told]
+    assert "--xla_tpu_enable_async_collective_fusion=true" in flags and "scoped_vmem" not in flags
+    assert int(parent) == os.getpid() and done.returncode == 75
 
 
-@pytest.mark.parametrize("pod", sorted(PODS))
-def test_every_mesh_makes_up_its_pod(pod: str) -> None:
-    from mvader_jax.parallel.mesh import parse_mesh
-    from mvader_jax.parallel.pods import parse_topology
+@pytest.mark.parametrize("pod", ["v6e-8", "2xv6e-256", "v6e:4x4"])
+def test_flags_of_a_generation_by_any_name_of_its_pods(pod: str) -> None:
+    script = f'source "{TPU}/env.sh" && printf %s "$LIBTPU_INIT_ARGS"'
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], "TPU_TYPE": pod},
+    )
+    assert "scoped_vmem" in done.stdout
 
-    row = PODS[pod]
-    topology = parse_topology(row["topology"], row["slices"])
-    assert set(row["meshes"]) == {"open_v2", "luminous_v2"}
-    for mesh, microbatches in row["meshes"].values():
-        resolved = parse_mesh(mesh).resolve(topology.chips * topology.chip.cores)
-        assert 2048 % (resolved.replica * resolved.data * resolved.fsdp * microbatches) == 0
-        assert resolved.replica == row["slices"]
+
+def test_the_pods_are_listed_on_a_machine_without_packages() -> None:
+    done = subprocess.run([sys.executable, "-S", str(TPU / "pods.py")], capture_output=True, text=True)
+    assert "v5e: v5e-1, v5e-4, v5e-8, " in done.stdout and not done.stderr
 
 
 def test_docker_installs_no_torch_and_no_cuda() -> None:
