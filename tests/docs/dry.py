@@ -197,8 +197,9 @@ class Dry:
     def is_made(self, path: str) -> bool:
         """Whether a bundle or data set is there: embedded, on the hub, made by a command of a page, or a stage's."""
         run = re.fullmatch(r"runs/(\w+)/(\w+)(/bundle|@\d+)?", path)
-        if run and run[1] in shipped_configs():
-            return run[2] in load_config(shipped_configs()[run[1]]).stages
+        configs = {**shipped_configs(), "mine": Path("mine.py")}
+        if run and run[1] in configs:
+            return run[2] in load_config(configs[run[1]]).stages
         return bool(
             path in self.made
             or path.endswith(("/mine", "/other"))  # the reader's own
