@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
+from typing import Any
+
+from mvader_jax.errors import UserError
 
 #: How names of pictures end: what Pillow reads, and what people have beside it.
 READABLE = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -17,8 +21,21 @@ PICTURES = READABLE + tuple(f".{ending}" for ending in _OTHERS.split())
 _PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
 
+#: A URL, and a picture written as one.
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://\S+|data:image/\S+", re.IGNORECASE)
+
+
+def check_no_url(source: Any) -> None:
+    """Raises UserError where a picture is given as a URL: nothing is fetched here."""
+    if isinstance(source, str) and _URL.fullmatch(source):
+        shown = source if len(source) <= 100 else f"{source[:97]}..."
+        raise UserError(f"the image {shown!r} is a URL; pictures are read from files: save it as one")
+
+
 def names_picture(text: str, root: str | os.PathLike[str] = ".") -> bool:
-    """Whether a string ends as pictures' names do, nearly so in one word ("photo.jpge"), or is a picture's."""
+    """Whether a string ends as pictures' names do, nearly so in one word ("photo.jpge"), is a URL or a picture's."""
+    if _URL.fullmatch(text):
+        return True
     if _is_picture(pathlib.Path(root) / text):
         return True
     stem, dot, ending = text.rpartition(".")

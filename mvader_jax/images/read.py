@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from mvader_jax.errors import Notice, UserError
+from mvader_jax.images.names import check_no_url
 from mvader_jax.images.pixels import check_pixels, unit_to_uint8
 from mvader_jax.images.sources import held
 
@@ -40,6 +41,7 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
     import PIL.Image
 
     source = held(source)
+    check_no_url(source)
     if isinstance(source, PIL.Image.Image):
         return _decode(source, "the image")
     if isinstance(source, bytes):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeAlias, TypeGuard, get_args
 
 from mvader_jax.errors import UserError
-from mvader_jax.images.names import names_picture
+from mvader_jax.images.names import check_no_url, names_picture
 from mvader_jax.images.sources import held, is_source
 from mvader_jax.prompt.checks import Box, Factors, check_weight, checked_factors, checked_region, quote
 
@@ -107,7 +107,7 @@ class Image:
         the path of a mask (an image: white is 1, black 0), laid over the whole picture as the user sees
         it, before the encoder's centre crop. A token whose cell the region covers by a fraction f has its
         weight multiplied by 1 + f (factor - 1); where regions overlap their factors multiply.
-    Raises UserError for what is no picture, a bad weight, box or mask.
+    Raises UserError for what is no picture, a URL, a bad weight, box or mask.
     """
 
     image: ImageSource
@@ -115,6 +115,7 @@ class Image:
     regions: Sequence[tuple[Box | np.ndarray | str | os.PathLike[str], float]] = ()
 
     def __post_init__(self) -> None:
+        check_no_url(self.image)
         object.__setattr__(self, "image", held(self.image))
         object.__setattr__(self, "weight", check_weight(self.weight, self.describe()))
         try:
@@ -299,6 +300,7 @@ def _from_json(item: Any, root: pathlib.Path) -> Element:
         return Text(item["text"], weight, spans)
     if not isinstance(item["image"], str) or not item["image"]:
         raise UserError(f"an image of the prompt is {item['image']!r}; expected a path")
+    check_no_url(item["image"])
     regions = item.get("regions") or []
     try:
         pairs = [(_region_from_json(region, root), region["weight"]) for region in regions]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvader_jax.errors import UserError
-from mvader_jax.images.names import names_picture
+from mvader_jax.images.names import check_no_url, names_picture
 from mvader_jax.images.read import load_image
 from mvader_jax.prompt.checks import check_weight
 from mvader_jax.prompt.elements import Element, Image, Text
@@ -32,6 +32,7 @@ def parse_part(part: str) -> Element:
         return Text(body, weight)
     if not body:
         raise UserError(f"{part!r} names no image; write image:PATH")
+    check_no_url(body)
     if not os.path.exists(body):
         raise UserError(f"the image {body!r} does not exist{'' if kind == 'image' else _hint(body)}")
     return Image(body, weight)

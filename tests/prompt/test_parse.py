@@ -12,6 +12,7 @@ import mvader_jax as mv
 from mvader_jax.data.scenes.world import render, scene_at
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
+from mvader_jax.images.read import load_image
 from mvader_jax.prompt.parse import parse_part, read_part
 
 
@@ -76,6 +77,26 @@ def test_a_string_that_names_a_picture_is_not_drawn_as_words(folder: Path, name:
         mv.Prompt.from_json(["a hat", name], folder)
     assert mv.Prompt.of([mv.Text(name), mv.Image(name), Path(name)]).elements[0] == mv.Text(name)
     assert mv.Prompt.of("a drawing of circle.pngs and more").elements
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org/a.png", "http://a.org/photo?w=300", "s3://b/x", "data:image/png;base64,iVBO"]
+)
+def test_a_url_is_asked_about_and_never_fetched(folder: Path, url: str) -> None:
+    for prompt in (url, ["a hat", url], [(url, 0.5)]):
+        with pytest.raises(UserError, match="names a picture"):
+            mv.Prompt.of(prompt)
+    for ask in (
+        lambda: mv.Image(url),
+        lambda: load_image(url),
+        lambda: parse_part(url),
+        lambda: parse_part(f"image:{url}"),
+        lambda: mv.Prompt.from_json([{"image": url}], folder),
+    ):
+        with pytest.raises(UserError, match="is a URL; pictures are read from files: save it as one"):
+            ask()
+    assert parse_part(f"text:{url}") == mv.Text(url)
+    assert mv.Prompt.of(f"a drawing of {url} as text").elements
 
 
 def test_a_text_is_unicode() -> None:
