@@ -108,6 +108,8 @@ def _of_line(line: str, variables: dict[str, str]) -> Iterator[list[str]]:
     for part in re.split(r"\s+&&\s+", line):
         put = re.sub(r"(?<!')\$(\w+)", lambda match: variables.get(match[1], match[0]), part)
         words = shlex.split(put, comments=True)
+        if words[-2:-1] == [">"]:  # into a file of the reader's
+            del words[-2:]
         while words and _ASSIGNED.fullmatch(words[0]):
             name, _, value = words.pop(0).partition("=")
             if not words:
