@@ -107,7 +107,6 @@ class Draws:
         """
         count = len(indices)
         strength = None if negative is None else np.full(count, settings.negative_strength, np.float32)
-        walks = init is not None and SAMPLERS[settings.sampler].walks
         return cls(
             prompt,
             base,
@@ -117,8 +116,14 @@ class Draws:
             negative,
             strength,
             init,
-            np.asarray(settings.start(), np.int32) if walks else None,
+            traced_start(settings, init is not None),
         )
+
+
+def traced_start(settings: SamplingSettings, from_image: bool) -> Int[np.ndarray, ""] | None:
+    """`Draws.start`: None where sampling starts from noise, or the sampler takes its start from `StaticSettings`."""
+    walks = from_image and SAMPLERS[settings.sampler].walks
+    return np.asarray(settings.start(), np.int32) if walks else None
 
 
 @shapes_alone()

@@ -13,12 +13,14 @@ import numpy as np
 
 from mvader_jax.condition import Condition, PromptBatch, stack
 from mvader_jax.errors import UserError
-from mvader_jax.images.preprocess import clip_preprocess
+from mvader_jax.images.preprocess import clip_preprocess, to_vae_pixels
 from mvader_jax.images.read import load_image
 from mvader_jax.prompt.elements import Image, Prompt
 from mvader_jax.sampling.batch.requests import Problem
 from mvader_jax.sampling.batch.shapes import Batch, Item, Shape, layout
+from mvader_jax.sampling.generate import InitImages
 from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.settings import image_size
 
 #: Bytes of images' features that are kept for prompts to come.
 FEATURE_BYTES = 1 << 30
@@ -87,8 +89,10 @@ class Preparer:
                 if path not in pictures:
                     pictures[path] = self._picture(path, new)
             bad = [pictures[path].error for path in _paths(item.request.prompt) if pictures[path].error]
-            if item.request.negative is not None:
-                bad += [error for path in _paths(item.request.negative) if (error := self._unreadable(path))]
+            others = [] if item.request.negative is None else _paths(item.request.negative)
+            if item.request.init_image is not None:
+                others.append(item.request.init_image)
+            bad += [error for path in others if (error := self._unreadable(path))]
             if bad:
                 problems[item.request.line] = Problem(item.request.line, str(bad[0]))
             else:
@@ -96,7 +100,7 @@ class Preparer:
         return Prepared(batch.shape, tuple(good), pictures, new, list(problems.values()))
 
     def _unreadable(self, path: str) -> str | None:
-        """Why an image of a negative prompt cannot be read; asked once an image."""
+        """Why an image beside the prompt's cannot be read; asked once an image."""
         if path not in self._known_errors:
             try:
                 load_image(path)
@@ -153,6 +157,21 @@ class Preparer:
             batch = dataclasses.replace(batch, pixels=pixels)
         negatives = [self.negative(item.request.negative) for item in items]
         return batch, stack(negatives, shape.length)
+
+    def init_images(self, prepared: Prepared) -> InitImages | None:
+        """What a batch starts from, `size` rows; None where it is pure noise."""
+        items = prepared.items + prepared.items[-1:] * (self.size - len(prepared.items))
+        asked = [(item.request.init_image, item.request.settings) for item in items]
+        sizes = [image_size(self.pipe.model, one.height, one.width) for _, one in asked]
+        read = {
+            key: to_vae_pixels(key[0], *key[1])
+            for key in zip((path for path, _ in asked), sizes, strict=True)
+            if key[0]
+        }
+        if not read:
+            return None
+        pixels = np.stack([read[path, size] for (path, _), size in zip(asked, sizes, strict=True)])
+        return InitImages(pixels[:, None], np.ones((self.size, 1), np.float32))
 
     def _stacked(self, prompt: Prompt, prepared: Prepared, places: int) -> np.ndarray:
         features = [prepared.pictures[path].features for path in _paths(prompt)]

@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from mvader_jax.errors import UserError
+from mvader_jax.images.names import check_no_url
 from mvader_jax.images.png import utf8
 from mvader_jax.prompt.elements import Image, Prompt
-from mvader_jax.sampling.settings import NAMES, SamplingSettings, image_count
+from mvader_jax.sampling.settings import NAMES, STRENGTH, SamplingSettings, image_count
 from mvader_jax.storage.atomic import local
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,149}")
-#: The settings that a line may name; `strength` belongs to a picture to start from, which no line has.
-SETTINGS = tuple(name for name in NAMES if name != "strength")
-KEYS = ("id", "prompt", "negative", "num_images", *SETTINGS)
+KEYS = ("id", "prompt", "negative", "num_images", "init_image", *NAMES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One good line. num_images: of each of its seeds. recorded: everything that shapes its pictures, as the file has
-    it; kept with each. source: tells its file of prompts from others."""
+    it; kept with each. source: tells its file of prompts from others. init_image: the file of a picture to start from.
+    """
 
     line: int
     id: str
@@ -37,6 +37,7 @@ class Request:
     settings: SamplingSettings
     recorded: dict[str, Any]
     source: str = ""
+    init_image: str | None = None
 
     @functools.cached_property
     def numbered(self) -> list[tuple[int, int]]:
@@ -90,9 +91,9 @@ def read_requests(
 
     A line: {"id": "a", "prompt": [{"text": "..."}, {"image": "a.png", "weight": 0.3}], "negative": [...],
     "num_images": 4, "seed": 1, "guidance_scale": 8.0, "steps": 50, "sampler": "plms", "site": "both",
-    "balance": false}, or any other of SETTINGS; only `prompt` is needed. Image paths are
-    relative to the file. An id (default: the line's number) is of letters, digits, '_', '.' and '-'. Raises
-    UserError if the file cannot be read.
+    "balance": false}, any other setting, or "init_image": a picture to start from, noised to `strength`; only
+    `prompt` is needed. Image paths are relative to the file. An id (default: the line's number) is of letters,
+    digits, '_', '.' and '-'. Raises UserError if the file cannot be read.
     """
     file = local(path)
     try:
@@ -134,8 +135,11 @@ def _request(
     name = str(data["id"]) if data.get("id") is not None else f"{number:06d}"
     if isinstance(data.get("id"), (bool, float, list, dict)) or not _ID.fullmatch(name):
         raise UserError(f"the id {data['id']!r} is not of 1 to 150 letters, digits, '_', '.' and '-'")
-    changes = {key: data[key] for key in SETTINGS if data.get(key) is not None}
-    settings = defaults[0].changed(**changes)
+    changes = {key: data[key] for key in NAMES if data.get(key) is not None}
+    init = _init_image(data.get("init_image"), root)
+    if init is None and "strength" in changes:
+        raise UserError("it has a 'strength' but no 'init_image'")
+    settings = defaults[0].changed(**({"strength": STRENGTH} if init else {}) | changes)
     count = image_count(defaults[1] if data.get("num_images") is None else data["num_images"])
     settings.numbered(count)
     meaning: dict[str, Any] = {
@@ -152,6 +156,7 @@ def _request(
     negative = None if ignored else Prompt.from_json(given, root, **meaning)
     shown = [element for one in (prompt, negative) if one for element in one.elements]
     images = [digest(os.fspath(element.path or "")) for element in shown if isinstance(element, Image)]
+    started = {} if init is None else {"init_image": data["init_image"], "init_digest": digest(init)}
     recorded = {
         "prompt": data["prompt"],
         "negative": given or [],
@@ -159,8 +164,18 @@ def _request(
         **changes,
         # What the files hold: a picture of the same name is not the same prompt for long.
         **({"images": images} if images else {}),
+        **started,
     }
-    return Request(number, name, prompt, negative, count, settings, recorded)
+    return Request(number, name, prompt, negative, count, settings, recorded, init_image=init)
+
+
+def _init_image(value: Any, root: Path) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise UserError(f"the init_image is {value!r:.80}; expected a path")
+    check_no_url(value)
+    return os.fspath(root / value)
 
 
 def _object(line: bytes, *, first: bool) -> dict[str, Any]:

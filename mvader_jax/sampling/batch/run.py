@@ -20,7 +20,7 @@ from mvader_jax.sampling.batch.prepare import Encoding, Prepared, Preparer
 from mvader_jax.sampling.batch.requests import Problem, Request, fingerprint
 from mvader_jax.sampling.batch.shapes import Batch, Item, plan, shapes
 from mvader_jax.sampling.batch.store import Store
-from mvader_jax.sampling.generate import Draws, Prompted
+from mvader_jax.sampling.generate import Draws, Prompted, traced_start
 from mvader_jax.sampling.pictures import not_finite
 from mvader_jax.sampling.pipeline import Pipeline
 
@@ -205,6 +205,8 @@ def draw(pipe: Pipeline, preparer: Preparer, prepared: Prepared) -> tuple[jax.Ar
         guidance_scale=np.array([one.guidance_scale for one in settings], np.float32),
         negative=negative,
         negative_strength=strength,
+        init=preparer.init_images(prepared),
+        start=traced_start(settings[0], prepared.shape.start >= 0),
     )
     return pipe.generate(draws, prepared.shape.static)
 

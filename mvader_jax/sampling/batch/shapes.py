@@ -21,17 +21,19 @@ from mvader_jax.storage.bundle import Bundle
 class Shape:
     """What a compiled program is made for. static: its settings; factors: shapes of the prompts' factors by
     layer and head; both: whether the null prompt is needed beside negative prompts of a strength of their own;
-    length: positions of prompts and negative prompts; images: places for images in a prompt."""
+    length: positions of prompts and negative prompts; images: places for images in a prompt; start: the step at which
+    they begin that start from a picture, -1 of the others."""
 
     static: StaticSettings
     factors: tuple[tuple[int, ...], ...]
     both: bool
     length: int
     images: int
+    start: int = -1
 
     def holds(self, other: Shape) -> bool:
         """Whether prompts of the other shape may be drawn in this one."""
-        names = ("static", "factors", "both")
+        names = ("static", "factors", "both", "start")
         same = all(getattr(self, name) == getattr(other, name) for name in names)
         return same and self.length >= other.length and self.images >= other.images
 
@@ -83,13 +85,15 @@ def shapes(
         try:
             if isinstance(measured, UserError):
                 raise measured
-            static = request.settings.static(bundle.model)
+            from_image = request.init_image is not None
+            static = request.settings.static(bundle.model, from_image=from_image)
         except UserError as error:
             problems.append(Problem(request.line, str(error)))
             continue
         factors, length, images = measured
         both = request.negative is not None and request.settings.negative_strength != 1.0
-        found[request.line] = Shape(static, factors, both, length, images)
+        start = request.settings.start() if from_image else -1
+        found[request.line] = Shape(static, factors, both, length, images, start)
     for said, line in told.items():
         say(f"line {line}: {said}")
     return found, problems

@@ -21,6 +21,7 @@ from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.sampling.batch.requests import read_requests
 from mvader_jax.sampling.batch.run import Progress, Report, sample_all
 from mvader_jax.sampling.batch.shapes import Item, Shape, plan
+from mvader_jax.sampling.manifest import read_rows
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings, StaticSettings
 
@@ -196,7 +197,7 @@ def test_bad_lines_are_told_and_the_rest_goes_on(pipe: Pipeline, folder: Path) -
         "height is 65": '{"prompt": "x", "height": 65}',
         "nested too deeply": "[" * 100_000,
         "but no 'negative'": '{"prompt": "x", "negative_strength": 0.5}',
-        "more than this model's": json.dumps({"prompt": "a red circle " * 60}),
+        "more than this model's": json.dumps({"prompt": "a red circle " * 60, "long_prompts": "refuse"}),
     }
     path = folder / "prompts.jsonl"
     path.write_text("\n".join([good, *bad.values()]) + "\n", encoding="utf-8")
@@ -269,3 +270,38 @@ def test_what_is_left_of_a_bucket_joins_a_larger_one() -> None:
         (50, 8, 4),
         (50, 8, 4),
     ]
+
+
+def test_lines_that_start_from_a_picture(tmp_path: Path) -> None:
+    """As the pipeline's init_image draws them; of one program, whatever the strength, which is 0.6 if none is given."""
+    pipe = Pipeline(micro.bundle(micro.NANO))
+    for number, name in enumerate(("a.png", "b.png")):
+        save_png(tmp_path / name, render(scene_at(0, number)))
+    lines = [
+        {"prompt": "in red", "init_image": "a.png"},
+        {"prompt": "in red", "init_image": "b.png", "strength": 0.2},
+        {"prompt": "in red", "init_image": "b.png", "seed": "3:5"},
+        {"prompt": "in red", "init_image": "none.png"},
+        {"prompt": "in red", "strength": 0.5},
+        {"prompt": "in red", "init_image": "https://example.org/a.png"},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    requests, problems = read_requests(tmp_path / "p.jsonl", SamplingSettings(steps=5))
+    report = sample_all(pipe, requests, problems, tmp_path / "out", size=4)
+    assert report.drawn == 4 and report.compiled == 1
+    said = {problem.line: problem.reason for problem in report.problems}
+    assert "does not exist" in said[4] and "but no 'init_image'" in said[5] and "is a URL" in said[6]
+    rows = {row["file"]: row for row in read_rows(tmp_path / "out")}
+    assert [rows[f"{name}.png"]["strength"] for name in ("000001-000", "000002-000", "000003-001")] == [
+        0.6,
+        0.2,
+        0.6,
+    ]
+    for file, init, options in (
+        ("000001-000.png", "a.png", {}),
+        ("000002-000.png", "b.png", {"strength": 0.2}),
+        ("000003-001.png", "b.png", {"seed": 4}),
+    ):
+        (alone,) = pipe("in red", steps=5, init_image=tmp_path / init, **options)
+        drawn = np.asarray(PIL.Image.open(tmp_path / "out" / file))
+        assert np.abs(drawn.astype(int) - np.asarray(alone)).max() <= 1

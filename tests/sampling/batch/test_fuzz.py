@@ -22,12 +22,12 @@ from mvader_jax.condition import Condition, PromptBatch
 from mvader_jax.data.scenes.world import render, scene_at
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
-from mvader_jax.sampling.batch.requests import SETTINGS, read_requests
+from mvader_jax.sampling.batch.requests import read_requests
 from mvader_jax.sampling.batch.run import Report, sample_all
 from mvader_jax.sampling.generate import Draws
 from mvader_jax.sampling.manifest import read_rows
 from mvader_jax.sampling.pipeline import Pipeline
-from mvader_jax.sampling.settings import StaticSettings
+from mvader_jax.sampling.settings import NAMES, StaticSettings
 
 
 class Instant(Pipeline):
@@ -110,7 +110,9 @@ ELEMENT: Any = st.one_of(
 )
 PROMPT: Any = st.one_of(TEXTS, ELEMENT, st.lists(ELEMENT, max_size=3))
 GOOD = {
-    "seed": st.integers(0, 2**32 - 1),
+    "seed": st.one_of(
+        st.integers(0, 2**32 - 1), st.lists(st.integers(0, 9), min_size=1, max_size=3), st.just("4:6,1")
+    ),
     "steps": st.integers(1, 60),
     "guidance_scale": st.floats(-10, 10),
     "sampler": st.sampled_from(["plms", "ddim", "euler"]),
@@ -120,6 +122,8 @@ GOOD = {
     "height": st.sampled_from([8, 16, 64]),
     "width": st.sampled_from([8, 16, 64]),
     "eta": st.floats(0, 1),
+    "long_prompts": st.sampled_from(["cut", "refuse"]),
+    "strength": st.floats(0, 1),
 }
 OBJECT: Any = st.fixed_dictionaries(
     {},
@@ -130,7 +134,8 @@ OBJECT: Any = st.fixed_dictionaries(
         # A file may well ask for a million pictures.
         "num_images": st.one_of(st.integers(1, 3), WILD.filter(lambda x: not isinstance(x, int) or x < 4)),
         "x": WILD,
-        **{name: st.one_of(GOOD[name], WILD) for name in SETTINGS},
+        "init_image": st.one_of(st.sampled_from(FILES), WILD),
+        **{name: st.one_of(GOOD[name], WILD) for name in NAMES},
     },
 )
 #: Mostly whole lines with one prompt and a few settings, so that a good part of them is drawn.
@@ -151,7 +156,10 @@ LIKELY: Any = st.builds(
         lambda names: st.fixed_dictionaries({name: GOOD[name] for name in names})
     ),
     st.sampled_from(
-        [{}, {}, {"negative": "a blue cross"}, {"num_images": 3}, {"negative": [{"image": "b.png"}]}]
+        [
+            *({}, {}, {"negative": "a blue cross"}, {"num_images": 3}, {"negative": [{"image": "b.png"}]}),
+            *({"init_image": "a.png"}, {"init_image": "b.png", "strength": 0.3}),
+        ]
     ),
 )
 
