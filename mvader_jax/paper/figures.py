@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from mvader_jax.bounds import NonNegativeFloat, Share
-from mvader_jax.data.scenes.world import COLORS, render
+from mvader_jax.data.scenes.world import COLORS, Scene, SceneObject, render
 from mvader_jax.errors import UserError
 from mvader_jax.paper.demo import INPUTS
-from mvader_jax.paper.layout import Cell, names, sheet, shown, weighted
+from mvader_jax.paper.layout import Cell, names, setting, sheet, shown, weighted
 from mvader_jax.prompt.elements import Element, Image, Text
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import STRENGTH, SamplingSettings
@@ -98,7 +98,7 @@ def style_change(pipe: Pipeline, inputs: list[Element], options: Options, progre
     for strength in STRENGTHS:
         progress(f"img2img, s = {strength:g}")
         made = img2img(pipe, source, texts, strength=strength, settings=options.sampling)
-        row.append(Cell(made[0], f"img2img, s = {strength:g}"))
+        row.append(Cell(made[0], f"img2img, {setting('s', strength)}"))
     progress("the multimodal prompt")
     made = style(pipe, texts, image, settings=options.sampling)
     return [[*row, Cell(made[0], f"[text, {weighted('image', image.weight)}]")]]
@@ -125,7 +125,9 @@ def compositions(pipe: Pipeline, inputs: list[Element], options: Options, progre
     progress("composition")
     pictures = composition(pipe, images, num_images=3, settings=options.sampling)
     first = [*shown(images), *_numbered(pictures, "composition")]
-    below = [Cell()] * (len(images) - 1) + [Cell(text=f"latents interpolated, s = {options.strength:g}")]
+    below = [Cell()] * (len(images) - 1) + [
+        Cell(text=f"latents interpolated, {setting('s', options.strength)}")
+    ]
     for fraction in (0.25, 0.5, 0.75):
         progress(f"interpolation {fraction:g}")
         picture = interpolation(
@@ -149,7 +151,7 @@ def variations(pipe: Pipeline, inputs: list[Element], options: Options, progress
     theirs = img2img(pipe, image.image, strength=options.strength, num_images=3, settings=options.sampling)
     return [
         [*shown([image]), *_numbered(ours, "variation")],
-        [Cell(text=f"img2img, s = {options.strength:g}"), *_numbered(theirs, "img2img")],
+        [Cell(text=f"img2img, {setting('s', options.strength)}"), *_numbered(theirs, "img2img")],
     ]
 
 
@@ -175,10 +177,7 @@ def weights(pipe: Pipeline, inputs: list[Element], options: Options, progress: P
     for down in options.thetas:
         row = []
         for across in options.thetas:
-            # A name and its weight stay on one line.
-            label = f"{down_name}~θ~=~{down:g}, {across_name}~θ~=~{across:g}".replace(
-                "~", "\N{NO-BREAK SPACE}"
-            )
+            label = f"{setting(f'{down_name} θ', down)}, {setting(f'{across_name} θ', across)}"
             progress(f"θ = {down:g}, {across:g}")
             prompt = [dataclasses.replace(first, weight=down), dataclasses.replace(second, weight=across)]
             row.append(Cell(pipe(prompt, settings=options.sampling)[0], label))
@@ -193,6 +192,13 @@ def _numbered(pictures: Sequence[PIL.Image.Image], name: str) -> list[Cell]:
 def _input(name: str, weight: float = 1.0) -> Image:
     """A picture of the demo, of which the embedded model is known to draw what the figures show."""
     return Image(render(INPUTS[name]), weight)
+
+
+def _pair() -> list[Element]:
+    """Of the first the colour comes through, of the second the shape and the place: in both orders."""
+    one = SceneObject("circle", "red", "large", "solid", "left")
+    other = SceneObject("square", "blue", "large", "solid", "right")
+    return [Image(render(Scene("white", (shape,)))) for shape in (one, other)]
 
 
 FIGURES: dict[str, Figure] = {
@@ -219,7 +225,7 @@ FIGURES: dict[str, Figure] = {
         "Figure 6: composition of images",
         "two or more images",
         compositions,
-        lambda: [_input("circle.png"), _input("square.png")],
+        _pair,
         ("strength",),
     ),
     "7": Figure(
@@ -233,7 +239,7 @@ FIGURES: dict[str, Figure] = {
         "Figure 9: the order of the images",
         "two images",
         order_swap,
-        lambda: [_input("circle.png"), _input("square.png")],
+        _pair,
     ),
     "weights": Figure(
         "Weights of two elements",

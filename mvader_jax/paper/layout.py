@@ -25,7 +25,8 @@ _WHITE, _FRAME = (255, 255, 255), (200, 200, 200)
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One place of a sheet: a picture, a text on a card, or nothing; and the label below it.
+    """One place of a sheet: a picture, a text on a card, or nothing; and the label below it. A text without a label
+    tells of its row.
 
     given: an input, which is shown at most as large as what was drawn.
     """
@@ -36,9 +37,14 @@ class Cell:
     given: bool = False
 
 
+def setting(name: str, value: float) -> str:
+    """'θ = 0.2', which no line break parts."""
+    return f"{name} = {value:g}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def weighted(name: str, weight: float) -> str:
     """'image, θ = 0.2'; the name alone where the weight is 1."""
-    return name if weight == 1.0 else f"{name}, θ = {weight:g}"
+    return name if weight == 1.0 else f"{name}, {setting('θ', weight)}"
 
 
 def names(elements: Sequence[Element]) -> list[str]:
@@ -70,7 +76,7 @@ def sheet(rows: Sequence[Sequence[Cell]], title: str = "") -> PIL.Image.Image:
     columns = max(map(len, rows))
     cells = [cell for row in rows for cell in (*row, *[Cell()] * (columns - len(row)))]
     side = max(LEGIBLE, *_sides(cell for cell in cells if not cell.given))
-    laid = [_card(cell.text, side) if cell.picture is None else _fitted(cell.picture, side) for cell in cells]
+    laid = [_card(cell, side) if cell.picture is None else _fitted(cell.picture, side) for cell in cells]
     below = grid(laid, columns, [cell.label for cell in cells], gap=_GAP)
     if not title:
         return below
@@ -97,17 +103,18 @@ def _fitted(picture: Any, side: int) -> PIL.Image.Image:
     return PIL.ImageOps.contain(image, (side, side), PIL.Image.Resampling.LANCZOS)
 
 
-def _card(text: str, side: int) -> PIL.Image.Image:
-    """A text as a picture of its own, as large as fits; nothing without a text."""
+def _card(cell: Cell, side: int) -> PIL.Image.Image:
+    """A text as a picture of its own, as large as fits, framed where it is an element; nothing without a text."""
     card = PIL.Image.new("RGB", (side, side), _WHITE)
-    if not text:
+    if not cell.text:
         return card
-    check_letters([text])
+    check_letters([cell.text])
     pen = PIL.ImageDraw.Draw(card)
-    pen.rectangle((0, 0, side - 1, side - 1), outline=_FRAME)
+    if cell.label:
+        pen.rectangle((0, 0, side - 1, side - 1), outline=_FRAME)
     for size in range(max(14, side // 8), 7, -1):
         letters = Letters(size)
-        lines = letters.wrap(text, 0.9 * side)
+        lines = letters.wrap(cell.text, 0.9 * side)
         if len(lines) * letters.height <= 0.9 * side:
             break
     top = (side - len(lines) * letters.height) / 2
