@@ -66,6 +66,7 @@ def build(
     \b
     Examples:
       mvader data build laion_aesthetics shards data/laion_aesthetics
+      mvader data build image_captions hf:ORG/NAME data/mine
       mvader data build scenes 10000 data/scenes --workers 2
     """
     from mvader_jax.data.building.catalogue import find_parts, known

@@ -11,9 +11,12 @@ import contextlib
 import functools
 import inspect
 import itertools
+import os
 import pkgutil
 import re
 import subprocess
+import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +82,7 @@ OTHERS = {
 PACKAGES = {"xpk", "img2dataset"}
 #: What stands in a page for a name of the reader's.
 NAMES = {"CONFIG": "configs/tiny.py", "STAGE": "diffusion", "DIR": "runs", "RUN": "runs/tiny"}
+NAMES |= {"FILE": "prompts.jsonl"}
 
 
 class Begun(BaseException):
@@ -190,7 +194,8 @@ class Dry:
         flags = {"--bundle", "--decoder", "--biases", "--adapters", "--image-prefix", "--image-encoder"}
         flags |= {"--unet", "--vae", "--text-encoder", "--base", "--checkpoint"}
         named = [value for flag, value in itertools.pairwise(words) if flag in flags]
-        named += [path for word in words if "=[" in word for path in re.findall(r'"([^"]+)"', word)]
+        listed = [word for word in words if re.search(r"\.(init|precomputed|paths)=\[", word)]
+        named += [path for word in listed for path in re.findall(r'"([^"]+)"', word)]
         for path in named:
             assert self.is_made(path), f"mvader {' '.join(words)}: no page makes {path}"
 
@@ -202,7 +207,7 @@ class Dry:
             return run[2] in load_config(configs[run[1]]).stages
         return bool(
             path in self.made
-            or path.endswith(("/mine", "/other"))  # the reader's own
+            or re.match(r"\w+/(mine|other)(/|$)", path)  # the reader's own
             or path.startswith("hf:")
             or (ASSETS / path).is_dir()
             or re.fullmatch(r"[A-Z0-9_]+", path)
@@ -247,9 +252,15 @@ class Dry:
         if len(words) == 1:  # in a sentence
             assert words[0] in (ROOT / script).read_text(), f"{script} has no {words[0]}"
             return
-        done = subprocess.run(
-            ["bash", str(ROOT / script), *words, "--dry-run"], capture_output=True, text=True, cwd=ROOT
-        )
+        with tempfile.TemporaryDirectory() as stubs:
+            for program in ("gcloud", "xpk", "docker", "kubectl"):  # a dry run calls none of them
+                stub = Path(stubs) / program
+                stub.write_text(f"#!/bin/sh\necho {program} was called >&2\nexit 99\n")
+                stub.chmod(0o755)
+            # Behind a bare -- flags are mvader's.
+            call = ["bash", str(ROOT / script), words[0], "--dry-run", *words[1:]]
+            env = {**os.environ, "PATH": f"{stubs}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+            done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, env=env)
         assert done.returncode == 0, f"{script} {' '.join(words)}: {done.stderr}"
 
     def hub(self, words: list[str]) -> None:

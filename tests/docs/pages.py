@@ -115,4 +115,4 @@ def _of_line(line: str, variables: dict[str, str]) -> Iterator[list[str]]:
             if not words:
                 variables[name] = value
         if words:
-            yield words
+            yield words[: words.index(">")] if ">" in words else words

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dry
 import numpy as np
@@ -38,6 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / name).symlink_to(ROOT / name)
     for name in PICTURES:
         PIL.Image.fromarray(np.full((8, 8, 3), 120, np.uint8)).save(tmp_path / name)
+    (tmp_path / "mine.py").write_text(next(block.text for block in blocks(text_of("docs/configs.md"))))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red hat"}\n')
     (tmp_path / "mine.py").write_text(next(block.text for block in blocks(text_of("docs/configs.md"))))
     monkeypatch.chdir(tmp_path)
@@ -145,6 +147,19 @@ def test_commands_in_sentences(page: str, checker: dry.Dry) -> None:
                 checker.check(words)
         except AssertionError as error:
             raise AssertionError(f"{page}: `{text}`: {error}") from None
+
+
+def examples(inside: Any) -> Iterator[str]:
+    """The command lines that any --help shows."""
+    yield from re.findall(r"^\s*(mvader .*)$", inside.help or "", re.M)
+    for inner in getattr(inside, "commands", {}).values():
+        yield from examples(inner)
+
+
+@pytest.mark.parametrize("line", examples(dry.command()))
+def test_examples_of_help(line: str, checker: dry.Dry) -> None:
+    for words in simple(line):
+        checker.check(words)
 
 
 @pytest.mark.parametrize("page", EVERY)
