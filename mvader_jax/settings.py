@@ -123,7 +123,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _set(config: Any, hint: Any, keys: list[str], text: str, path: str) -> Any:
     if not keys:
         return convert(hint, _literal(text), path)
-    key, rest = keys[0], keys[1:]
+    key, rest, around = keys[0], keys[1:], path.split(".")[: -len(keys)]
     if isinstance(config, Mapping):
         # Settings that are whole may come in under a new name.
         if key not in config and (rest or not isinstance(_literal(text), Mapping)):
@@ -131,12 +131,12 @@ def _set(config: Any, hint: Any, keys: list[str], text: str, path: str) -> Any:
         value_hint = typing.get_args(_without_none(hint))[1]
         return {**config, key: _set(config.get(key), value_hint, rest, text, path)}
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise UserError(f"cannot set {path!r}: {key!r} is not inside a config")
+        what = "is none" if config is None else "holds no settings"
+        raise UserError(f"cannot set {path!r}: {'.'.join(around)} {what}")
     hints = type_hints(type(config))
     if key not in hints:
         place = getattr(config, "moved", {}).get(key)
         if place is not None:
-            around = path.split(".")[: -len(keys)]
             while place.startswith(".."):
                 around, place = around[:-1], place[2:]
             raise UserError(
@@ -207,7 +207,18 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return str(value)
     elif isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint):
         return value
-    raise UserError(f"{where} is {_shown(value)}; expected {getattr(hint, '__name__', hint)}")
+    raise UserError(f"{where} is {_shown(value)}; expected {_expected(hint, value)}")
+
+
+def _expected(hint: Any, value: Any) -> str:
+    """What a type takes, in words; where it takes several of `value`, how that is written."""
+    if typing.get_origin(hint) is tuple and isinstance(value, str):
+        return f"several, as in ({_shown(value)},)"
+    if isinstance(typing.get_origin(hint), type) and issubclass(typing.get_origin(hint), Mapping):
+        return (
+            f"{getattr(typing.get_args(hint)[1], '__name__', 'settings')}s by their names, as {{name: ...}}"
+        )
+    return str(getattr(hint, "__name__", hint))
 
 
 def _finite(value: numbers.Real, where: str) -> float:

@@ -27,7 +27,7 @@ def configs(
       mvader configs tiny > mine.py
       mvader configs --fields
     """
-    from mvader_jax.train.shipped import about, find_config, shipped_configs
+    from mvader_jax.train.shipped import about, shipped_configs
 
     if fields:
         if name is not None:
@@ -36,10 +36,12 @@ def configs(
 
         print(tables(), end="")
         return
-    if name is not None:
-        sys.stdout.write(find_config(name).read_text(encoding="utf-8"))
-        return
     known = shipped_configs()
+    if name is not None:
+        if name not in known:
+            raise UserError(f"no config {name!r} comes with the package; there are {', '.join(known)}")
+        sys.stdout.write(known[name].read_text(encoding="utf-8"))
+        return
     width = max(map(len, known))
     for config, path in known.items():
         print(f"{config:{width}}  {about(path)}")

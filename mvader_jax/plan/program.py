@@ -19,7 +19,6 @@ from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embedder_of
 from mvader_jax.parallel.sharding import batch_sharding, param_shardings, replicated
-from mvader_jax.parallel.sharding import bytes_per_device as bytes_per_device
 from mvader_jax.sampling.generate import Draws, Prompted, generate
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.train.assemble import assemble, batch_groups, batch_shape, batch_shards

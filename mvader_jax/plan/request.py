@@ -71,8 +71,8 @@ class Planned(NamedTuple):
 def plan(request: Request, say: Say = lambda message: None) -> Plan:
     """Compiles the program and puts its plan together. Raises UserError for what cannot be planned."""
     prepare()
+    from mvader_jax.parallel.sharding import bytes_per_device
     from mvader_jax.plan.compile import compile_program
-    from mvader_jax.plan.program import bytes_per_device
 
     if request.job not in ("train", "sample"):
         raise UserError(f"unknown job {request.job!r}; accepted: train, sample")

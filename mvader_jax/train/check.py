@@ -10,6 +10,8 @@ from mvader_jax.train.optim.optimizer import OptimizerConfig
 def check_stage(stage: Stage) -> None:
     """Raises UserError for settings that do nothing beside the others, or that the objective cannot do."""
     objective = stage.objective
+    if not stage.groups:
+        raise UserError("the stage names no groups of parameters: nothing would train")
     objective.check(stage.data)
     if stage.accumulate > 1 and not objective.accumulates:
         raise UserError(

@@ -6,9 +6,9 @@ import dataclasses
 import re
 import runpy
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from mvader_jax.bounds import (
     Bound,
@@ -25,13 +25,18 @@ from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
-from mvader_jax.settings import Checked, nearest, override
+from mvader_jax.settings import Checked, convert, nearest, override, type_hints
 from mvader_jax.train.objectives import Objective
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 from mvader_jax.train.shipped import find_config
 
 #: A mean is exceeded by every second loss.
 _RATIO = Bound(lambda x: x == 0 or x > 1, "0, or more than 1")
+#: Configs and stages name directories.
+_Name = Annotated[
+    str,
+    Bound(lambda x: x not in ("", ".", "..") and not {"/", "\0"} & set(x), "a directory's name, without /"),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +128,17 @@ class TrainConfig(Checked):
     """A model and the stages that train it."""
 
     #: Names the directory of the runs, `runs/NAME`.
-    name: str
+    name: _Name
     #: Every component's architecture. Parts that are left out are those of the stage's `init` bundles; where all are
     #: left out, so are embedder and schedule.
     model: ModelConfig = ModelConfig()
     #: By names of one's own, as `--stage` and other stages' `init` have them.
     stages: Mapping[str, Stage] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.stages:
+            convert(_Name, name, "a name of TrainConfig.stages")
 
     def stage(self, name: str) -> Stage:
         """The stage of that name. Raises UserError naming the nearest for an unknown one."""
@@ -152,7 +162,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise
     except Exception as error:  # it is code of a person's own
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}{_line(error, path)}: {said}{_moved(error)}") from None
+        raise UserError(f"{path}{_line(error, path)}: {said}{_meant(error)}") from None
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}, not a TrainConfig")
     return override(config, overrides)
@@ -161,16 +171,27 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 def _line(error: Exception, path: Path) -> str:
     """ ", line N" of a config file where an error came from."""
     if isinstance(error, SyntaxError):
-        return f", line {error.lineno}"
+        return f", line {error.lineno}" if error.lineno else ""
     lines = [
         frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
     ]
     return f", line {lines[-1]}" if lines else ""
 
 
-def _moved(error: Exception) -> str:
-    """Where a keyword of an earlier version stands now."""
+def _meant(error: Exception) -> str:
+    """What an unknown keyword was meant to be, or where one of an earlier version stands now."""
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    classes = {cls.__name__: cls.moved for cls in (Stage, DataConfig)}
-    place = classes.get(found[1], {}).get(found[2]) if found else None
-    return f"; it has moved to {place.lstrip('.')}" if place else ""
+    cls: Any = next((cls for cls in _known(Checked) if found and cls.__name__ == found[1]), None)
+    if found is None or cls is None:
+        return ""
+    place = getattr(cls, "moved", {}).get(found[2])
+    return f"; it has moved to {place.lstrip('.')}" if place else f"; {nearest(found[2], type_hints(cls))}"
+
+
+def _known(cls: type[Checked]) -> Iterator[type[Checked]]:
+    """The dataclasses that derive from one."""
+    derived: type[Checked]
+    for derived in cls.__subclasses__():
+        yield from _known(derived)
+        if dataclasses.is_dataclass(derived):
+            yield derived

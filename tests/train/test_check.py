@@ -25,6 +25,7 @@ from mvader_jax.train.samples import held_out
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CASES: list[tuple[dict[str, Any], str]] = [
+    ({"groups": {}}, "the stage names no groups of parameters: nothing would train"),
     ({"sample_prompts": ("a cat",)}, "sample_prompts are drawn every sample_every steps, which is 0"),
     (
         {"objective": Captioning(), "sample_every": 5},

@@ -71,9 +71,7 @@ def test_each_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line.endswith((".", "!")) and len(line) > 40 for line in lines)
 
 
-@pytest.mark.parametrize(
-    "command", [["train"], ["plan"], ["data", "encode"], ["configs"]], ids=lambda words: words[-1]
-)
+@pytest.mark.parametrize("command", [["train"], ["plan"], ["data", "encode"]], ids=lambda words: words[-1])
 @pytest.mark.parametrize("name", ["nope", "configs", "", "configs/nope.py"])
 def test_an_unknown_one_is_told_what_there_is(
     command: list[str], name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -85,6 +83,15 @@ def test_an_unknown_one_is_told_what_there_is(
     said = f"mvader: no config {name!r}: it is neither a file nor one of {', '.join(NAMES)}\n"
     assert capsys.readouterr().err == said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["nope", "", "pyproject.toml", "configs/tiny.py"])
+def test_only_shipped_ones_are_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["configs", name])
+    assert stopped.value.code == 2
+    said = f"mvader: no config {name!r} comes with the package; there are {', '.join(NAMES)}\n"
+    assert capsys.readouterr() == ("", said)
 
 
 def test_a_file_goes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ OVERRIDES = {
 }
 #: Nothing but what is hard to write down.
 STRANGE = TrainConfig(
-    'a "name", C:\\tmp\\new\n\t"""\'\'\'{}{{ ä \x00',
+    'a "name", C:\\tmp\\new\n\t"""\'\'\'{}{{ ä \x01',
     ModelConfig(unet=UNetConfig.sd14()),
     {
         'it\'s "a" stage': Stage(
@@ -56,7 +56,7 @@ STRANGE = TrainConfig(
             sample_prompts=("a | b.png@0.3", "", "x" * 200),
             sample_guidance=-0.0,
         ),
-        "": Stage(Contrastive(), {}, 1, 1, DataConfig(Pairs())),
+        "...": Stage(Contrastive(), {}, 1, 1, DataConfig(Pairs())),
         "captions": Stage(Captioning(False), {}, 1, 1, DataConfig(Scenes(languages=()))),
     },
 )
