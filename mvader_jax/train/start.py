@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from mvader_jax.train.config import Stage, TrainConfig
 
 #: Captions the tokenizer learns from where a stage has none to start with.
 TOKENIZER_CAPTIONS = 20_000
+#: Captions that are looked through for words, where the bundle knows its few.
+_WORDS_OF = 2_000
 
 
 @dataclasses.dataclass
@@ -65,8 +68,9 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
         )
         model = dataclasses.replace(model, tokenizer=tokenizer.config)
     elif tokenizer is not None and tokenizer.words is not None and stage.objective.reads_text:
-        captions = captions_of(stage.data, TOKENIZER_CAPTIONS, positions=TOKENIZER_CAPTIONS)
-        tokenizer = tokenizer.trained_on(captions)
+        # Where the source itself is not at hand, what was encoded of it before is trained on.
+        with contextlib.suppress(UserError):
+            tokenizer = tokenizer.trained_on(captions_of(stage.data, _WORDS_OF, positions=_WORDS_OF))
 
     components: dict[str, Any] = {}
     records: dict[str, dict[str, Any]] = {}
