@@ -15,8 +15,9 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.parallel.pods import parse_topology
-from mvader_jax.plan import choice
+from mvader_jax.plan import choice, counted
 from mvader_jax.plan.choice import choose, choose_sampling, training_mesh
+from mvader_jax.plan.request import Request, _training
 from mvader_jax.plan.topology import devices
 from mvader_jax.train.config import load_config
 
@@ -153,3 +154,15 @@ def test_sampling_divides_weights_as_little_as_it_can() -> None:
     assert why.startswith("mesh data=1: nothing is estimated to fit v5e:1x1, this comes nearest (28.4")
     with pytest.raises(UserError, match="3 images do not divide over the 8 devices of v5e:2x4"):
         choose_sampling(parse_topology("v5e-8"), model, 3, "bfloat16")
+
+
+def test_the_plan_of_open_v2_s_docstring_is_on_a_mesh_that_divides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """320 channels do not divide over 256 devices: fsdp=-1, the mesh of before, was refused."""
+    monkeypatch.setattr(counted, "kept_flops", lambda *stage, **options: 2048 * 3.9e12)
+    config = load_config(ROOT / "configs" / "open_v2.py")
+    request = Request("configs/open_v2.py", "v5e-256")
+    planned = _training(request, config, parse_topology("v5e-256"), lambda message: None)
+    assert dict(planned.program.mesh.shape) == {"replica": 1, "data": 4, "fsdp": 64, "tensor": 1}
+    assert planned.notes == [
+        "mesh data=4,fsdp=64: the fastest of 5 that fit v5e:16x16 (3.6 of 16 GiB per chip, estimated)"
+    ]
