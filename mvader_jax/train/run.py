@@ -28,7 +28,8 @@ from mvader_jax.train.flops import count_flops
 from mvader_jax.train.objectives import LossFn, Metrics
 from mvader_jax.train.optim.optimizer import learning_rate
 from mvader_jax.train.optim.whitening import measure_whitening
-from mvader_jax.train.start import Start, gather_start
+from mvader_jax.train.sizes import sized
+from mvader_jax.train.start import Start, earlier_components, gather_start
 from mvader_jax.train.state import TrainState, Tree, merge
 from mvader_jax.train.step import Step
 
@@ -55,6 +56,7 @@ class Run:
 def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh) -> Run:
     """Raises UserError for a mistake in the config or a missing earlier stage."""
     check_stage(stage)
+    check_data(config, stage, workdir)
     start = gather_start(config, stage, workdir, mesh)
     bundle, whitening = start.bundle, None
     with jax.set_mesh(mesh):
@@ -90,6 +92,13 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
             for name, group in stage.groups.items()
         },
     )
+
+
+def check_data(config: TrainConfig, stage: Stage, workdir: str | Path) -> None:
+    """Opens the stage's data, before its parameters are read. Raises UserError where it is not there."""
+    model, _, _ = earlier_components(config, stage, workdir)
+    stage.objective.check_model(model)
+    stage.objective.sources(sized(stage.data, model), "train")
 
 
 def data_loader(run: Run, split: Split) -> Loader:

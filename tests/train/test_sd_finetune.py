@@ -13,6 +13,8 @@ import PIL.Image
 import pytest
 
 from mvader_jax.cli.main import main
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.sources import Records
 from mvader_jax.errors import UserError
 from mvader_jax.models.clip_text import ClipTextConfig
 from mvader_jax.models.config import ModelConfig
@@ -149,6 +151,20 @@ def test_a_model_from_nowhere_is_refused(tmp_path: Path) -> None:
     stage = dataclasses.replace(found.stages["diffusion"], init=())
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(UserError, match="names no model, and its stage no init bundle"):
+        build_run(found, stage, tmp_path, mesh)
+
+
+def test_data_that_is_nowhere_is_told_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_bundle(tmp_path / "sd", sd_bundle())
+    monkeypatch.setattr(start, "load_bundle", lambda *_, **__: pytest.fail("something was loaded"))
+    found = config(tmp_path / "sd", Diffusion(p_image=0.0))
+    stage = dataclasses.replace(
+        found.stages["diffusion"], data=DataConfig(Records((str(tmp_path / "nowhere"),)))
+    )
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with pytest.raises(UserError, match=r"there is no data set at '.*nowhere'"):
         build_run(found, stage, tmp_path, mesh)
 
 
