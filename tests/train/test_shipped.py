@@ -57,10 +57,10 @@ def test_an_installed_package_has_them(tmp_path: Path) -> None:
 
 def test_one_is_printed_to_be_edited(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        main(["configs", "tiny_interleaved"])
+        main(["configs", "tiny"])
     mine = tmp_path / "mine.py"
     mine.write_text(capsys.readouterr().out, encoding="utf-8")
-    assert load_config(mine) == load_config("tiny_interleaved")
+    assert load_config(mine) == load_config("tiny")
 
 
 def test_each_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
