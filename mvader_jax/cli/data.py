@@ -139,8 +139,8 @@ def scenes(
         raise UserError(f"unknown split {split!r}; accepted: train, validation")
     if format not in ("png", "jpg"):
         raise UserError(f"unknown format {format!r}; accepted: png, jpg")
-    write_files(out, count, seed=seed, split=cast(Any, split), format=cast(Any, format))
-    print(out)
+    written = write_files(out, count, seed=seed, split=cast(Any, split), format=cast(Any, format))
+    print(out if written else f"{out} is already written, with the same scenes")
 
 
 @app.command()
@@ -204,6 +204,7 @@ def encode(
       mvader data encode open_v2 data/laion_aesthetics data/encoded --part latents
     """
     from mvader_jax.data.sources import Records
+    from mvader_jax.data.sources.encoded import INFO
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.precompute.encode import encode as run
     from mvader_jax.precompute.job import Options
@@ -211,7 +212,7 @@ def encode(
     from mvader_jax.storage.programs import compilation_cache
     from mvader_jax.train.config import load_config
 
-    local(out)
+    before = (local(out) / INFO).exists()
     chosen_mesh = open_mesh(mesh or "data=-1")
     assert chosen_mesh is not None
     compilation_cache()
@@ -232,7 +233,7 @@ def encode(
             on_progress=progress.update,
         )
     print("\n".join(_summary(info, check)))
-    print(out)
+    print(f"{out} is already encoded, from the same data by the same models" if before else out)
 
 
 def _summary(info: EncodedInfo, check: Check) -> list[str]:
@@ -297,3 +298,5 @@ def pairs(
 
     report = write_pairs(source, out, overwrite=overwrite)
     print("\n".join(report.lines()))
+    if report.already:
+        print(f"{out} is already built, from the same rows")

@@ -13,14 +13,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from mvader_jax.cli.main import main
 from mvader_jax.data.building.catalogue import find_parts
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.data.building.run import build
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.sources import Records
-from mvader_jax.data.sources.encoded import INFO
+from mvader_jax.data.sources.encoded import INFO, EncodedInfo
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.precompute.check import Check
 from mvader_jax.precompute.encode import encode
 from mvader_jax.precompute.job import Job, Options, prepare
 from mvader_jax.storage.bundle import save_bundle
@@ -86,3 +88,20 @@ def test_mended_captions_are_not_taken_from_an_old_encoding(
 def test_numbers_have_bounds(changes: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Options(**changes)  # type: ignore[arg-type]
+
+
+def test_the_command_says_that_a_set_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = EncodedInfo((2, 8, 8, 4), None, 64, 0, {"train": 9, "validation": 1}, 4096, {}, {})
+
+    def encoded(*_: object, **__: object) -> tuple[EncodedInfo, Check]:
+        (tmp_path / INFO).touch()
+        return info, Check(1, 0.0)
+
+    monkeypatch.setattr("mvader_jax.precompute.encode.encode", encoded)
+    for said in (str(tmp_path), f"{tmp_path} is already encoded, from the same data by the same models"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["data", "encode", "tiny", "scenes", str(tmp_path)])
+        assert not stopped.value.code
+        assert capsys.readouterr().out.splitlines()[-1] == said

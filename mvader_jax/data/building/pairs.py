@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +23,16 @@ _QUERIES = ("query", "anchor")
 
 @dataclasses.dataclass(frozen=True)
 class PairsReport:
-    """Rows read, pairs written and their negatives, and rows left out by reason; rows = written + repeated + left out."""
+    """Rows read, pairs written and their negatives, and rows left out by reason; rows = written + repeated + left out.
+
+    already: the file was there, and holds the same.
+    """
 
     rows: int
     pairs: int
     negatives: int
     left_out: Mapping[str, int]
+    already: bool = False
 
     def lines(self) -> list[str]:
         found = [
@@ -42,12 +47,14 @@ def write_pairs(source: str, out: Path, *, overwrite: bool = False) -> PairsRepo
 
     source: .parquet or .jsonl files with a column "query" or "anchor", one "positive" and some that begin with
     "negative"; a path, a pattern, or hf:datasets/ORG/NAME/FILE. Raises UserError where they have no such columns, nothing
-    is left, or `out` is there already.
+    is left, or `out` is there and holds something else.
     """
-    if local(out).exists():
-        if not overwrite:
-            raise UserError(f"{out} exists already; choose another place or pass --overwrite")
+    taken = UserError(f"{out} exists already; choose another place or pass --overwrite")
+    there = local(out).exists()
+    if there and overwrite:
         _check_ours(out, _files(source))
+    elif there and not _is_ours(out):
+        raise taken
     found: dict[tuple[str, str], dict[str, None]] = {}
     rows, left_out = 0, Counter[str]()
     for file in _files(source):
@@ -66,33 +73,45 @@ def write_pairs(source: str, out: Path, *, overwrite: bool = False) -> PairsRepo
             found.setdefault((texts[0], texts[1]), {}).update(dict.fromkeys(negatives))
     if not found:
         raise UserError(f"{source} has no pair: of {rows:,} rows, {dict(left_out) or 'none'}")
+    report = PairsReport(rows, len(found), sum(map(len, found.values())), left_out)
+    lines = (
+        json.dumps({"query": query, "positive": positive, "negatives": list(held)}, ensure_ascii=False) + "\n"
+        for (query, positive), held in found.items()
+    )
+    if there and not overwrite:
+        with out.open(encoding="utf-8", newline="") as stream:
+            if any(one != other for one, other in itertools.zip_longest(lines, stream)):
+                raise taken
+        return dataclasses.replace(report, already=True)
     local(out).parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(out) as partial, partial.open("w", encoding="utf-8") as stream:
-        for (query, positive), held in found.items():
-            line = {"query": query, "positive": positive, "negatives": list(held)}
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-    return PairsReport(rows, len(found), sum(map(len, found.values())), left_out)
+    with whole_file(out) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+        stream.writelines(lines)
+    return report
 
 
 def _check_ours(out: Path, sources: Sequence[Path]) -> None:
     """Raises UserError where a file that is to be replaced is a source, or no pairs that were written here."""
     if any(file.exists() and file.samefile(out) for file in map(Path, sources)):
         raise UserError(f"{out} is the source; choose another place")
-    try:
-        with out.open(encoding="utf-8") as stream:
-            ours = json.loads(next(stream)).keys() == {"query", "positive", "negatives"}
-    except (OSError, ValueError, StopIteration, AttributeError):
-        ours = False
-    if not ours:
+    if not _is_ours(out):
         raise UserError(
             f"{out} is not replaced: it holds no pairs that mvader wrote; remove it or choose another place"
         )
 
 
+def _is_ours(out: Path) -> bool:
+    """Whether a file begins as `write_pairs` has it."""
+    try:
+        with out.open(encoding="utf-8") as stream:
+            return bool(json.loads(next(stream)).keys() == {"query", "positive", "negatives"})
+    except (OSError, ValueError, StopIteration, AttributeError):
+        return False
+
+
 def _files(source: str) -> Sequence[Path]:
     if hub.is_address(source):
         return hub.download(source, lambda names: [name for name in names if name.endswith(_KINDS)]).files
-    path = Path(source)
+    path = local(source)
     files = sorted(path.iterdir()) if path.is_dir() else [Path(name) for name in sorted(glob.glob(source))]
     files = [file for file in files if file.suffix in _KINDS]
     if not files:

@@ -16,7 +16,7 @@ from mvader_jax.data.building.parts import Held, Part
 from mvader_jax.data.scenes.captions import Language, caption
 from mvader_jax.data.scenes.world import CANVAS, Split, render, scene_at
 from mvader_jax.errors import UserError
-from mvader_jax.storage.atomic import make_directory
+from mvader_jax.storage.atomic import make_directory, sweep, write_file
 
 PART_SIZE = 2000
 
@@ -70,25 +70,38 @@ def write_files(
     split: Split = "train",
     size: int = CANVAS,
     format: Literal["png", "jpg"] = "png",
-) -> None:
+) -> int:
     """Scenes as a folder of pictures and captions, such as `image_captions` reads: 00000000.png beside
-    00000000.txt, a line a language. Raises UserError where the folder cannot be written or is not empty."""
+    00000000.txt, a line a language. Returns how many files were not there yet.
+
+    Raises UserError where the folder cannot be written or holds anything else.
+    """
     root = make_directory(directory)
+    other = UserError(f"{os.fspath(directory)!r} is not empty; name a new folder")
+    names = {f"{index:08d}.{ending}" for index in range(count) for ending in (format, "txt")}
+    written = 0
     try:
-        if any(root.iterdir()):
-            raise UserError(f"{os.fspath(directory)!r} is not empty; name a new folder")
+        sweep(root)
+        if {entry.name for entry in root.iterdir()} - names:
+            raise other
         for index, sample in enumerate(ScenePart(seed, 0, count, split, size).samples([])):
             assert sample.image is not None
-            picture = root / f"{index:08d}.{format}"
-            if format == "png":
-                picture.write_bytes(sample.image())
-            else:
-                picture.write_bytes(_encoded(render(scene_at(seed, index, split), size), "JPEG", quality=95))
-            picture.with_suffix(".txt").write_text(
-                "".join(f"{line}\n" for line in sample.metadata["caption"]), encoding="utf-8"
-            )
+            picture = sample.image()
+            if format != "png":
+                picture = _encoded(render(scene_at(seed, index, split), size), "JPEG", quality=95)
+            told = "".join(f"{line}\n" for line in sample.metadata["caption"]).encode()
+            for path, data in (
+                (root / f"{index:08d}.{format}", picture),
+                (root / f"{index:08d}.txt", told),
+            ):
+                if not path.exists():
+                    write_file(path, data)
+                    written += 1
+                elif path.read_bytes() != data:
+                    raise other
     except OSError as error:
         raise UserError(f"cannot write into {os.fspath(directory)!r}: {error.strerror or error}") from None
+    return written
 
 
 def _encoded(pixels: np.ndarray, format: str, **options: Any) -> bytes:

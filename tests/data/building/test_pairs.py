@@ -44,8 +44,17 @@ def test_rows_of_one_pair_are_joined(tmp_path: Path, capsys: pytest.CaptureFixtu
     # What the contrastive objective reads.
     record = PairLines([str(out)]).record(1, np.random.default_rng(0))
     assert record == {"query": "A dog runs.", "positive": "An animal runs.", "negative": "A dog sleeps."}
-    with pytest.raises(UserError, match="exists already"):
-        write_pairs(str(tmp_path), out)
+    # The same again says so; anything else is no place for it.
+    before = out.stat()
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "pairs", str(tmp_path / "train-*.parquet"), str(out)])
+    assert not stopped.value.code
+    assert capsys.readouterr().out.splitlines()[-1] == f"{out} is already built, from the same rows"
+    (tmp_path / "other.jsonl").write_text(json.dumps({"query": "a", "positive": "b", "negative": "c"}))
+    for other in (out, tmp_path / "other.jsonl"):
+        with pytest.raises(UserError, match="exists already"):
+            write_pairs(str(tmp_path / "other.jsonl"), other)
+    assert out.stat() == before
     write_pairs(str(tmp_path / "train-*.parquet"), out, overwrite=True)
     # Only what it wrote, and never what it reads.
     kept = out.read_bytes()

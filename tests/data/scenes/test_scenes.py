@@ -136,8 +136,13 @@ def test_export_to_files_reads_back_as_any_data_set(tmp_path, format: str) -> No
         assert len(lines) == 2 and scene.background in lines[0]
     samples = [sample for part in find_captions(tmp_path / "out") for sample in part.samples([])]
     assert len(samples) == 6
-    with pytest.raises(UserError, match="not empty"):
-        write_files(tmp_path / "out", 1)
+    # The same again writes nothing, what is missing is gone on with, and anything else is refused.
+    pictures[3].unlink()
+    assert write_files(tmp_path / "out", 6, seed=5, format=format) == 1
+    assert write_files(tmp_path / "out", 6, seed=5, format=format) == 0
+    for count, seed in ((1, 5), (6, 4)):
+        with pytest.raises(UserError, match="not empty"):
+            write_files(tmp_path / "out", count, seed=seed, format=format)
 
 
 CONFIG = DataConfig(Scenes(num_records=50), threads=1)
