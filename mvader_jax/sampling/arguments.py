@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from mvader_jax.bounds import ComputeDtype
 from mvader_jax.condition import Array, Condition, take
@@ -18,6 +19,7 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.image_encoder import ImageEncoderConfig
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
+from mvader_jax.parallel.sharding import MESH_AXES
 from mvader_jax.prompt.elements import ImageSource
 from mvader_jax.sampling.generate import InitImages
 from mvader_jax.settings import convert
@@ -36,6 +38,19 @@ def instance(value: Any, kind: type[T], name: str, hint: str = "") -> T:
         what = f"of type {type(value).__name__}" if len(repr(value)) > 40 else repr(value)
         raise UserError(f"{name} is {what}; expected a {kind.__name__}{hint}")
     return value
+
+
+def mesh(value: Any) -> Mesh | None:
+    """A mesh with the axes of this package. Raises UserError for another, as `jax.make_mesh` makes them."""
+    found = optional(value, Mesh, "mesh")
+    if found is None or (
+        set(found.axis_names) <= set(MESH_AXES) and set(found.axis_types) == {AxisType.Auto}
+    ):
+        return found
+    raise UserError(
+        f"the mesh has the axes {', '.join(map(str, found.axis_names))}, each {found.axis_types[0].name}; expected one "
+        "of mvader_jax.parallel.mesh.make_mesh"
+    )
 
 
 def optional(value: Any, kind: type[T], name: str) -> T | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
@@ -12,6 +12,8 @@ import PIL.Image
 
 from mvader_jax.errors import UserError
 from mvader_jax.images.sheet import grid
+from mvader_jax.prompt.elements import Prompt, PromptLike
+from mvader_jax.sampling.settings import SamplingSettings
 
 #: The key of `PIL.Image.Image.info` under which a picture keeps what it was drawn with.
 DRAWN = "mvader"
@@ -64,10 +66,12 @@ class Pictures(list[PIL.Image.Image]):
 
 
 class NotFiniteError(UserError):
-    """Some pictures hold NaN or infinity. pictures: {index: the picture} of those that do not."""
+    """Some pictures hold NaN or infinity. pictures: {its number: the picture} of those that do not; of many prompts
+    {(number of the prompt from 1, number of the picture from 0): the picture}."""
 
-    def __init__(self, count: int, pictures: Mapping[int, PIL.Image.Image]) -> None:
-        bad = [str(index) for index in range(count) if index not in pictures]
+    def __init__(self, wanted: Iterable[Any], pictures: Mapping[Any, PIL.Image.Image]) -> None:
+        missing = [number for number in wanted if number not in pictures]
+        bad = [f"{n[1]} of prompt {n[0]}" if isinstance(n, tuple) else str(n) for n in missing]
         super().__init__(not_finite(f"picture{'s' * (len(bad) > 1)} {', '.join(bad)}"))
         self.pictures = dict(pictures)
 
@@ -78,6 +82,21 @@ def not_finite(what: str) -> str:
         f"{what}: NaN or infinity arose on the way, so nothing is shown; the guidance scale may be too large, "
         "or the bundle's weights are damaged"
     )
+
+
+def recorded(
+    settings: SamplingSettings, prompt: PromptLike | None, negative: PromptLike | None
+) -> dict[str, Any]:
+    """What a picture is drawn with, as JSON values."""
+    shown, away = (None if one is None else Prompt.of(one) for one in (prompt, negative))
+    if shown is not None:
+        balance = shown.balance if settings.balance is None else settings.balance
+        settings = settings.changed(site=settings.site or shown.site, balance=balance)
+    parts = {"prompt": shown, "negative": away}
+    return {
+        **{key: [] if one is None else one.to_json() for key, one in parts.items()},
+        **settings.recorded(),
+    }
 
 
 def drawn_with(picture: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import PIL.Image
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Float32, Num, UInt8
 
+from mvader_jax.bounds import PositiveInt
 from mvader_jax.condition import Array, Condition, PromptBatch
 from mvader_jax.diffusion.samplers import OWN, SAMPLERS
 from mvader_jax.errors import UserError
@@ -33,7 +34,7 @@ from mvader_jax.sampling.generate import (
     generate,
     image_features,
 )
-from mvader_jax.sampling.pictures import DRAWN, NotFiniteError, Pictures
+from mvader_jax.sampling.pictures import DRAWN, NotFiniteError, Pictures, recorded
 from mvader_jax.sampling.placement import Placement
 from mvader_jax.sampling.settings import SamplingSettings, StaticSettings, image_size
 from mvader_jax.sampling.steps import Step, Steps, Watch
@@ -41,6 +42,11 @@ from mvader_jax.settings import convert
 from mvader_jax.storage.bundle import Bundle, load_bundle, parameter_count
 from mvader_jax.storage.bundle_config import is_run
 from mvader_jax.storage.programs import Program, compilation_cache
+
+if TYPE_CHECKING:
+    from mvader_jax.sampling.batch.given import Given
+else:
+    Given = Any
 
 
 class Pipeline:
@@ -53,7 +59,7 @@ class Pipeline:
         hint = ': Pipeline.load("tiny") reads one by its name'
         self.bundle = bundle = arguments.instance(bundle, Bundle, "bundle", hint)
         self.dtype = dtype = arguments.compute_dtype(dtype)
-        self.placement = Placement(arguments.optional(mesh, Mesh, "mesh"))
+        self.placement = Placement(arguments.mesh(mesh))
         fixed: dict[str, Any] = {"model": bundle.model, "dtype": dtype}
         whole = self.placement.whole()
         walk = functools.partial(generate, **fixed)
@@ -84,7 +90,7 @@ class Pipeline:
         which changes JAX's settings for the whole process.
         Raises UserError for an unknown or damaged bundle or run.
         """
-        dtype, mesh = arguments.compute_dtype(dtype), arguments.optional(mesh, Mesh, "mesh")
+        dtype, mesh = arguments.compute_dtype(dtype), arguments.mesh(mesh)
         if not isinstance(name, (str, Path)):
             raise UserError(f"a bundle is named by {name!r:.80}; expected a string or a path")
         if raw and not is_run(name):
@@ -186,14 +192,41 @@ class Pipeline:
         static = settings.static(self.model, from_image=init is not None)
         pixels, finite = self.generate(draws, static, watch)
         pictures = Pictures(PIL.Image.fromarray(image) for image in gather_rows(pixels)[:count])
-        about = _recorded(settings, prompt, negative)
+        about = recorded(settings, prompt, negative)
         for (seed, index), picture in zip(numbered, pictures, strict=True):
             picture.info[DRAWN] = {**about, "seed": seed, "index": index}
         whole = gather_rows(finite)
         good = {number: picture for number, picture in enumerate(pictures) if whole[number]}
         if len(good) < count:
-            raise NotFiniteError(count, good)
+            raise NotFiniteError(range(count), good)
         return pictures
+
+    def batch(
+        self,
+        prompts: Sequence[Given],
+        settings: SamplingSettings | None = None,
+        *,
+        negative: PromptLike | None = None,
+        num_images: int = 1,
+        batch_size: int = 8,
+        progress: bool = False,
+        **changes: Any,
+    ) -> list[Pictures]:
+        """Draws the pictures of many prompts: `pipe.batch(["a red hat", "a blue hat"], steps=20)`, in order.
+
+        prompts: what `__call__` takes; or a dictionary of one and its own settings, {"prompt": ..., "seed": 3}, with
+        the keys of a line of a file of prompts. negative, num_images, settings, changes: as `__call__` takes them, for
+        prompts that do not say. batch_size: pictures that are drawn together, of prompts of like length; a picture
+        is the same whatever is drawn beside it, up to rounding. progress: a line on standard error.
+        Raises UserError, which names the prompt, before anything is drawn where its words tell; and NotFiniteError.
+        """
+        from mvader_jax.sampling.batch.given import draw_all, read_given  # they lie above
+
+        settings = arguments.optional(settings, SamplingSettings, "settings") or SamplingSettings()
+        requests = read_given(prompts, settings.changed(**changes), negative, num_images)
+        size = convert(PositiveInt, batch_size, "batch_size")
+        self.bundle.need("unet", "vae")
+        return draw_all(self, requests, size=size, progress=convert(bool, progress, "progress"))
 
     def generate(
         self, draws: Draws, static: StaticSettings, watch: Watch | None = None
@@ -287,18 +320,3 @@ class Pipeline:
         return to_unit(
             self._decode(self.bundle.components, jnp.asarray(arguments.latents(self.model, latents)))
         )
-
-
-def _recorded(
-    settings: SamplingSettings, prompt: PromptLike | None, negative: PromptLike | None
-) -> dict[str, Any]:
-    """What a picture is drawn with, as JSON values."""
-    shown, away = (None if one is None else Prompt.of(one) for one in (prompt, negative))
-    if shown is not None:
-        balance = shown.balance if settings.balance is None else settings.balance
-        settings = settings.changed(site=settings.site or shown.site, balance=balance)
-    parts = {"prompt": shown, "negative": away}
-    return {
-        **{key: [] if one is None else one.to_json() for key, one in parts.items()},
-        **settings.recorded(),
-    }

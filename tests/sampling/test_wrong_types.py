@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import micro
 import numpy as np
@@ -35,6 +36,10 @@ LOADING: Calls = {
     "dtype": (lambda: unchecked.Pipeline(BUNDLE, dtype="float16"), "accepted: float32, bfloat16"),
     "dtype object": (lambda: unchecked.Pipeline(BUNDLE, dtype=jnp.bfloat16), "accepted: float32, bfloat16"),
     "mesh": (lambda: unchecked.Pipeline(BUNDLE, mesh="data=2"), "mesh is 'data=2'; expected a Mesh"),
+    "mesh of others": (
+        lambda: unchecked.Pipeline(BUNDLE, mesh=jax.make_mesh((1,), ("data",))),
+        "the mesh has the axes data, each Explicit; expected one of mvader_jax.parallel.mesh.make_mesh",
+    ),
     "name": (lambda: unchecked.Pipeline.load(5), "a bundle is named by 5; expected a string or a path"),
     "none": (lambda: unchecked.Pipeline.load(None), "a bundle is named by None"),
     "load dtype": (lambda: unchecked.Pipeline.load("tiny", dtype="f16"), "accepted: float32, bfloat16"),
@@ -77,6 +82,14 @@ DRAWING: Calls = {
         "callback_every is 0; accepted: 1",
     ),
     "progress": (lambda: PIPE("x", progress="yes"), "progress is 'yes'; expected bool"),
+    "many": (lambda: PIPE.batch("a red hat"), "prompts is 'a red hat'; expected a list of prompts"),
+    "many of": (
+        lambda: PIPE.batch({"prompt": "a"}),
+        "prompts is {'prompt': 'a'}; expected a list of prompts",
+    ),
+    "many times": (lambda: PIPE.batch(["a"], num_images="2"), "prompt 1: num_images is '2'; expected int"),
+    "many settings": (lambda: PIPE.batch(["a"], 20), "settings is 20; expected a SamplingSettings"),
+    "batch_size": (lambda: PIPE.batch(["a"], batch_size="8"), "batch_size is '8'; expected int"),
     "draws": (lambda: PIPE.generate("x", None), "draws is 'x'; expected a Draws"),
 }
 PARTS: Calls = {

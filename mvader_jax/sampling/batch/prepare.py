@@ -15,7 +15,7 @@ from mvader_jax.condition import Condition, PromptBatch, stack
 from mvader_jax.errors import UserError
 from mvader_jax.images.preprocess import clip_preprocess, to_vae_pixels
 from mvader_jax.images.read import load_image
-from mvader_jax.prompt.elements import Image, Prompt
+from mvader_jax.prompt.elements import Image, ImageSource, Prompt
 from mvader_jax.sampling.batch.requests import Problem
 from mvader_jax.sampling.batch.shapes import Batch, Item, Shape, layout
 from mvader_jax.sampling.generate import InitImages
@@ -48,7 +48,7 @@ Encoding: TypeAlias = list[tuple[list[Picture], jax.Array]]
 class Prepared:
     """A batch that is ready to be drawn but for its features.
 
-    items: what is drawn, `size` rows of which are real; pictures: {path: Picture} of their prompts; new:
+    items: what is drawn, `size` rows of which are real; pictures: {what tells it from others: Picture} of their prompts; new:
     those that are to be encoded; problems: requests that had to be left out.
     """
 
@@ -85,43 +85,45 @@ class Preparer:
         problems: dict[int, Problem] = {}
         good: list[Item] = []
         for item in batch.items:
-            for path in _paths(item.request.prompt):
-                if path not in pictures:
-                    pictures[path] = self._picture(path, new)
-            bad = [pictures[path].error for path in _paths(item.request.prompt) if pictures[path].error]
-            others = [] if item.request.negative is None else _paths(item.request.negative)
+            names = _names(item.request.prompt)
+            for name, image in zip(names, _images(item.request.prompt), strict=True):
+                if name not in pictures:
+                    pictures[name] = self._picture(name, image.image, new)
+            bad = [pictures[name].error for name in names if pictures[name].error]
+            others = [] if item.request.negative is None else _images(item.request.negative)
             if item.request.init_image is not None:
                 others.append(item.request.init_image)
-            bad += [error for path in others if (error := self._unreadable(path))]
+            bad += [error for image in others if (error := self._unreadable(image))]
             if bad:
                 problems[item.request.line] = Problem(item.request.line, str(bad[0]))
             else:
                 good.append(item)
         return Prepared(batch.shape, tuple(good), pictures, new, list(problems.values()))
 
-    def _unreadable(self, path: str) -> str | None:
+    def _unreadable(self, image: Image) -> str | None:
         """Why an image beside the prompt's cannot be read; asked once an image."""
-        if path not in self._known_errors:
+        name = _name(image)
+        if name not in self._known_errors:
             try:
-                load_image(path)
-                self._known_errors[path] = None
+                load_image(image.image)
+                self._known_errors[name] = None
             except UserError as error:
-                self._known_errors[path] = str(error)
-        return self._known_errors[path]
+                self._known_errors[name] = str(error)
+        return self._known_errors[name]
 
-    def _picture(self, path: str, new: list[Picture]) -> Picture:
-        if path in self._pictures:
-            self._pictures.move_to_end(path)
-            return self._pictures[path]
+    def _picture(self, name: str, source: ImageSource, new: list[Picture]) -> Picture:
+        if name in self._pictures:
+            self._pictures.move_to_end(name)
+            return self._pictures[name]
         picture = Picture()
         try:
-            loaded = load_image(path)
+            loaded = load_image(source)
             picture.size = loaded.size
             picture.pixels = clip_preprocess(loaded, self._image_size)
             new.append(picture)
         except UserError as error:
             picture.error = str(error)
-        self._pictures[path] = picture
+        self._pictures[name] = picture
         while len(self._pictures) > self._capacity:
             self._pictures.popitem(last=False)
         return picture
@@ -148,7 +150,7 @@ class Preparer:
         """Prompts and conditions of negative prompts, `size` rows each; the last real one fills them up."""
         items = prepared.items + prepared.items[-1:] * (self.size - len(prepared.items))
         prompts = [item.request.prompt for item in items]
-        sizes = [prepared.pictures[path].size for prompt in prompts for path in _paths(prompt)]
+        sizes = [prepared.pictures[name].size for prompt in prompts for name in _names(prompt)]
         shape = prepared.shape
         images = {"num_images": shape.images, "sizes": sizes} if shape.images else {}
         batch = layout(self.pipe.bundle, prompts, length=shape.length, notify=_told, **images)
@@ -164,17 +166,19 @@ class Preparer:
         asked = [(item.request.init_image, item.request.settings) for item in items]
         sizes = [image_size(self.pipe.model, one.height, one.width) for _, one in asked]
         read = {
-            key: to_vae_pixels(key[0], *key[1])
-            for key in zip((path for path, _ in asked), sizes, strict=True)
-            if key[0]
+            (image, size): to_vae_pixels(image.image, *size)
+            for (image, _), size in zip(asked, sizes, strict=True)
+            if image is not None
         }
         if not read:
             return None
-        pixels = np.stack([read[path, size] for (path, _), size in zip(asked, sizes, strict=True)])
+        pixels = np.stack(
+            [read[image, size] for (image, _), size in zip(asked, sizes, strict=True) if image is not None]
+        )
         return InitImages(pixels[:, None], np.ones((self.size, 1), np.float32))
 
     def _stacked(self, prompt: Prompt, prepared: Prepared, places: int) -> np.ndarray:
-        features = [prepared.pictures[path].features for path in _paths(prompt)]
+        features = [prepared.pictures[name].features for name in _names(prompt)]
         rows = [f for f in features if f is not None]
         return np.stack(rows + [self._blank] * (places - len(rows)))
 
@@ -197,5 +201,14 @@ def _told(sentence: str) -> None:
     """It was when the prompt was measured."""
 
 
-def _paths(prompt: Prompt) -> list[str]:
-    return [str(element.path) for element in prompt.elements if isinstance(element, Image)]
+def _images(prompt: Prompt) -> list[Image]:
+    return [element for element in prompt.elements if isinstance(element, Image)]
+
+
+def _names(prompt: Prompt) -> list[str]:
+    return [_name(image) for image in _images(prompt)]
+
+
+def _name(image: Image) -> str:
+    """What tells an image from others: its path, or which object of this process it is, while its request lives."""
+    return image.path or f"<{id(image.image)}>"

@@ -26,7 +26,7 @@ KEYS = ("id", "prompt", "negative", "num_images", "init_image", *NAMES)
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One good line. num_images: of each of its seeds. recorded: everything that shapes its pictures, as the file has
-    it; kept with each. source: tells its file of prompts from others. init_image: the file of a picture to start from.
+    it; kept with each. source: tells its file of prompts from others. init_image: a picture to start from.
     """
 
     line: int
@@ -37,7 +37,7 @@ class Request:
     settings: SamplingSettings
     recorded: dict[str, Any]
     source: str = ""
-    init_image: str | None = None
+    init_image: Image | None = None
 
     @functools.cached_property
     def numbered(self) -> list[tuple[int, int]]:
@@ -166,7 +166,16 @@ def _request(
         **({"images": images} if images else {}),
         **started,
     }
-    return Request(number, name, prompt, negative, count, settings, recorded, init_image=init)
+    return Request(
+        number,
+        name,
+        prompt,
+        negative,
+        count,
+        settings,
+        recorded,
+        init_image=None if init is None else Image(init),
+    )
 
 
 def _init_image(value: Any, root: Path) -> str | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -84,23 +85,14 @@ def sample_all(
     job.note(unfit)
     missing = job.begin([request for request in requests if request.line in shape_of])
     batches = plan([(item, shape_of[item.request.line]) for item in missing], preparer.size)
-    with job, _reading(preparer, batches) as read:
+    with job, contextlib.closing(drawing(pipe, preparer, batches, job.note)) as under_way:
         drawn: Drawn | None = None
-        started: Encoding = []
-        prepared = next(read, None)
-        if prepared is not None:
-            started = preparer.encode(prepared)
-        while prepared is not None:
-            # The next batch's images go to the device before this batch, so that nothing waits for them.
-            upcoming = next(read, None)
-            upcoming_started = [] if upcoming is None else preparer.encode(upcoming)
-            preparer.settle(started)
-            job.note(prepared.problems)
-            ready = Drawn(prepared, *draw(pipe, preparer, prepared)) if prepared.items else None
-            if drawn is not None and job.finish(drawn):
-                drawn = ready
+        for ready in under_way:
+            # One is computed while the one before it is written.
+            stop = drawn is not None and job.finish(drawn)
+            drawn = ready
+            if stop:
                 break
-            drawn, prepared, started = ready, upcoming, upcoming_started
         if drawn is not None:
             job.finish(drawn)
     job.report.compiled, job.report.encoded = pipe.compiled - before, preparer.encoded
@@ -114,6 +106,26 @@ class Drawn:
     prepared: Prepared
     pixels: jax.Array
     finite: jax.Array
+
+
+def drawing(
+    pipe: Pipeline, preparer: Preparer, batches: list[Batch], note: Callable[[Iterable[Problem]], None]
+) -> Generator[Drawn, None, None]:
+    """The batches in order, each as soon as the device has been told to draw it. note: told what is left out."""
+    with _reading(preparer, batches) as read:
+        started: Encoding = []
+        prepared = next(read, None)
+        if prepared is not None:
+            started = preparer.encode(prepared)
+        while prepared is not None:
+            # The next batch's images go to the device before this batch, so that nothing waits for them.
+            upcoming = next(read, None)
+            upcoming_started = [] if upcoming is None else preparer.encode(upcoming)
+            preparer.settle(started)
+            note(prepared.problems)
+            if prepared.items:
+                yield Drawn(prepared, *draw(pipe, preparer, prepared))
+            prepared, started = upcoming, upcoming_started
 
 
 class _Job:

@@ -137,8 +137,8 @@ def _check_unread(directory: Path, replaced: Iterable[str], wanted: Mapping[str,
             for element in prompt.elements if prompt else ():
                 if isinstance(element, Image) and element.path is not None:
                     read[os.path.realpath(element.path)] = request.line
-        if request.init_image is not None:
-            read[os.path.realpath(request.init_image)] = request.line
+        if request.init_image is not None and request.init_image.path is not None:
+            read[os.path.realpath(request.init_image.path)] = request.line
     for name in replaced:
         line = read.get(os.path.realpath(directory / name))
         if line is not None:
