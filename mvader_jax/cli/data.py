@@ -175,7 +175,7 @@ def describe(
 def encode(
     config: Config,
     data: Annotated[
-        str, typer.Argument(help="folder of a data set, or `scenes` for the config's own scenes")
+        str, typer.Argument(help="folder of a data set, or the kind of the config's own (scenes, emoji)")
     ],
     out: Annotated[str, typer.Argument(help="folder of the result; an unfinished one is gone on with")],
     overrides: Annotated[

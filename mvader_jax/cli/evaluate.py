@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mvader_jax.bounds import Share
 from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Quiet, Sampler, Seed, Steps
+from mvader_jax.errors import UserError
 from mvader_jax.sampling.seeds import SEED
 from mvader_jax.sampling.settings import SamplingSettings
+from mvader_jax.settings import convert
 
 if TYPE_CHECKING:
     from mvader_jax.cli._progress import Bar
@@ -18,10 +23,17 @@ if TYPE_CHECKING:
 
 def evaluate(
     bundle: BundleName = "tiny",
+    world: Annotated[
+        str, typer.Option(help="scenes, or emoji: the benchmark of docs/benchmark.md")
+    ] = "scenes",
     parts: Annotated[
-        str, typer.Option(help="of reader,reconstruction,text,variation,change,style,pairs,order,three")
-    ] = "reader,reconstruction,text,variation,change",
-    count: Annotated[int, typer.Option(help="held-out scenes")] = 500,
+        str | None,
+        typer.Option(
+            help="scenes: of reader,reconstruction,text,variation,change,style,pairs,order,three "
+            "[default: the first five]; emoji: told,shown,style,... [default: all]"
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(help="held-out scenes, or prompts of each part")] = 500,
     steps: Steps = SamplingSettings.steps,
     guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
     sampler: Sampler = SamplingSettings.sampler,
@@ -39,43 +51,175 @@ def evaluate(
     phrase: Annotated[
         str | None, typer.Option(help="change: the text beside the image [default: a {color} shape]")
     ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="emoji: the set that was built of emoji_styles [default: data/emoji]")
+    ] = None,
+    subjects: Annotated[int | None, typer.Option(help="emoji: subjects of the world [default: all]")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="emoji: of prompt,text,told,picture,img2img,... [default: all]")
+    ] = None,
+    strengths: Annotated[
+        str | None, typer.Option(help="emoji: of img2img and interpolation [default: .1,.2,...,1]")
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="emoji: judge this folder of pictures, ID.png each, in place of a bundle"),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="emoji: write the prompts and their pictures to this folder, and end")
+    ] = None,
+    sheets: Annotated[
+        Path | None, typer.Option(help="emoji: a folder for a contact sheet of each row")
+    ] = None,
     seed: Seed = SEED,
     batch: Annotated[int, typer.Option(help="pictures drawn at a time")] = 50,
     mesh: DrawMesh = "",
     out: Annotated[Path | None, typer.Option(help="also write the numbers as JSON")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a bundle trained on scenes by its pictures. Held-out scenes, told and shown, are read back by analysis.
+    """Judge a bundle by its pictures, without a judge that was trained: of the scenes, or of the emoji.
 
     \b
     Examples:
       mvader evaluate --parts text,variation --count 100
       mvader evaluate --parts change --thetas 1,.2,.1 --out change.json
+      mvader evaluate --world emoji --bundle runs/emoji/interleaved/bundle --parts told,style-unseen-pair
+      mvader evaluate --world emoji --pictures mine --parts told
     """
-    from mvader_jax.cli._progress import bar
-    from mvader_jax.cli.sample import load_pipeline
-    from mvader_jax.paper.curves import Curves, check_options
-    from mvader_jax.paper.evaluate import Evaluation, as_markdown, check, check_place, save
-    from mvader_jax.paper.evaluate import evaluate as run
     from mvader_jax.prompt.checks import check_weight
 
     chosen = {
         "thetas": thetas and tuple(check_weight(theta, "the curves' image") for theta in thetas.split(",")),
-        "sites": sites and tuple(site.strip() for site in sites.split(",")),
+        "sites": _split(sites),
         "order": "image first" if image_first else None,
         "balance": balance or None,
         "phrase": phrase,
+        "data": data,
+        "subjects": subjects,
+        "methods": _split(methods),
+        "strengths": strengths and tuple(check_share(share) for share in strengths.split(",")),
+        "pictures": pictures,
+        "prompts": prompts,
+        "sheets": sheets,
     }
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    named = [part.strip() for part in parts.split(",")]
+    if world not in _WORLDS:
+        raise UserError(f"unknown world {world!r}; accepted: {', '.join(_WORLDS)}")
+    run, options = _WORLDS[world]
+    for name in [name for name in given if name not in options]:
+        takers = ", ".join(other for other, (_, own) in _WORLDS.items() if name in own)
+        raise UserError(f"{name} belongs to --world {takers}, not to {world}")
+    sampling = SamplingSettings(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed)
+    run(_Asked(bundle, _split(parts), count, batch, sampling, mesh, out, quiet), given)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What is asked of any world. parts: None for those that the world takes by itself."""
+
+    bundle: str
+    parts: tuple[str, ...] | None
+    count: int
+    batch: int
+    sampling: SamplingSettings
+    mesh: str
+    out: Path | None
+    quiet: bool
+
+
+def _split(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def check_share(text: str) -> float:
+    """A strength. Raises UserError unless it is a number from 0 to 1."""
+    from typing import cast
+
+    return cast(float, convert(Share, text.strip(), "strengths"))
+
+
+def _scenes(asked: _Asked, given: dict[str, Any]) -> None:
+    from mvader_jax.cli.sample import load_pipeline
+    from mvader_jax.paper.curves import Curves, check_options
+    from mvader_jax.paper.evaluate import DEFAULT, Evaluation, as_markdown, check, check_place, save
+    from mvader_jax.paper.evaluate import evaluate as run
+
+    named = asked.parts or DEFAULT
     check(named)
     check_options(given, named)
     curves = Curves(**given)
-    sampling = SamplingSettings(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed)
-    settings = Evaluation(count, batch, sampling)
-    if out is not None:
-        check_place(out)
-    pipe = load_pipeline(bundle, mesh=mesh)
+    settings = Evaluation(asked.count, asked.batch, asked.sampling)
+    if asked.out is not None:
+        check_place(asked.out)
+    pipe = load_pipeline(asked.bundle, mesh=asked.mesh)
+    with _bars(asked.quiet) as progress:
+        result = run(pipe, settings, named, curves=curves, progress=progress)
+    print(as_markdown(result))
+    if asked.out is not None:
+        save(result, asked.out)
+
+
+def _emoji(asked: _Asked, given: dict[str, Any]) -> None:
+    from mvader_jax.cli.sample import load_pipeline
+    from mvader_jax.data.sources import Emoji
+    from mvader_jax.paper.emoji.evaluate import (
+        Methods,
+        as_markdown,
+        check,
+        evaluate,
+        judge_folder,
+        write_prompts,
+    )
+    from mvader_jax.paper.emoji.tasks import PARTS
+    from mvader_jax.paper.evaluate import Evaluation, check_place, save
+
+    named = asked.parts or tuple(PARTS)
+    check(named)
+    fields = {"methods": "names", "thetas": "thetas", "sites": "sites", "strengths": "strengths"}
+    methods = Methods(**{field: given[name] for name, field in fields.items() if name in given})
+    if asked.out is not None:
+        check_place(asked.out, tuple(PARTS))
+    world = Emoji(given.get("data", Emoji.path), given.get("subjects", 0)).world()
+    if "prompts" in given:
+        written = write_prompts(world, given["prompts"], named, asked.count)
+        print(
+            f"{written:,} prompts in {given['prompts']}; draw each as ID.png and judge them with --pictures"
+        )
+        return
+    if "pictures" in given:
+        result = judge_folder(world, given["pictures"], named, asked.count)
+    else:
+        pipe = load_pipeline(asked.bundle, mesh=asked.mesh)
+        with _bars(asked.quiet) as progress:
+            result = evaluate(
+                pipe,
+                world,
+                named,
+                methods,
+                Evaluation(asked.count, asked.batch, asked.sampling),
+                sheets=given.get("sheets"),
+                progress=progress,
+            )
+    print(as_markdown(result))
+    if asked.out is not None:
+        save(result, asked.out)
+
+
+#: What judges a bundle in each world, and the options that it takes beside those of all.
+_WORLDS: dict[str, tuple[Callable[[_Asked, dict[str, Any]], None], tuple[str, ...]]] = {
+    "scenes": (_scenes, ("thetas", "sites", "order", "balance", "phrase")),
+    "emoji": (
+        _emoji,
+        ("thetas", "sites", "data", "subjects", "methods", "strengths", "pictures", "prompts", "sheets"),
+    ),
+}
+
+
+@contextlib.contextmanager
+def _bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar after another, named by what is drawn."""
+    from mvader_jax.cli._progress import bar
+
     with contextlib.ExitStack() as shown:
         bars: dict[str, Bar] = {}
 
@@ -86,7 +230,4 @@ def evaluate(
                 bars[what].begin(total)
             bars[what].update(done)
 
-        result = run(pipe, settings, named, curves=curves, progress=progress)
-    print(as_markdown(result))
-    if out is not None:
-        save(result, out)
+        yield progress

@@ -19,7 +19,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.images.pixels import unit_to_uint8
 from mvader_jax.paper.curves import TASKS, Curves, held_out, shares
 from mvader_jax.prompt.elements import Image, Prompt, Text
-from mvader_jax.sampling.generate import Draws, Prompted
+from mvader_jax.sampling.generate import Draws, InitImages, Prompted
 from mvader_jax.sampling.output import check_writable
 from mvader_jax.sampling.pictures import not_finite
 from mvader_jax.sampling.pipeline import Pipeline
@@ -47,13 +47,14 @@ class Evaluation(Checked):
 
 def draw(
     pipe: Pipeline,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | None],
     settings: Evaluation,
     done: Callable[[int], None] = lambda _: None,
+    init: InitImages | None = None,
 ) -> np.ndarray:
     """One picture per prompt, picture i from noise i of the seed: uint8 [N, H, W, 3].
 
-    Raises UserError where NaN or infinity arose in one.
+    init: what each starts from, at the settings' strength. Raises UserError where NaN or infinity arose in one.
     """
     pictures = []
     size, sampling = min(settings.batch, len(prompts)), settings.sampling
@@ -66,8 +67,12 @@ def draw(
         rows = Prompted(
             pipe.bundle.to_batch(padded, length=length, site=sampling.site, balance=sampling.balance)
         )
-        draws = Draws.of(sampling, rows, Prompted(null), np.arange(start, start + size))
-        pixels, finite = pipe.generate(draws, sampling.static(pipe.model))
+        begin = None
+        if init is not None:
+            which = np.minimum(np.arange(start, start + size), len(prompts) - 1)
+            begin = InitImages(np.asarray(init.pixels)[which], np.asarray(init.shares)[which])
+        draws = Draws.of(sampling, rows, Prompted(null), np.arange(start, start + size), init=begin)
+        pixels, finite = pipe.generate(draws, sampling.static(pipe.model, from_image=init is not None))
         bad = int(np.sum(~np.asarray(finite)[: len(part)]))
         if bad:
             raise UserError(not_finite(f"{bad} of {len(part)} pictures"))
@@ -83,7 +88,7 @@ def _as_uint8(images: np.ndarray) -> np.ndarray:
     return unit_to_uint8(images)
 
 
-def _length(pipe: Pipeline, prompts: Sequence[Prompt]) -> int:
+def _length(pipe: Pipeline, prompts: Sequence[Prompt | None]) -> int:
     return max(pipe.bundle.to_batch([prompt]).token_ids.shape[1] for prompt in prompts)
 
 
@@ -182,13 +187,13 @@ def as_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def check_place(path: Path) -> None:
+def check_place(path: Path, parts: Sequence[str] = PARTS) -> None:
     """Raises UserError where the numbers could not be written, or would replace what is no evaluation's."""
     check_writable(local(path).parent)
     if not os.path.lexists(path) or (path.exists() and not path.is_file() and not path.is_dir()):
         return  # nothing, or a device such as /dev/stdout
     try:
-        known = set(json.loads(path.read_text(encoding="utf-8"))) <= {"settings", *PARTS}
+        known = set(json.loads(path.read_text(encoding="utf-8"))) <= {"settings", *parts}
     except (OSError, ValueError, TypeError):
         known = False
     if not known:

@@ -25,6 +25,7 @@ SUBJECTS = {
     "2744-FE0F": ("snowflake", "star", "lightblue"),
     "1F43B-200D-2744-FE0F": ("polar bear", "circle", "lightgrey"),
     "23-FE0F-20E3": ("keycap: #", "square", "navy"),
+    "1F534": ("red circle", "circle", "red"),
     "1F370": ("shortcake", "triangle", "pink"),
 }
 TONED = {

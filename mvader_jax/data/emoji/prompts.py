@@ -88,6 +88,10 @@ class Tasks:
     def count(self, kind: str) -> int:
         return len(self._found[kind])
 
+    def entries(self, kind: str) -> Sequence[Any]:
+        """What its tasks are made of. element: (shown, target, the target's relation); sequence: (parts, target)."""
+        return tuple(self._found[kind])
+
     def __len__(self) -> int:
         return len(self._targets)
 

@@ -63,8 +63,9 @@ class Sight:
 class Choice:
     """Which of a set's subjects make a world.
 
-    subjects: how many, the first in `relations.order`; 0 for all. styles: which of the set's; least_styles: in how many
-    of them a subject is drawn at least. tones: skin tones that are subjects beside those that have none.
+    subjects: how many, those of most styles first, and then by `relations.order`; 0 for all. styles: which of the
+    set's; least_styles: in how many of them a subject is drawn at least. tones: skin tones that are subjects beside
+    those that have none.
     """
 
     subjects: int = 0
@@ -90,7 +91,10 @@ class World:
                 about[pair.code] = details
         self.styles = choice.styles
         drawn = collections.Counter(pair.code for pair in self._records)
-        codes = sorted((code for code in about if drawn[code] >= choice.least_styles), key=order)
+        codes = sorted(
+            (code for code in about if drawn[code] >= choice.least_styles),
+            key=lambda code: (-drawn[code], *order(code)),
+        )
         codes = codes[: choice.subjects or len(codes)]
         if not codes:
             raise UserError(

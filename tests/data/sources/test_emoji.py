@@ -152,9 +152,12 @@ def test_skin_tones_subjects_and_styles_are_settings(emoji):
     assert len(plain.subjects) == len(SUBJECTS) and not plain.relatives("1f44b")
     dark = dataclasses.replace(emoji, tones=("dark",)).world()
     assert dark.subjects.keys() - plain.subjects.keys() == {"1f44b-1f3ff"}
-    few = dataclasses.replace(emoji, subjects=5, styles=("noto", "twemoji"), least_styles=2).world()
-    assert len(few.subjects) == 5 and {pair.style for pair in few.pairs} == {"noto", "twemoji"}
+    two = dataclasses.replace(emoji, styles=("noto", "twemoji"), least_styles=2).world()
+    assert {pair.style for pair in two.pairs} == {"noto", "twemoji"}
+    few = dataclasses.replace(emoji, subjects=5).world()
     assert list(few.subjects) == list(world.subjects)[:5]
+    # Those of all styles come first.
+    assert len(few.pairs) == 5 * len(STYLES)
     with pytest.raises(UserError, match="has no subject in 3 of noto"):
         dataclasses.replace(emoji, styles=("noto",), least_styles=3).world()
 

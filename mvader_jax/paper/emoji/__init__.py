@@ -1,0 +1,1 @@
+"""The benchmark of the picture world: a judge, tasks with right answers, and what the methods make of them."""

@@ -1,0 +1,95 @@
+"""What pictures score at tasks, whoever drew them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mvader_jax.data.emoji.sets import ALIGNED
+from mvader_jax.data.emoji.world import World
+from mvader_jax.errors import UserError
+from mvader_jax.images.pixels import to_uint8
+from mvader_jax.images.preprocess import to_vae_pixels
+from mvader_jax.paper.emoji.features import SIDE
+from mvader_jax.paper.emoji.judge import Judge, Verdict, ground_named, halves, pixel_error
+from mvader_jax.paper.emoji.tasks import BenchTask
+
+Pictures = UInt8[np.ndarray, "N 64 64 3"]
+Scores = dict[str, float]
+
+
+class Scorer:
+    """Judges of a world, made when they are asked."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.judge = functools.lru_cache(maxsize=None)(functools.partial(Judge, world))
+
+    def score(self, tasks: Sequence[BenchTask], pictures: Pictures) -> Scores:
+        """Shares in 0..1 over the pictures of one part; `pixels` in levels of 255.
+
+        One subject: exact, subject and style at 1 and 5; where styles are aligned, the pixel error. On a colour also
+        whether it is the right one. Two subjects: each half is judged alone; `both` subjects wherever they stand,
+        `order` each in its place, `exact` also in its style, `one` of them at least.
+        """
+        if len(tasks[0].target.pairs) == 2:
+            return self._couples(tasks, pictures)
+        grounds = np.array([task.target.ground for task in tasks])
+        rows: list[dict[str, float]] = [{} for _ in tasks]
+        for ground in dict.fromkeys(grounds.tolist()):
+            which = np.flatnonzero(grounds == ground).tolist()
+            truths = [tasks[i].target.pairs[0] for i in which]
+            for i, verdict in zip(which, self.judge(ground).verdicts(pictures[which], truths), strict=True):
+                rows[i] = {name: float(value) for name, value in dataclasses.asdict(verdict).items()}
+        scores = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        if set(grounds) != {"white"}:
+            scores["ground"] = float(
+                np.mean([ground_named(p) == g for p, g in zip(pictures, grounds, strict=True)])
+            )
+        aligned = [i for i, task in enumerate(tasks) if task.target.pairs[0].style in ALIGNED]
+        if aligned:
+            errors = [pixel_error(pictures[i], self.world.render(tasks[i].target, SIDE)) for i in aligned]
+            scores["pixels"] = float(np.mean(errors))
+        return scores
+
+    def _couples(self, tasks: Sequence[BenchTask], pictures: Pictures) -> Scores:
+        judge = self.judge("white", SIDE // 2)
+        sides = [np.stack([halves(picture)[side] for picture in pictures]) for side in (0, 1)]
+        # found[a][b]: what stands at a, against the subject that should stand at b.
+        found: list[list[list[Verdict]]] = [
+            [judge.verdicts(seen, [task.target.pairs[side] for task in tasks]) for side in (0, 1)]
+            for seen in sides
+        ]
+
+        def each(name: str, at: int, of: int) -> np.ndarray:
+            return np.array([getattr(verdict, name) for verdict in found[at][of]])
+
+        placed = each("subject_1", 0, 0) & each("subject_1", 1, 1)
+        turned = each("subject_1", 0, 1) & each("subject_1", 1, 0)
+        seen_any = np.any([each("subject_1", at, of) for at in (0, 1) for of in (0, 1)], axis=0)
+        exact = each("exact_1", 0, 0) & each("exact_1", 1, 1)
+        rows = {"both": placed | turned, "order": placed, "exact": exact, "one": seen_any}
+        return {name: float(np.mean(value)) for name, value in rows.items()}
+
+
+def read_folder(folder: Path, tasks: Sequence[BenchTask]) -> Pictures:
+    """Somebody's pictures of the tasks, `ID.png` (or another kind) each, at the size that is judged.
+
+    Raises UserError where the folder or a picture is missing, naming the first and how many.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is no folder of pictures")
+    files = {
+        path.stem: path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".jsonl"
+    }
+    missing = [task.id for task in tasks if task.id not in files]
+    if missing:
+        raise UserError(
+            f"{str(folder)!r} has no picture of {len(missing)} of {len(tasks)} prompts; the first is {missing[0]}.png"
+        )
+    return np.stack([to_uint8(to_vae_pixels(files[task.id], SIDE, SIDE)) for task in tasks])

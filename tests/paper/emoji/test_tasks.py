@@ -1,0 +1,185 @@
+"""The benchmark's prompts, the methods, and a folder of somebody's pictures."""
+
+import json
+
+import micro
+import pytest
+from emoji_like import build_set
+
+from mvader_jax.cli.main import main
+from mvader_jax.data.emoji.relations import unseen_pair, unseen_subject
+from mvader_jax.data.sources import Emoji
+from mvader_jax.errors import UserError
+from mvader_jax.images.png import save_png
+from mvader_jax.paper.emoji.evaluate import (
+    METHODS,
+    Methods,
+    as_markdown,
+    evaluate,
+    judge_folder,
+    runs,
+    write_prompts,
+)
+from mvader_jax.paper.emoji.features import SIDE
+from mvader_jax.paper.emoji.tasks import PARTS, Benchmark
+from mvader_jax.paper.evaluate import Evaluation
+from mvader_jax.prompt.elements import Image, Text
+from mvader_jax.sampling.pipeline import Pipeline
+from mvader_jax.sampling.settings import SamplingSettings
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return build_set(tmp_path_factory.mktemp("emoji"))
+
+
+def called(*arguments):
+    try:
+        main(list(arguments))
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def world(path):
+    return Emoji(path).world()
+
+
+def test_prompts_are_drawn_once(world):
+    first, again = Benchmark(world, 12), Benchmark(world, 12)
+    for part in PARTS:
+        assert first.tasks(part) == again.tasks(part)
+        assert [task.id for task in first.tasks(part)[:1]] in ([f"{part}-0000"], [])
+    assert (
+        first.digest(tuple(PARTS)) == again.digest(tuple(PARTS)) != Benchmark(world, 11).digest(tuple(PARTS))
+    )
+    with pytest.raises(UserError, match="unknown part 'x'; accepted: told, told-de"):
+        first.tasks("x")
+
+
+def test_parts_ask_what_they_say(world):
+    bench = Benchmark(world, 60)
+
+    def targets(part):
+        return [task.target.pairs for task in bench.tasks(part)]
+
+    def unseen(pair):
+        return unseen_subject(pair.code) or unseen_pair(*pair)
+
+    assert not any(unseen(pair) for pairs in targets("told") for pair in pairs)
+    assert all(unseen_pair(*pairs[0]) for pairs in targets("told-unseen-pair"))
+    assert targets("told") == targets("told-de") == targets("told-it")
+    german, english = bench.tasks("told-de")[0], bench.tasks("told")[0]
+    assert german.words[0].startswith(english.words[0].split(" in ")[0].split(" as ")[0] + " de")
+    for part in ("style", "style-unseen-pair"):
+        for task in bench.tasks(part):
+            (shown,), (target,) = task.shown[0].pairs, task.target.pairs
+            assert (shown.code, len(task.words)) == (target.code, 1) and shown.style != target.style
+            assert not unseen(shown) and unseen(target) == (part != "style")
+    assert {pairs[0].code for pairs in targets("style-unseen-subject")} == {"1f370"}
+    assert targets("order") == [pairs[::-1] for pairs in targets("both")]
+    for task in bench.tasks("ground"):
+        assert task.shown[1].ground == task.target.ground != "white" and task.shown[0].ground == "white"
+        assert task.shown[0].pairs == task.target.pairs
+    for task in bench.tasks("element"):
+        assert task.shown[0].pairs[0].style == task.target.pairs[0].style and unseen(task.target.pairs[0])
+
+
+def test_methods_are_those_that_the_tasks_allow(world):
+    bench = Benchmark(world, 3)
+    few = Methods(thetas=(1.0, 0.5), sites=("both",), strengths=(0.3, 0.6))
+
+    def named(part):
+        return [run.row["method"] for run in runs(world, bench.tasks(part), few)]
+
+    assert named("told") == ["prompt"]
+    assert named("shown") == ["prompt", "told", "img2img", "img2img", "img2img-told", "img2img-told"]
+    assert named("style") == [
+        "prompt",
+        "prompt",
+        "text",
+        "told",
+        "picture",
+        *["img2img"] * 2,
+        *["img2img-told"] * 2,
+    ]
+    assert named("both") == ["prompt", "told", "picture", "interpolation", "interpolation"]
+    style = list(runs(world, bench.tasks("style"), few))
+    assert [run.row.get("theta") for run in style[:2]] == [1.0, 0.5]
+    words, picture = style[1].prompts[0].elements
+    assert isinstance(words, Text) and isinstance(picture, Image) and picture.weight == 0.5
+    assert [type(one) for one in style[2].prompts[0].elements] == [Text]
+    assert [type(one) for one in style[4].prompts[0].elements] == [Image]
+    assert (style[-1].strength, len(style[-1].starts)) == (0.6, 3)
+    with pytest.raises(UserError, match=f"unknown method 'x'; accepted: {', '.join(METHODS)}"):
+        Methods(names=("x",))
+
+
+def test_somebodys_pictures_are_judged_by_their_names(world, path, tmp_path, capsys):
+    parts = ("told", "style-unseen-pair", "both", "ground")
+    tasks = [task for part in parts for task in Benchmark(world, 4).tasks(part)]
+    assert write_prompts(world, tmp_path / "asked", parts, 4) == len(tasks)
+    lines = [json.loads(line) for line in (tmp_path / "asked" / "prompts.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [task.id for task in tasks]
+    for line in lines:
+        for element in line["prompt"]:
+            assert isinstance(element, str) or (tmp_path / "asked" / element["image"]).is_file()
+    (tmp_path / "mine").mkdir()
+    for task in tasks[1:]:
+        save_png(tmp_path / "mine" / f"{task.id}.png", world.render(task.target, SIDE), {})
+    with pytest.raises(UserError, match=r"has no picture of 1 of 4 prompts; the first is told-0000\.png"):
+        judge_folder(world, tmp_path / "mine", parts, 4)
+    # Of another size, as other models draw.
+    save_png(tmp_path / "mine" / f"{tasks[0].id}.png", world.render(tasks[0].target, 2 * SIDE), {})
+    result = judge_folder(world, tmp_path / "mine", parts, 4)
+    for part, names in (
+        ("told", ("exact_1", "subject_1")),
+        ("both", ("both", "order", "exact")),
+        ("ground", ("ground", "exact_1")),
+    ):
+        assert [result[part][0][name] for name in names] == [1.0] * len(names)
+    assert result["style-unseen-pair"][0]["style_1"] == 1.0
+    command = ["evaluate", "--world", "emoji", "--data", path, "--count", "4", "--parts", ",".join(parts)]
+    capsys.readouterr()
+    assert called(*command, "--pictures", str(tmp_path / "mine"), "--out", str(tmp_path / "out.json")) == 0
+    assert as_markdown(result) in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["told"] == result["told"]
+
+
+def test_a_bundle_is_drawn_with_and_judged(world, tmp_path):
+    pipe = Pipeline(micro.bundle())
+    methods = Methods(names=("prompt", "img2img"), thetas=(1.0,), strengths=(0.5, 1.0))
+    result = evaluate(
+        pipe,
+        world,
+        ("style",),
+        methods,
+        Evaluation(2, 2, SamplingSettings(steps=2, sampler="ddim")),
+        sheets=tmp_path / "sheets",
+    )
+    rows = result["style"]
+    assert [(row["method"], row.get("strength")) for row in rows] == [
+        ("prompt", None),
+        ("img2img", 0.5),
+        ("img2img", 1.0),
+    ]
+    assert all(0 <= row["exact_1"] <= row["exact_5"] <= 1 and row["prompts"] == 2 for row in rows)
+    assert len(list((tmp_path / "sheets").glob("*.png"))) == 3
+    assert result["settings"]["subjects"] == len(world.subjects)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--world", "paintings"], "unknown world 'paintings'; accepted: scenes, emoji"),
+        (["--pictures", "x"], "pictures belongs to --world emoji, not to scenes"),
+        (["--world", "emoji", "--phrase", "in {color}"], "phrase belongs to --world scenes, not to emoji"),
+        (["--world", "emoji", "--parts", "reader"], "unknown part 'reader'; accepted: told, "),
+        (["--world", "emoji", "--strengths", "2"], "strengths"),
+        (["--world", "emoji", "--data", "nowhere"], "there is no data set at 'nowhere'"),
+    ],
+)
+def test_what_is_not_taken_is_said(options, message, capsys):
+    assert called("evaluate", *options) == 2
+    assert message in capsys.readouterr().err
