@@ -6,9 +6,10 @@
     mvader sample "a photo of a lighthouse" --bundle runs/sd_finetune/diffusion/bundle
 
 img2dataset's output is built with `mvader data build laion_aesthetics FOLDER data/mine --no-filters`. The stage
-`diffusion` trains the whole UNet: 19 GB of parameters, optimizer, average and gradients, over all chips with
-`--mesh fsdp=-1`. `--stage attention` trains its cross-attention alone, for one chip of 16 GB. The model is that of
-the bundle: any other text-to-image bundle serves, with
+`diffusion` trains the whole UNet: 17.6 GB of parameters, optimizer, average and gradients, for four chips of 16 GB or
+one of 32. `--stage attention` trains its cross-attention alone, 2.9 GB, for one chip of 16 GB. On TPUs mesh and
+microbatches are chosen to fit; elsewhere `--mesh fsdp=-1` divides the state. The model is that of the bundle: any
+other text-to-image bundle serves, with
 
     mvader train sd_finetune 'stages.diffusion.init=["bundles/mine"]' 'stages.diffusion.data.source.paths=["data/other"]'
 

@@ -18,7 +18,11 @@ from mvader_jax.data.sources import Records
 from mvader_jax.errors import UserError
 from mvader_jax.models.clip_text import ClipTextConfig
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.unet import UNetConfig
+from mvader_jax.models.vae import VAEConfig
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.parallel.pods import parse_topology
+from mvader_jax.plan.choice import choose
 from mvader_jax.plan.program import train_program
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
 from mvader_jax.storage.bundle import Bundle, load_bundle, save_bundle
@@ -178,6 +182,30 @@ def test_a_part_that_is_nowhere_is_told_before_anything_is_loaded(
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(UserError, match=f"the model's config has no {part}, so it has no {part}"):
         build_run(found, found.stages["diffusion"], tmp_path, mesh)
+
+
+@pytest.mark.parametrize(
+    ("stage", "pod", "fits"),
+    [
+        ("diffusion", "v5e-4", True),
+        ("diffusion", "v6e-1", True),
+        ("diffusion", "v5e-1", False),
+        ("attention", "v5e-1", True),
+    ],
+)
+def test_the_chips_that_its_docstring_names_hold_it(stage: str, pod: str, fits: bool) -> None:
+    """By the planner's estimate, of Stable Diffusion 1.4's shapes."""
+    model = ModelConfig(
+        embedder="clip_text",
+        text_encoder=ClipTextConfig.sd14(),
+        unet=UNetConfig.sd14(),
+        vae=VAEConfig.sd14(),
+        schedule=SD.schedule,
+        tokenizer=TokenizerConfig.clip(),
+    )
+    shipped = dataclasses.replace(load_config("sd_finetune"), model=model)
+    chosen = choose(parse_topology(pod, 1), shipped, shipped.stages[stage], flops=lambda: 1e14)
+    assert ("nothing is estimated to fit" not in chosen.why) == fits
 
 
 def test_every_sample_of_the_shipped_config_is_told_its_caption() -> None:
