@@ -59,13 +59,17 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    # JAX is loaded when something is used, not when the package is named.
-    if name in _HOMES:
-        home = f"mvader_jax.{_HOMES[name]}"
-        module = importlib.import_module(home)
-        return getattr(module, name) if hasattr(module, name) else importlib.import_module(f"{home}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # or every name would be one
+
+    def __getattr__(name: str) -> Any:
+        # JAX is loaded when something is used, not when the package is named.
+        if name in _HOMES:
+            home = f"mvader_jax.{_HOMES[name]}"
+            module = importlib.import_module(home)
+            return (
+                getattr(module, name) if hasattr(module, name) else importlib.import_module(f"{home}.{name}")
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -43,8 +43,19 @@ def pipe() -> Pipeline:
     walk = functools.partial(generate, model=made.model, dtype=made.dtype)
     for name in ("_embed", "_features", "_decode", "_encode", "_denoise"):
         setattr(made, name, traced(getattr(made, name)))
+    made._steps.draw = lambda components, draws, static, watch: _watched(
+        made, components, draws, static, watch
+    )  # type: ignore[method-assign]
     made._generate = lambda *arrays, keep, static: traced(functools.partial(walk, static=static))(*arrays)  # type: ignore[assignment]
     return made
+
+
+def _watched(made: Pipeline, components: Any, draws: Any, static: Any, watch: Any) -> Any:
+    """Of the steps the last is told."""
+    pixels, finite = made._generate(components, draws, keep=False, static=static)
+    pictures = mv.Pictures(PIL.Image.fromarray(np.asarray(one)) for one in pixels)
+    watch.tell(mv.Step(static.steps, static.steps, lambda: pictures))
+    return pixels, finite
 
 
 def traced(function: Callable[..., Any]) -> Callable[..., Any]:
