@@ -28,7 +28,7 @@ from mvader_jax.models.embed import embedder_of
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh, process_share
 from mvader_jax.parallel.pods import Topology, found_topology
 from mvader_jax.parallel.processes import by_first, initialize_distributed
-from mvader_jax.parallel.sharding import MESH_AXES, ShardingError, Tree, param_shardings
+from mvader_jax.parallel.sharding import MESH_AXES, ShardingError, Tree, bytes_per_device, param_shardings
 from mvader_jax.plan import search
 from mvader_jax.plan.counted import kept_flops
 from mvader_jax.plan.search import Candidate, Work, powers
@@ -113,8 +113,12 @@ def choose_sampling(
     found = []
     for mesh in meshes:
         with contextlib.suppress(ShardingError):
-            memory = _bytes(shapes, param_shardings(shapes, axes, _abstract(mesh)))
-            memory += search.drawing_bytes(model, dtype) * images / topology.devices
+            placed = jax.tree.map(
+                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                shapes,
+                param_shardings(shapes, axes, _abstract(mesh)),
+            )
+            memory = bytes_per_device(placed) + search.drawing_bytes(model, dtype) * images / topology.devices
             found.append(Candidate(mesh, 1, memory, 0.0, 0.0))
     fitting = [c for c in found if search.fits(topology, c)]
     best = (fitting or found[-1:])[0]
@@ -215,12 +219,6 @@ def _reason(topology: Topology, best: Candidate, among: str | None, before: int 
 
 def _abstract(mesh: MeshConfig) -> AbstractMesh:
     return AbstractMesh(tuple(getattr(mesh, axis) for axis in MESH_AXES), MESH_AXES)
-
-
-def _bytes(shapes: Tree, shardings: Tree) -> float:
-    """Of a tree, on one device."""
-    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, shapes, shardings)
-    return float(sum(jax.tree.leaves(sizes)))
 
 
 def _size(tree: Tree) -> float:

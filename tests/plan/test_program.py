@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, compiler_options, make_mesh
 from mvader_jax.parallel.pods import parse_topology
-from mvader_jax.parallel.sharding import constrain
+from mvader_jax.parallel.sharding import bytes_per_device, constrain
 from mvader_jax.plan.counted import step_flops
-from mvader_jax.plan.program import bytes_per_device, sample_program, train_program
+from mvader_jax.plan.program import sample_program, train_program
 from mvader_jax.plan.topology import devices
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.train.assemble import batch_shape
