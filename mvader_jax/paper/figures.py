@@ -195,7 +195,7 @@ def _input(name: str, weight: float = 1.0) -> Image:
 
 
 def _pair() -> list[Element]:
-    """Of the first the colour comes through, of the second the shape and the place: in both orders."""
+    """Two objects that leave room for each other."""
     one = SceneObject("circle", "red", "large", "solid", "left")
     other = SceneObject("square", "blue", "large", "solid", "right")
     return [Image(render(Scene("white", (shape,)))) for shape in (one, other)]
@@ -206,7 +206,7 @@ FIGURES: dict[str, Figure] = {
         "Figure 3: multimodal guidance",
         "texts and images, one prompt",
         multimodal,
-        lambda: [Text("a green shape"), _input("circle.png", 0.1), Text("on a white background")],
+        lambda: [Text("a green shape"), _input("circle.png", 0.3), Text("on a white background")],
     ),
     "4": Figure(
         "Figure 4: style modification, image-to-image beside the multimodal prompt",
