@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
+import os
+import signal
 import tomllib
 import zipfile
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import img2dataset_like
+import jax
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -23,9 +27,13 @@ from test_sources import finetuned
 from vocabularies import clip_vocabulary
 
 from mvader_jax.cli.main import main
+from mvader_jax.models.config import ModelConfig
+from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.prompt.tokenizer import train_tokenizer
 from mvader_jax.storage.describe import describe
+from mvader_jax.train import loop
 from mvader_jax.train.config import load_config
+from mvader_jax.train.loop import PREEMPTED
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
@@ -87,11 +95,22 @@ def option(words: list[str], name: str) -> str:
     return words[words.index(name) + 1]
 
 
-class Shell:
-    """Runs the page's commands in the current folder: `mvader` for real, other programs as far as the page uses them."""
+#: Settings of the stage that is trained, in small.
+SMALL = {
+    **{"steps": 4, "batch_size": 8, "save_every": 10, "remat": "none", "objective.caption_length": 16},
+    **{"optimizer.warmup_steps": 1, "data.image_size": 64, "data.threads": 1},
+    **{"dtype": "float32", "frozen_dtype": "float32"},
+}
 
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files = files
+
+class Shell:
+    """Runs the page's commands in the current folder: `mvader` for real, other programs as far as the page uses them.
+
+    The first `mvader train` is told to stop at its second step.
+    """
+
+    def __init__(self, files: dict[str, bytes], patch: pytest.MonkeyPatch) -> None:
+        self.files, self.patch, self.trained = files, patch, 0
         self.programs: dict[str, Callable[[list[str]], None]] = {
             "mvader": self.mvader,
             "pip": self.pip,
@@ -104,10 +123,21 @@ class Shell:
         self.programs[words[0]](words[1:])
 
     def mvader(self, words: list[str]) -> None:
-        small = ["--steps", "1", "--num-images", "1"] if words[0] == "sample" else []
-        with pytest.raises(SystemExit) as stopped:
-            main([*words, *small])
-        assert not stopped.value.code, words
+        small, code = ["--steps", "1", "--num-images", "1"] if words[0] == "sample" else [], 0
+        if words[0] == "train":
+            small = [f"stages.diffusion.{name}={value}" for name, value in SMALL.items()]
+            self.trained += 1
+            code = PREEMPTED if self.trained == 1 else 0
+        with self.patch.context() as within:
+            within.setattr(ModelConfig, "open_m_vader", ModelConfig)  # the bundles', which are small
+            if words[0] == "train":  # one device costs less than eight
+                one = make_mesh(MeshConfig(), jax.devices()[:1])
+                within.setattr("mvader_jax.parallel.mesh.open_mesh", lambda text: one)
+            if code:
+                within.setattr(loop, "train", functools.partial(loop.train, on_step=stop_at_two))
+            with pytest.raises(SystemExit) as stopped:
+                main([*words, *small])
+        assert (stopped.value.code or 0) == code, words
 
     def pip(self, words: list[str]) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -135,15 +165,20 @@ class Shell:
         img2dataset_like.make(Path(option(words, "--output_folder")), shards=1, per_shard=4)
 
 
+def stop_at_two(number: int) -> None:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_the_page_from_nothing(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shell = Shell(stand_ins(tmp_path / "public", hub))
+    shell = Shell(stand_ins(tmp_path / "public", hub), monkeypatch)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for words in commands(PAGE):
         shell.run(words)
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
 
     # Everything that the open configs start from and read.
     wanted = set()
@@ -171,6 +206,15 @@ def test_the_page_from_nothing(
     assert "left out (repeats another tensor, checked equal): transformer.*." in said
     assert max(map(len, said.splitlines())) < 1000
     assert list(Path("outputs").glob("*.png"))
+
+    # The run that was stopped was drawn from, and went on to its end, which is on the hub.
+    drawn = [json.loads(line)["bundle"] for line in Path("outputs/manifest.jsonl").read_text().splitlines()]
+    assert drawn == ["bundles/sd14", "runs/open_v2/diffusion"]
+    assert "told to stop: step 2 is saved" in told
+    pushed = hub.repositories["ORG/NAME"].at("main")
+    assert pushed is not None and "license: creativeml-openrail-m" in pushed[1]["README.md"].decode()
+    trained = describe("runs/open_v2/diffusion/bundle").components["unet"]["trained"]
+    assert trained["steps"] == 4
 
 
 def test_what_the_page_names_is_there(hub: Hub, tmp_path: Path) -> None:
