@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvader_jax.bounds import PositiveFloat, PositiveInt, Seed, Workers, above
+from mvader_jax.bounds import PositiveFloat, PositiveInt, Seed, Workers, above, between
 from mvader_jax.cli._options import Quiet
 from mvader_jax.cli._progress import bar
 from mvader_jax.cli._stage import Config, Objective, chosen_stage
@@ -36,7 +36,9 @@ def build(
     out: Annotated[Path, typer.Argument(help="folder of the data set; an unfinished one is gone on with")],
     workers: Annotated[Workers, typer.Option(help="processes, a part each [default: one a core]")] = 0,
     pictures: Annotated[Path | None, typer.Option(help="what paths in a caption file start from")] = None,
-    size: Annotated[int | None, typer.Option(help="emoji: sides of the pictures in pixels [64]")] = None,
+    size: Annotated[
+        int | None, between(8, 1024), typer.Option(help="emoji: sides of the pictures in pixels [64]")
+    ] = None,
     style: Annotated[
         list[str] | None, typer.Option(help="emoji: a style to draw; may be repeated [all but openmoji]")
     ] = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvader_jax.bounds import Share
+from mvader_jax.bounds import POSITIVE, Share
 from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Quiet, Sampler, Seed, Steps
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.seeds import SEED
@@ -54,7 +54,9 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="emoji: the set that was built of emoji_styles [default: data/emoji]")
     ] = None,
-    subjects: Annotated[int | None, typer.Option(help="emoji: subjects of the world [default: all]")] = None,
+    subjects: Annotated[
+        int | None, POSITIVE, typer.Option(help="emoji: subjects of the world [default: all]")
+    ] = None,
     methods: Annotated[
         str | None, typer.Option(help="emoji: of prompt,text,told,picture,img2img,... [default: all]")
     ] = None,
