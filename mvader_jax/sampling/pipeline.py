@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ from mvader_jax.sampling.generate import (
 )
 from mvader_jax.sampling.pictures import DRAWN, NotFiniteError, Pictures, recorded
 from mvader_jax.sampling.placement import Placement
-from mvader_jax.sampling.settings import SamplingSettings, StaticSettings, image_size
+from mvader_jax.sampling.settings import Changes, SamplingSettings, StaticSettings, image_size
 from mvader_jax.sampling.steps import Step, Steps, Watch
 from mvader_jax.settings import convert
 from mvader_jax.storage.bundle import Bundle, load_bundle, parameter_count
@@ -138,7 +138,7 @@ class Pipeline:
         callback: Callable[[Step], object] | None = None,
         callback_every: int = 1,
         progress: bool = False,
-        **changes: Any,
+        **changes: Unpack[Changes],
     ) -> Pictures:
         """Draws pictures of one prompt: `pipe("a red hat", steps=20, seed=3, num_images=4)`.
 
@@ -154,7 +154,7 @@ class Pipeline:
         NaN or infinity arose in others.
         """
         if "init" in changes:  # the name of before
-            init_image = changes.pop("init")
+            init_image = cast(Any, changes).pop("init")
         settings = arguments.optional(settings, SamplingSettings, "settings") or SamplingSettings()
         settings = settings.changed(**changes)
         numbered = settings.numbered(num_images)
@@ -210,7 +210,7 @@ class Pipeline:
         num_images: int = 1,
         batch_size: int = 8,
         progress: bool = False,
-        **changes: Any,
+        **changes: Unpack[Changes],
     ) -> list[Pictures]:
         """Draws the pictures of many prompts: `pipe.batch(["a red hat", "a blue hat"], steps=20)`, in order.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack, cast
 
 from mvader_jax.bounds import Bound, NonNegativeInt, PositiveInt, Share, between
 from mvader_jax.errors import UserError
@@ -21,6 +22,23 @@ STRENGTH = 0.6
 _LARGEST = 3.4028234e38
 #: Negative guidance leads away from the prompt.
 _FLOAT32 = Bound(lambda x: abs(x) <= _LARGEST, "any finite number of float32")
+
+
+class Changes(TypedDict, total=False):
+    """The fields of `SamplingSettings` as people write them in a call."""
+
+    steps: int
+    sampler: str
+    guidance_scale: float
+    seed: int | str | Iterable[int]
+    site: Site | None
+    balance: bool | None
+    long_prompts: LongPrompts | None
+    negative_strength: float
+    height: int | None
+    width: int | None
+    strength: float | None
+    eta: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +89,12 @@ class SamplingSettings(Checked):
                 f"eta is {self.eta}, but the sampler {self.sampler} adds no noise; those that do: {stochastic}"
             )
 
-    def changed(self, **changes: Any) -> SamplingSettings:
+    def changed(self, **changes: Unpack[Changes]) -> SamplingSettings:
         """These settings with others in their place. Raises UserError for an unknown name or a bad value."""
         for name in changes:
             if name not in NAMES:
                 raise UserError(f"unknown setting {name!r}; {nearest(name, NAMES)}")
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **cast(dict[str, Any], changes))
 
     def recorded(self) -> dict[str, Any]:
         """JSON values kept with a picture: what always shapes it, and the rest where it is not the default."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -21,7 +22,14 @@ from mvader_jax.errors import UserError
 from mvader_jax.sampling.batch.requests import fingerprint, read_requests
 from mvader_jax.sampling.generate import generate
 from mvader_jax.sampling.pipeline import Pipeline
-from mvader_jax.sampling.settings import NAMES, SamplingSettings, StaticSettings, image_count, image_size
+from mvader_jax.sampling.settings import (
+    NAMES,
+    Changes,
+    SamplingSettings,
+    StaticSettings,
+    image_count,
+    image_size,
+)
 from mvader_jax.sampling.tasks import img2img, interpolation
 
 
@@ -253,3 +261,7 @@ def test_seeds_of_a_line_of_prompts(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "x", "seed": "3:"}\n{"prompt": "x", "seed": [0.5]}')
     _, problems = read_requests(tmp_path / "p.jsonl")
     assert ["seed is" in problem.reason for problem in problems] == [True, True]
+
+
+def test_a_call_is_typed_with_every_setting() -> None:
+    assert set(Changes.__annotations__) == {field.name for field in dataclasses.fields(SamplingSettings)}
