@@ -79,13 +79,15 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="also write the numbers as JSON")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a bundle by its pictures, without a judge that was trained: of the scenes, or of the emoji.
+    """Judge a bundle by its pictures.
+
+    Of scenes by reading them back, of emoji by which picture of their world is nearest: no judge was trained.
 
     \b
     Examples:
       mvader evaluate --parts text,variation --count 100
       mvader evaluate --parts change --thetas 1,.2,.1 --out change.json
-      mvader evaluate --world emoji --bundle runs/emoji/interleaved/bundle --parts told,style-unseen-pair
+      mvader evaluate --world emoji --bundle runs/emoji/interleaved/bundle
       mvader evaluate --world emoji --pictures mine --parts told
     """
     from mvader_jax.prompt.checks import check_weight

@@ -11,6 +11,7 @@ from typing import Any
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import COMPONENTS
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.prompt.words import WORDS_FILE
 from mvader_jax.settings import convert, from_dict, to_dict
 from mvader_jax.storage import hub
 from mvader_jax.storage.atomic import local, write_file
@@ -22,6 +23,8 @@ FORMAT = 1
 #: What config.json says of who wrote it; bundles of earlier versions do not.
 _MARK = {"written_by": "mvader_jax"}
 _KEYS = {"format", "model", "components", *_MARK}
+#: What a tokenizer is written as.
+_TOKENIZER = ("tokenizer.json", WORDS_FILE)
 #: The files of a component's directory: of training by Orbax, and of conversions, one array a folder.
 _WRITTEN = re.compile(
     r"_\w+(\.json)?|commit_success\.txt|array_metadatas/process_\d+"
@@ -150,9 +153,7 @@ def not_ours(path: Path) -> str:
         within = (file.relative_to(path / name).as_posix() for file in files)
         foreign += sorted(f"{name}/{file}" for file in within if not _WRITTEN.fullmatch(file))
     tokenizer = path / "tokenizer"
-    foreign += sorted(
-        f"tokenizer/{file.name}" for file in tokenizer.glob("*") if file.name != "tokenizer.json"
-    )
+    foreign += sorted(f"tokenizer/{file.name}" for file in tokenizer.glob("*") if file.name not in _TOKENIZER)
     return f"beside a bundle it holds {', '.join(foreign[:4])}" if foreign else ""
 
 

@@ -276,7 +276,7 @@ def test_what_is_not_finite_is_not_written(run: Run, loaded: Pipeline, tmp_path:
     assert code == 2 and out == "" and err.startswith("mvader: pictures 0, 1: NaN or infinity arose")
     assert err.count("\n") == 1 and not list((tmp_path).rglob("*.png"))
 
-    def half(draws: Draws, static: object) -> tuple[jnp.ndarray, jnp.ndarray]:
+    def half(draws: Draws, static: object, watch: object = None) -> tuple[jnp.ndarray, jnp.ndarray]:
         count = len(draws.seeds)
         return jnp.zeros((count, 64, 64, 3), jnp.uint8), jnp.arange(count) > 0
 

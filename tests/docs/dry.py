@@ -202,13 +202,14 @@ class Dry:
 
     def is_made(self, path: str) -> bool:
         """Whether a bundle or data set is there: embedded, on the hub, made by a command of a page, or a stage's."""
+        if path in self.made:
+            return True
         run = re.fullmatch(r"runs/(\w+)/(\w+)(/bundle|@\d+)?", path)
         configs = {**shipped_configs(), "mine": Path("mine.py")}
         if run and run[1] in configs:
             return run[2] in load_config(configs[run[1]]).stages
         return bool(
-            path in self.made
-            or re.match(r"\w+/(mine|other)(/|$)", path)  # the reader's own
+            re.match(r"\w+/(mine|other)(/|$)", path)  # the reader's own
             or path.startswith("hf:")
             or (ASSETS / path).is_dir()
             or re.fullmatch(r"[A-Z0-9_]+", path)

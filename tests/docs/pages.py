@@ -47,6 +47,9 @@ def blocks(text: str) -> Iterator[Block]:
             else:
                 held.append(line)
         elif re.match(r"\s*(```|~~~)", line):
+            if held:
+                yield Block("\n".join(held).rstrip(), start)
+                held = []
             fence, kind, start = line.strip()[:3], line.strip()[3:].strip(), number + 1
         elif held and (line.startswith("    ") or not line.strip()):
             held.append(line[4:])

@@ -156,7 +156,7 @@ def examples(inside: Any) -> Iterator[str]:
         yield from examples(inner)
 
 
-@pytest.mark.parametrize("line", examples(dry.command()))
+@pytest.mark.parametrize("line", list(examples(dry.command())))
 def test_examples_of_help(line: str, checker: dry.Dry) -> None:
     for words in simple(line):
         checker.check(words)

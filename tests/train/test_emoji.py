@@ -13,6 +13,7 @@ from emoji_like import build_set
 
 from mvader_jax.models.components import abstract_components
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.plan.program import train_program
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.train.config import TrainConfig, load_config
 from mvader_jax.train.loop import train
@@ -34,6 +35,18 @@ def small(name: str, path: str) -> TrainConfig:
     return dataclasses.replace(config, model=model, stages=stages)
 
 
+def test_every_stage_has_a_step(tmp_path: Path) -> None:
+    """Traced, not compiled: the slow test below runs them."""
+    for name in ("emoji", "emoji_small"):
+        config = small(name, build_set(tmp_path / name))
+        for stage in config.stages.values():
+            program = train_program(config, stage, make_mesh(MeshConfig(), jax.devices()[:1]))
+            state, metrics = jax.eval_shape(program.function, *program.arguments)[:2]
+            assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, program.arguments[0])
+            assert "loss" in metrics
+
+
+@pytest.mark.slow
 def test_every_stage_takes_a_step_and_the_last_bundle_draws(tmp_path: Path) -> None:
     config = small("emoji", build_set(tmp_path / "emoji"))
     assert list(config.stages)[-2:] == ["diffusion", "interleaved"]
