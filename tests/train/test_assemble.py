@@ -57,7 +57,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_a_plan_is_of_the_very_step_that_runs(name: str, workdir: Path) -> None:
+def test_a_plan_is_of_the_very_step_that_runs(
+    name: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvader_jax.train.start.TOKENIZER_CAPTIONS", 300)
     config = micro.nano_config(**CASES[name])
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
     check(config, config.stage(name), workdir, mesh)
