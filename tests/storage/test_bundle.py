@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
 import shutil
@@ -158,6 +160,32 @@ for command in {commands}:
     )
     lines = done.stderr.splitlines()
     assert len(lines) == len(commands) and all(line.startswith("mvader: ") for line in lines), done.stderr
+
+
+def test_of_reads_that_fail_together_one_is_told(
+    bundles: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which of several tasks ends first is a race: so their errors are told to asyncio's log here, as it does."""
+    copy = tmp_path / "copy"
+    shutil.copytree(next(iter(bundles.values())), copy)
+    cut(copy / "vae")
+    with pytest.raises(UserError):
+        load_bundle(copy, components=["vae"])
+    for message, told in (("DATA_LOSS: Error reading 'kernel' in database", False), ("a bug", True)):
+        caplog.clear()
+
+        async def fail(message: str = message) -> None:
+            raise ValueError(message)
+
+        async def leave() -> None:
+            task = asyncio.ensure_future(fail())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            del task
+
+        asyncio.run(leave())
+        gc.collect()
+        assert bool(caplog.records) == told
 
 
 def test_files_of_a_large_component_are_counted_unread(
