@@ -231,7 +231,7 @@ def _bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             if what not in bars:
                 shown.close()
                 bars[what] = shown.enter_context(bar(what, "images", quiet=quiet))
-                bars[what].begin(total)
+                bars[what].begin(total, done)  # the first pictures waited for the compiler too
             bars[what].update(done)
 
         yield progress
