@@ -181,16 +181,9 @@ def _denoiser(
     """The UNet under guidance, its conditions embedded and a row per picture."""
     draws = embedded(components, draws, model=model, dtype=dtype)
     kinds = [kind for kind in (draws.prompt, draws.base, draws.negative) if kind is not None]
-    config, params = model.require(UNetConfig), components["unet"]
-
-    def ready(kind: Prompted) -> Condition:
-        condition = kind.prompts
-        assert isinstance(condition, Condition)
-        # Once for all steps and all pictures of a prompt.
-        return _take(with_keys_values(config, params, condition, dtype), kind.rows)
-
-    condition, base, *negative = map(ready, kinds)
-    eps = functools.partial(UNet(config, dtype=dtype).apply, {"params": params})
+    condition, base, *negative = map(_by_picture, kinds)
+    unet = UNet(model.require(UNetConfig), dtype=dtype)
+    eps = functools.partial(unet.apply, {"params": components["unet"]})
     scale = jnp.asarray(draws.guidance_scale)
     if not negative:
         return guided(eps, condition, base, scale)
@@ -198,21 +191,24 @@ def _denoiser(
 
 
 def embedded(components: Components, draws: Draws, *, model: ModelConfig, dtype: jnp.dtype) -> Draws:
-    """The draws, every prompt of theirs a Condition."""
+    """The draws, every prompt of theirs a Condition with its keys and values: once for all steps and all of its
+    pictures."""
     names = [name for name in ("prompt", "base", "negative") if getattr(draws, name) is not None]
     kinds = {name: getattr(draws, name) for name in names}
     batches = [kind.prompts for kind in kinds.values() if isinstance(kind.prompts, PromptBatch)]
-    ready = iter(embed_rows(model, components, batches, dtype=dtype) if batches else ())
+    made = iter(embed_rows(model, components, batches, dtype=dtype) if batches else ())
     for name, kind in kinds.items():
-        if isinstance(kind.prompts, PromptBatch):
-            kinds[name] = dataclasses.replace(kind, prompts=next(ready))
+        condition = next(made) if isinstance(kind.prompts, PromptBatch) else kind.prompts
+        if condition.keys_values is None:
+            condition = with_keys_values(model.require(UNetConfig), components["unet"], condition, dtype)
+        kinds[name] = dataclasses.replace(kind, prompts=condition)
     return dataclasses.replace(draws, **kinds)
 
 
-def _take(condition: Condition, rows: Array | None) -> Condition:
-    if rows is None:
-        return condition
-    return take(condition, jnp.asarray(rows))
+def _by_picture(kind: Prompted) -> Condition:
+    """A row for each picture, of prompts that are embedded."""
+    assert isinstance(kind.prompts, Condition)
+    return kind.prompts if kind.rows is None else take(kind.prompts, jnp.asarray(kind.rows))
 
 
 def mixed_latents(

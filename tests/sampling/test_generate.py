@@ -14,6 +14,7 @@ from mvader_jax.condition import Condition
 from mvader_jax.models.unet import UNet, UNetConfig, cross_attention_paths
 from mvader_jax.sampling.generate import Draws, Prompted, generate
 from mvader_jax.sampling.settings import SamplingSettings
+from mvader_jax.sampling.steps import begin, go_on
 from mvader_jax.train.flops import count_flops
 
 PICTURES = 3
@@ -52,6 +53,21 @@ def test_keys_and_values_are_made_before_the_steps(flops_of_a_step: tuple[float,
     )
     out = [params_at(params, path)["to_k"]["kernel"].shape[1] for path in cross_attention_paths(config)]
     assert step == whole - 2 * 2 * rows * length * width * sum(out)
+
+
+def test_steps_taken_in_pieces_read_no_keys_and_values_again() -> None:
+    bundle = micro.bundle(micro.NANO)
+    settings = SamplingSettings(steps=2, sampler="ddim")
+    prompts = [Prompted(bundle.to_batch([text])) for text in ("a red circle", None)]
+    draws = Draws.of(settings, *prompts, np.arange(1))
+    fixed = {"model": bundle.model, "static": settings.static(bundle.model), "dtype": "float32"}
+    draws, state, calls = begin(bundle.components, draws, **fixed)
+    unread = jax.tree.map(lambda x: x, bundle.components["unet"])
+    for path in cross_attention_paths(bundle.model.require(UNetConfig)):
+        for name in ("to_k", "to_v"):
+            params_at(unread, path)[name]["kernel"] *= jnp.nan
+    _, latents, _ = go_on({"unet": unread}, draws, state, np.int32(0), calls, **fixed)
+    assert np.isfinite(latents).all()
 
 
 def params_at(params: dict, path: str) -> dict:
