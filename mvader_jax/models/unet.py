@@ -39,6 +39,7 @@ class UNetConfig(Checked):
     attention: whether a level has transformers beside its resnets (the middle block always has one).
     cross_attention_dim: width of `Condition.hidden`. num_heads, transformer_depth (blocks per transformer): of every
     level, or one per level.
+    linear_projection: whether a transformer's projections in and out are matrices in place of 1x1 convolutions.
     sample_size: latents a side it was trained at. Raises UserError where these do not fit together.
     """
 
@@ -53,6 +54,7 @@ class UNetConfig(Checked):
     norm_eps: PositiveFloat = 1e-5
     sample_size: PositiveInt = 64
     transformer_depth: PositiveInt | tuple[PositiveInt, ...] = 1
+    linear_projection: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +94,11 @@ class UNetConfig(Checked):
     def sd14(cls) -> UNetConfig:
         """Stable Diffusion 1.1 to 1.5: 859,520,964 parameters."""
         return cls()
+
+    @classmethod
+    def sd2(cls) -> UNetConfig:
+        """Stable Diffusion 2.0 and 2.1: heads of 64 dimensions, 865,910,724 parameters."""
+        return cls(cross_attention_dim=1024, num_heads=(5, 10, 20, 20), linear_projection=True)
 
     @classmethod
     def tiny(cls) -> UNetConfig:
@@ -173,7 +180,9 @@ class _Block(nn.Module):
         c = self.config
         module = rematerialised(Transformer2D, self.remat)
         heads, depth = c.heads(self.level), c.depth(self.level)
-        block = module(heads, c.norm_groups, self.dtype, depth, name=f"attentions_{index}")
+        block = module(
+            heads, c.norm_groups, self.dtype, depth, c.linear_projection, name=f"attentions_{index}"
+        )
         return block(x, condition.sites(self.first_site + index * depth, depth, heads))
 
 

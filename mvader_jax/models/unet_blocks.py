@@ -294,8 +294,9 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer2D(nn.Module):
-    """Transformer blocks over the positions of a feature map, between two 1x1 convolutions.
+    """Transformer blocks over the positions of a feature map, between two projections.
 
+    linear: whether these are matrices [C, C] in place of 1x1 convolutions: the same numbers.
     condition: of the cross-attentions of these blocks alone (`Condition.sites`).
     """
 
@@ -303,6 +304,7 @@ class Transformer2D(nn.Module):
     groups: int
     dtype: Dtype = jnp.float32
     depth: int = 1
+    linear: bool = False
 
     @nn.compact
     def __call__(
@@ -311,11 +313,17 @@ class Transformer2D(nn.Module):
         condition: Condition,
     ) -> Float[jax.Array, "B h w C"]:
         batch, height, width, channels = x.shape
+
+        def projection(name: str) -> nn.Module:
+            if self.linear:
+                return dense(channels, ("channels_in", "channels_out"), name=name, dtype=self.dtype)
+            return conv(channels, 1, name=name, dtype=self.dtype)
+
         hidden = group_norm(x, self.groups, 1e-6, name="norm")
-        hidden = conv(channels, 1, name="proj_in", dtype=self.dtype)(hidden)
+        hidden = projection("proj_in")(hidden)
         hidden = hidden.reshape(batch, height * width, channels)
         for i in range(self.depth):
             block = TransformerBlock(self.num_heads, dtype=self.dtype, name=f"transformer_blocks_{i}")
             hidden = block(hidden, condition.sites(i, 1, self.num_heads))
         hidden = hidden.reshape(x.shape)
-        return x + conv(channels, 1, name="proj_out", dtype=self.dtype)(hidden)
+        return x + projection("proj_out")(hidden)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from mvader_jax.convert.export import export
 from mvader_jax.convert.kinds.base import Options
 from mvader_jax.convert.kinds.magma import MAGMA_FILE
 from mvader_jax.convert.kinds.sd_compvis import COMPVIS_FILE
+from mvader_jax.convert.kinds.sd_configs import unet_settings
 from mvader_jax.convert.sources import open_source
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
+from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.models.unet import UNet
+from mvader_jax.models.unet import UNet, UNetConfig
 from mvader_jax.prompt.tokenizer import TokenizerConfig
 from mvader_jax.storage.bundle import Bundle, load_bundle, save_bundle
 from mvader_jax.storage.bundle_config import read_config
@@ -123,6 +126,15 @@ def test_diffusers_loads_it_and_computes_the_same(sd: Converted, tmp_path: Path)
         {"params": bundle.components["unet"]}, nhwc(x), jnp.asarray(t.numpy()), condition
     )
     close(nchw(ours), eps, 1e-4)
+
+
+def test_diffusers_makes_linear_projections_of_the_config_that_goes_out() -> None:
+    config = UNetConfig(4, 4, (16, 32), 1, (True, True), 28, (2, 4), 8, linear_projection=True)
+    theirs = UNet2DConditionModel.from_config(unet_settings(config))
+    ours, _ = abstract_components(ModelConfig(unet=config), ("unet",))
+    sizes = sorted(math.prod(leaf.shape) for leaf in jax.tree.leaves(ours))
+    assert sizes == sorted(p.numel() for p in theirs.parameters())
+    assert theirs.mid_block.attentions[0].proj_in.weight.shape == (32, 32)
 
 
 def test_tokenizer_travels(tmp_path: Path) -> None:

@@ -88,6 +88,9 @@ def test_stable_diffusion_has_its_number_of_parameters() -> None:
         320,
     )
     assert tree["up_blocks_1", "upsamplers_0", "conv", "kernel"].shape == (3, 3, 1280, 1280)
+    second = shapes(UNetConfig.sd2())
+    assert count(second) == 865_910_724
+    assert second["mid_block", "attentions_0", "proj_in", "kernel"].shape == (1280, 1280)
 
 
 @pytest.mark.parametrize(("width", "total"), [(768, 19_169_280), (4096, 102_236_160), (5120, 127_795_200)])

@@ -110,6 +110,7 @@ def torch_unet(config: UNetConfig) -> UNet2DConditionModel:
         transformer_layers_per_block=config.transformer_depth,
         norm_num_groups=config.norm_groups,
         norm_eps=config.norm_eps,
+        use_linear_projection=config.linear_projection,
         down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
         up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
     )
@@ -121,6 +122,7 @@ CONFIGS = {
     "gap-in-attention": UNetConfig(4, 4, (16, 24, 40), 2, (True, False, True), 36, 2, 4, 1e-6, 8),
     "heads-a-level": UNetConfig(4, 8, (20, 30, 60), 1, (False, True, True), 24, (2, 3, 5), 5, 1e-5, 8),
     "deep-transformers": UNetConfig(4, 4, (24, 40), 1, (True, True), 28, 4, 8, 1e-5, 8, (1, 3)),
+    "linear-projections": UNetConfig(4, 4, (16, 32), 1, (True, True), 28, (2, 4), 8, 1e-5, 8, 1, True),
     "sd-shaped": UNetConfig(5, 3, (32, 48, 64, 64), 2, (True, True, True, False), 20, 8, 16, 1e-5, 16),
 }
 

@@ -117,8 +117,10 @@ def unet_settings(config: UNetConfig) -> dict[str, Any]:
         if depth == 1
         else {"transformer_layers_per_block": depth if isinstance(depth, int) else list(depth)}
     )
+    linear = {"use_linear_projection": True} if config.linear_projection else {}
     return {
         **deep,
+        **linear,
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": "0.6.0",
         "act_fn": "silu",
