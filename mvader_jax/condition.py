@@ -1,8 +1,8 @@
 """The two arrays-of-everything that flow between the parts: `PromptBatch` in, `Condition` out.
 
 Axis names used throughout the project: B batch, S sequence, I images a row, T tokens an image,
-D width, H heads (Hc: of a cross-attention), K head width. Images and latents are NHWC. Shapes in signatures
-(jaxtyping) are checked in the tests alone: `tests/checked.py`.
+D width, H heads (Hc: of a cross-attention), K head width, E elements of a prompt. Images and latents are NHWC.
+Shapes in signatures (jaxtyping) are checked in the tests alone: `tests/checked.py`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class PromptBatch:
         only where a prompt asks for its weights at one site alone.
     factors: None is 1 everywhere; multiplies `log_weights` in decoder layer l, head h.
     condition_factors: becomes the Condition's `factors`.
+    elements, wanted: become the Condition's.
     """
 
     token_ids: Int32[Array, "B S"]
@@ -67,12 +68,15 @@ class PromptBatch:
     condition_log_weights: Float32[Array, "B S"]
     factors: Float32[Array, "B L H"] | None = None
     condition_factors: Float32[Array, "B N Hc"] | None = None
+    elements: Float32[Array, "B S E"] | None = None
+    wanted: Float32[Array, "B E"] | None = None
 
     __repr__ = shapes
 
     def condition(self, hidden: Float[Array, "B S D"]) -> Condition:
         """What the UNet attends to: an embedder's hidden states under the weights that the prompts have there."""
-        return Condition(hidden, jnp.asarray(self.condition_log_weights), self.condition_factors)
+        logs = jnp.asarray(self.condition_log_weights)
+        return Condition(hidden, logs, self.condition_factors, elements=self.elements, wanted=self.wanted)
 
 
 #: Keys and values of one cross-attention.
@@ -90,12 +94,18 @@ class Condition:
         first. None means 1 everywhere.
     keys_values: of every cross-attention n, what it makes of `hidden`, where that is done once for many calls
         (`models.unet.with_keys_values`); None where each call makes them.
+    elements: 1 where a position belongs to an element of the prompt, else 0: what `models.attention_maps` counts the
+        attention of. None where nobody asks. E may be more than a prompt has.
+    wanted: the share of the elements' attention that each is to receive (`diffusion.balance`), 0 of those that are
+        suppressed or not there. None where the weights stay as they are.
     """
 
     hidden: Float[Array, "B S D"]
     log_weights: Float32[Array, "B S"]
     factors: Float32[Array, "N H"] | Float32[Array, "B N H"] | None = None
     keys_values: tuple[KeysValues, ...] | None = None
+    elements: Float32[Array, "B S E"] | None = None
+    wanted: Float32[Array, "B E"] | None = None
 
     def sites(self, first: int, count: int, heads: int) -> Condition:
         """What the `count` cross-attentions from number `first` on see, which have this many heads."""
@@ -122,6 +132,7 @@ def pad(condition: Condition, length: int) -> Condition:
         keys_values=jax.tree.map(
             lambda x: jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))), condition.keys_values
         ),
+        elements=jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, extra), (0, 0))), condition.elements),
     )
 
 
@@ -135,6 +146,8 @@ def concatenate(*conditions: Condition) -> Condition:
         jnp.concatenate([c.log_weights for c in conditions]),
         None if shape is None else jnp.concatenate([_row_factors(c, shape) for c in conditions]),
         None if None in ready else jax.tree.map(lambda *rows: jnp.concatenate(rows), *ready),
+        _joined(conditions, "elements", conditions[0].hidden.shape[1]),
+        _joined(conditions, "wanted"),
     )
 
 
@@ -146,6 +159,7 @@ def take(condition: Condition, rows: Int[Array, " N"]) -> Condition:
         jnp.asarray(condition.log_weights)[rows],
         None if shape is None else _row_factors(condition, shape)[rows],
         jax.tree.map(lambda x: x[rows], condition.keys_values),
+        *(None if x is None else jnp.asarray(x)[rows] for x in (condition.elements, condition.wanted)),
     )
 
 
@@ -185,6 +199,24 @@ def spread_rows(rows: Array, groups: int, samples: int, start: int) -> jax.Array
     return jnp.pad(grouped, gaps).reshape(groups * samples, *rows.shape[1:])
 
 
+def _joined(conditions: Sequence[Condition], name: str, *length: int) -> Any:
+    """A field [B, *length, E] of all, filled up to the most elements of any; None where none has it."""
+    arrays = [getattr(condition, name) for condition in conditions]
+    known = [array for array in arrays if array is not None]
+    if not known:
+        return None
+    inner = (*length, max(array.shape[-1] for array in known))
+    numpy: Any = np if all(isinstance(array, np.ndarray) for array in known) else jnp
+
+    def filled(condition: Condition, array: Any) -> Any:
+        if array is None:
+            return np.zeros((len(condition.hidden), *inner), np.float32)
+        more = [(0, wide - own) for wide, own in zip(inner, array.shape[1:], strict=True)]
+        return numpy.pad(array, [(0, 0), *more])
+
+    return numpy.concatenate([filled(*each) for each in zip(conditions, arrays, strict=True)])
+
+
 def _factors_shape(*conditions: Condition) -> tuple[int, ...] | None:
     """[N, H] of those that have factors; None where none has."""
     return next((c.factors.shape[-2:] for c in conditions if c.factors is not None), None)
@@ -198,14 +230,16 @@ def _row_factors(condition: Condition, shape: tuple[int, ...]) -> jax.Array:
 
 def stack(conditions: Sequence[Condition], length: int) -> Condition:
     """The first row of each, on the host, padded to `length` with positions that do not exist."""
+    conditions = [jax.tree.map(lambda x: np.asarray(x[:1]), condition) for condition in conditions]
     hidden, weights = [], []
     for condition in conditions:
         extra = length - condition.hidden.shape[1]
-        hidden.append(np.pad(np.asarray(condition.hidden[0]), ((0, extra), (0, 0))))
-        weights.append(np.pad(np.asarray(condition.log_weights[0]), (0, extra), constant_values=PADDING))
+        hidden.append(np.pad(condition.hidden[0], ((0, extra), (0, 0))))
+        weights.append(np.pad(condition.log_weights[0], (0, extra), constant_values=PADDING))
     factors = [condition.factors for condition in conditions]
     known = next((f for f in factors if f is not None), None)
     rows = None
     if known is not None:
         rows = np.stack([np.ones_like(known[0]) if f is None else np.asarray(f[0]) for f in factors])
-    return Condition(np.stack(hidden), np.stack(weights), rows)
+    elements, wanted = _joined(conditions, "elements", length), _joined(conditions, "wanted")
+    return Condition(np.stack(hidden), np.stack(weights), rows, elements=elements, wanted=wanted)

@@ -178,7 +178,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _convert_union(hint, value, where)
     if origin is Literal:
-        if value not in typing.get_args(hint):
+        # 1 equals True.
+        if not any(value == one and isinstance(value, type(one)) for one in typing.get_args(hint)):
             accepted = ", ".join(map(str, typing.get_args(hint)))
             raise UserError(f"{where} is {_shown(value)}; accepted: {accepted}")
         return value

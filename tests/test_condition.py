@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from mvader_jax.condition import PADDING, Condition, concatenate, spread, stack, take, where
+from mvader_jax.condition import PADDING, Condition, concatenate, pad, spread, stack, take, where
 
 PLAIN = Condition(jnp.zeros((2, 3, 4)), jnp.zeros((2, 3)))
 SHARED = Condition(jnp.ones((2, 5, 4)), jnp.ones((2, 5)), jnp.full((6, 2), 0.5))
@@ -43,3 +43,22 @@ def test_rows_are_stacked_with_their_factors() -> None:
     assert both.log_weights.tolist() == [[0, 0, PADDING, PADDING], [-1, -1, -1, PADDING]]
     assert both.factors.tolist() == [[[1, 1]], [[2, 2]]]
     assert stack([short], 2).factors is None
+
+
+def test_rows_keep_their_elements_beside_more_and_beside_none() -> None:
+    def marked(elements: list[int], wanted: list[float]) -> Condition:
+        marks = np.eye(len(wanted), dtype=np.float32)[elements][None]
+        plain = Condition(
+            np.zeros((1, len(elements), 4), np.float32), np.zeros((1, len(elements)), np.float32)
+        )
+        return plain.replace(elements=marks, wanted=np.array([wanted], np.float32))
+
+    two, three = marked([0, 1], [0.25, 0.75]), marked([2, 0, 1], [0.5, 0.5, 0.0])
+    none = Condition(np.zeros((1, 3, 4), np.float32), np.zeros((1, 3), np.float32))
+    whole = [[[0] * 3] * 3, [[1, 0, 0], [0, 1, 0], [0, 0, 0]], [[0, 0, 1], [1, 0, 0], [0, 1, 0]]]
+    for joined in (concatenate(none, pad(two, 3), three), stack([none, two, three], 3)):
+        assert np.asarray(joined.elements).tolist() == whole
+        assert np.asarray(joined.wanted).tolist() == [[0, 0, 0], [0.25, 0.75, 0], [0.5, 0.5, 0]]
+    second = take(joined, jnp.array([1]))
+    assert np.asarray(second.elements).tolist() == whole[1:2] and second.wanted.tolist() == [[0.25, 0.75, 0]]
+    assert concatenate(none, none).elements is None and stack([none], 4).wanted is None

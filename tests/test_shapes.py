@@ -32,7 +32,7 @@ def test_a_wrong_shape_is_refused() -> None:
     with pytest.raises(TypeCheckError, match="log_weights"):
         attend(q, k, k, log_weights=jnp.zeros((2, 5)))
     with pytest.raises(TypeCheckError, match="'v'"):
-        attend(q, k, jnp.zeros((2, 7, 3, 6)))
+        attend(q, k, jnp.zeros((2, 6, 3, 8)))
     with pytest.raises(TypeCheckError, match="noise"):
         levels_of(ScheduleConfig(), 5).noised(jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 4, 4, 2)))
 

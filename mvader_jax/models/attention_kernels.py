@@ -44,23 +44,23 @@ _FEW_SCORES = 512 * 512
 
 
 def choose(
-    platform: str, dtype: Any, q_shape: tuple[int, ...], k_shape: tuple[int, ...], *, biased: bool
+    platform: str, dtype: Any, q_shape: tuple[int, ...], v_shape: tuple[int, ...], *, biased: bool
 ) -> Kernel:
-    """The kernel for an attention of q [B, Sq, H, K] to k [B, Sk, H, K] on a platform ("tpu", "gpu", "cpu").
+    """The kernel for an attention of q [B, Sq, H, K] to values [B, Sk, H, V] on a platform ("tpu", "gpu", "cpu").
 
     The libraries' kernels compute in 16 bits, so float32 takes the plain path, or on a CPU its blocks; so do
     small attentions, for which the scores fit, and heads that cuDNN does not take (more than 128 dimensions).
     """
     dtype = jnp.dtype(dtype)
     if platform == "cpu":
-        return "blocks" if q_shape[1] * k_shape[1] > _FEW_SCORES else "plain"
+        return "blocks" if q_shape[1] * v_shape[1] > _FEW_SCORES else "plain"
     if dtype not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return "plain"
-    if q_shape[1] * k_shape[1] < FEWEST_SCORES:
+    if q_shape[1] * v_shape[1] < FEWEST_SCORES:
         return "plain"
     if platform == "tpu" and dtype == jnp.dtype(jnp.bfloat16):
         return "splash"
-    if platform in ("gpu", "cuda") and _cudnn_head_dim(q_shape[3], biased) <= 128:
+    if platform in ("gpu", "cuda") and max(_cudnn_head_dim(q_shape[3], biased), v_shape[3]) <= 128:
         return "cudnn"
     return "plain"
 
@@ -75,16 +75,16 @@ def run(
     kernel: Kernel,
     q: Float[jax.Array, "B Sq H K"],
     k: Float[jax.Array, "B Sk H K"],
-    v: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H V"],
     bias: Float[jax.Array, " B #H 1 Sk"] | None,
     *,
     causal: bool,
     interpret: bool = False,
-) -> Float[jax.Array, "B Sq H K"]:
+) -> Float[jax.Array, "B Sq H V"]:
     """Attention by any kernel but "plain", every device on its own rows and heads.
 
-    q: [B, Sq, H, K]; k, v: [B, Sk, H, K]; bias: float32 [B, H or 1, 1, Sk], added to the scores of a key.
-    interpret: run the TPU's kernel on another platform, slowly (for tests). Returns [B, Sq, H, K].
+    q: [B, Sq, H, K]; k: [B, Sk, H, K]; v: [B, Sk, H, V]; bias: float32 [B, H or 1, 1, Sk], added to the scores of a key.
+    interpret: run the TPU's kernel on another platform, slowly (for tests). Returns [B, Sq, H, V].
     """
     mesh = jax.sharding.get_abstract_mesh()
     inner = functools.partial(_run, kernel, causal=causal, interpret=interpret)
@@ -113,12 +113,12 @@ def _run(
     kernel: Kernel,
     q: Float[jax.Array, "B Sq H K"],
     k: Float[jax.Array, "B Sk H K"],
-    v: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H V"],
     bias: Float[jax.Array, " B #H 1 Sk"] | None,
     *,
     causal: bool,
     interpret: bool,
-) -> Float[jax.Array, "B Sq H K"]:
+) -> Float[jax.Array, "B Sq H V"]:
     dtype = q.dtype
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(dtype)
     if kernel == "blocks":
@@ -131,12 +131,12 @@ def _run(
 def splash(
     q: Float[jax.Array, "B Sq H K"],
     k: Float[jax.Array, "B Sk H K"],
-    v: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H V"],
     bias: Float[jax.Array, " B #H 1 Sk"] | None,
     *,
     causal: bool,
     interpret: bool,
-) -> Float[jax.Array, "B Sq H K"]:
+) -> Float[jax.Array, "B Sq H V"]:
     """Pallas' splash attention, q scaled already. Shapes as `run`."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -176,14 +176,14 @@ def splash(
 def cudnn(
     q: Float[jax.Array, "B Sq H K"],
     k: Float[jax.Array, "B Sk H K"],
-    v: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H V"],
     bias: Float[jax.Array, " B #H 1 Sk"] | None,
     *,
     causal: bool,
     implementation: Literal["cudnn", "xla"] = "cudnn",
-) -> Float[jax.Array, "B Sq H K"]:
+) -> Float[jax.Array, "B Sq H V"]:
     """cuDNN's fused attention, q scaled already; `implementation` "xla" is the same call without a GPU."""
-    width, keys = q.shape[-1], k.shape[1]
+    width, keys = v.shape[-1], k.shape[1]
     k_len = _round(keys, 8)
     if k_len > keys and bias is None and not causal:
         bias = jnp.zeros((k.shape[0], 1, 1, keys), jnp.float32)
@@ -192,7 +192,7 @@ def cudnn(
     if bias is not None:
         bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (0, k_len - keys)), constant_values=_NOWHERE)
         q, k = _with_bias(q, k, bias)
-    wide = _round(q.shape[-1], 8)
+    wide = _round(max(q.shape[-1], width), 8)
     q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, wide - x.shape[-1]))) for x in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=causal, implementation=implementation)
     return out[..., :width]
@@ -201,11 +201,11 @@ def cudnn(
 def blocks(
     q: Float[jax.Array, "B Sq H K"],
     k: Float[jax.Array, "B Sk H K"],
-    v: Float[jax.Array, "B Sk H K"],
+    v: Float[jax.Array, "B Sk H V"],
     bias: Float[jax.Array, " B #H 1 Sk"] | None,
     *,
     causal: bool,
-) -> Float[jax.Array, "B Sq H K"]:
+) -> Float[jax.Array, "B Sq H V"]:
     """Softmax over the keys for one head and some queries at a time, q scaled already. Shapes as `run`.
 
     In float32 whatever the dtype, as a CPU computes anyway: gradients of k and v are sums over the blocks.
@@ -238,8 +238,8 @@ def blocks(
 
         return jax.lax.map(block, (queries, jnp.arange(parts) * rows))
 
-    out = jax.lax.map(head, (queries, by_head(k, keys, width), by_head(v, keys, width), bias))
-    return jnp.swapaxes(out.reshape(batch, heads, parts * rows, width), 1, 2)[:, :length].astype(dtype)
+    out = jax.lax.map(head, (queries, by_head(k, keys, width), by_head(v, keys, v.shape[-1]), bias))
+    return jnp.swapaxes(out.reshape(batch, heads, parts * rows, v.shape[-1]), 1, 2)[:, :length].astype(dtype)
 
 
 def _cudnn_head_dim(width: int, biased: bool) -> int:

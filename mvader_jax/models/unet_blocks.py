@@ -15,11 +15,14 @@ import numpy as np
 from jaxtyping import Float, Float32, Num
 
 from mvader_jax.condition import Condition, KeysValues
-from mvader_jax.models.attention import attend
+from mvader_jax.models.attention import attend, attention_of
 from mvader_jax.models.attention_kernels import current_platform
 from mvader_jax.parallel.sharding import constrain, partitioned
 
 Dtype = Any
+#: The collection in which each cross-attention leaves what its condition's elements got, where `apply` lets it change
+#: (`models.attention_maps` reads it).
+ATTENTION = "attention"
 _KERNEL = nn.initializers.lecun_normal()
 
 
@@ -215,6 +218,7 @@ class Attention(nn.Module):
     """Multi-head attention over x, or from x to a context.
 
     keys_values: those of the context, where they are computed already; to_k and to_v are then not read.
+    elements: as `Condition.elements`; what each gets of the attention goes into the collection ATTENTION.
     """
 
     num_heads: int
@@ -229,6 +233,7 @@ class Attention(nn.Module):
         log_weights: Float[jax.Array, "B S"] | None = None,
         factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None = None,
         keys_values: KeysValues | None = None,
+        elements: Float[jax.Array, "B S E"] | None = None,
     ) -> Float[jax.Array, "B Sq C"]:
         width = x.shape[-1]
 
@@ -242,6 +247,9 @@ class Attention(nn.Module):
             keys_values = heads(source, "to_k", axis), heads(source, "to_v", axis)
         k, v = keys_values
         out = attend(q, k, v, log_weights=log_weights, factors=factors).reshape(x.shape)
+        if elements is not None and self.is_mutable_collection(ATTENTION):
+            got = attention_of(elements, q, k, log_weights=log_weights, factors=factors)
+            self.sow(ATTENTION, "elements", got)
         return dense(width, ("heads", "channels_in"), name="to_out_0", dtype=self.dtype)(out)
 
 
@@ -289,7 +297,8 @@ class TransformerBlock(nn.Module):
         cross = Attention(self.num_heads, dtype=self.dtype, name="attn2")
         factors = None if condition.factors is None else condition.factors[..., 0, :]
         ready = None if condition.keys_values is None else condition.keys_values[0]
-        x = x + cross(layer_norm(x, name="norm2"), condition.hidden, condition.log_weights, factors, ready)
+        context = condition.hidden, condition.log_weights, factors, ready, condition.elements
+        x = x + cross(layer_norm(x, name="norm2"), *context)
         return x + FeedForward(dtype=self.dtype, name="ff")(layer_norm(x, name="norm3"))
 
 

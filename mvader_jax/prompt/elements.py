@@ -40,9 +40,23 @@ else:  # for those who read annotations
 #: Where weights act: in the decoder's self-attentions, in the UNet's cross-attentions, or in both.
 Site = Literal["decoder", "cross_attention", "both"]
 SITES: tuple[str, ...] = get_args(Site)
+#: How an element's weight is meant: as theta of each of its tokens (False), as the sum of their thetas (True), or as its
+#: share of the UNet's cross-attention ("attention").
+Balance = Literal[False, True, "attention"]
 #: What happens to a prompt of more tokens than the model has positions.
 LongPrompts = Literal["cut", "refuse", "chunk"]
 LONG_PROMPTS: tuple[str, ...] = get_args(LongPrompts)
+
+
+def check_balance(balance: Any, site: Site | None) -> None:
+    """Raises UserError for what is no `Balance`, and where it has nothing to move at this site."""
+    if not (isinstance(balance, bool) or balance == "attention"):
+        raise UserError(f"balance is {balance!r:.80}; accepted: False, True, attention")
+    if balance == "attention" and site == "decoder":
+        raise UserError(
+            "balance attention moves weights at the cross-attention, but their site is decoder; accepted: "
+            "cross_attention, both"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +194,9 @@ class Prompt:
         are not suppressed. So a caption of 10 tokens stands level with an image of 144, the mean theta
         of a prompt of weights 1 stays 1, and elements of equal length keep their weights unchanged.
         Spans and regions then divide an element's share among its tokens.
+        "attention": in proportion to its weight an element is to receive attention from the UNet's cross-attentions:
+        thetas are moved as it samples until it does (`diffusion.balance`), from the weights on. At the decoder weights
+        are thetas.
     decoder_factors, cross_attention_factors: by layer [N], or by layer and head [N, H] (either may be 1);
         theta acts as theta ** factor in that layer and head: 1 as given, 0 not at all, 2 squared. Layers
         are the decoder's, and the UNet's cross-attentions in the order they run. Numbers of at least 0;
@@ -192,7 +209,7 @@ class Prompt:
 
     elements: tuple[Element, ...]
     site: Site = "both"
-    balance: bool = False
+    balance: Balance = False
     decoder_factors: Factors | None = None
     cross_attention_factors: Factors | None = None
     long_prompts: LongPrompts = "cut"
@@ -203,6 +220,7 @@ class Prompt:
             raise UserError("the prompt is empty; give at least one text or image")
         if self.site not in SITES:
             raise UserError(f"the site of the weights is {self.site!r}; accepted: {', '.join(SITES)}")
+        check_balance(self.balance, self.site)
         if self.long_prompts not in LONG_PROMPTS:
             raise UserError(f"long_prompts is {self.long_prompts!r}; accepted: {', '.join(LONG_PROMPTS)}")
         object.__setattr__(self, "elements", elements)

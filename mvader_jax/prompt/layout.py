@@ -14,11 +14,24 @@ from mvader_jax.condition import PADDING, PromptBatch
 from mvader_jax.errors import UserError
 from mvader_jax.images.preprocess import clip_preprocess, region_weights
 from mvader_jax.images.read import load_image
-from mvader_jax.prompt.elements import SITES, Image, LongPrompts, Prompt, PromptLike, Site, Text
+from mvader_jax.prompt.elements import (
+    SITES,
+    Balance,
+    Image,
+    LongPrompts,
+    Prompt,
+    PromptLike,
+    Site,
+    Text,
+    check_balance,
+)
 from mvader_jax.prompt.length import Fit, Part, notice
-from mvader_jax.prompt.theta import balanced, log_theta, span_factors, spread_factors
+from mvader_jax.prompt.theta import balanced, log_theta, span_factors, spread_factors, wanted_shares
 from mvader_jax.prompt.tokenizer import Tokenizer, bucket
 from mvader_jax.prompt.words import unseen, unseen_sentence
+
+#: Places for elements in a batch that marks them: of most prompts, so that these share a program.
+_PLACES = 4
 
 
 def lay_out(
@@ -32,7 +45,8 @@ def lay_out(
     length: int | None = None,
     num_images: int | None = None,
     site: Site | None = None,
-    balance: bool | None = None,
+    balance: Balance | None = None,
+    elements: bool = False,
     pixels: Float32[np.ndarray, "N {image_size} {image_size} 3"] | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
     decoder_heads: tuple[int, int] | None = None,
@@ -51,6 +65,7 @@ def lay_out(
     length: pad to this many positions; default, the `bucket` of the longest prompt.
     num_images: pad the images of a row to this many; default, the most of any row.
     site, balance, long_prompts: override the prompts' own.
+    elements: whether to mark which positions belong to which element, as `balance` "attention" does anyway.
     pixels: float32 [N, image_size, image_size, 3], already preprocessed: all images of the batch in
         order, in place of reading them from the prompts.
     sizes: width and height of each of them before preprocessing, which regions are laid over; default,
@@ -79,6 +94,9 @@ def lay_out(
     texts = _encode_texts(tokenizer, shown)
     reader = _ImageReader(image_size, image_tokens, pixels, sizes)
     fit = Fit(tokenizer, limit, chunks, long_prompts, notify)
+    for prompt in rows:
+        if prompt is not None:
+            check_balance(prompt.balance if balance is None else balance, site or prompt.site)
     laid_out = [_row(fit, p, texts, reader, balance) for p in rows]
 
     longest = max((len(row.ids) for row in laid_out), default=1)
@@ -128,7 +146,23 @@ def lay_out(
             cross_attention_heads,
             "cross-attention",
         ),
+        **_elements(laid_out, length, marked=elements),
     )
+
+
+def _elements(rows: Sequence[_Row], length: int, *, marked: bool) -> dict[str, Float32[np.ndarray, "..."]]:
+    """What a batch holds of its rows' elements: `elements` where asked for, `wanted` where thetas move."""
+    moved = any(row.moves for row in rows)
+    if not (moved or marked):
+        return {}
+    count = max(_PLACES, *(1 << (len(row.wanted) - 1).bit_length() for row in rows))
+    elements = np.zeros((len(rows), length, count), np.float32)
+    wanted = np.zeros((len(rows), count), np.float32)
+    for i, row in enumerate(rows):
+        elements[i, : len(row.element)] = np.array(row.element)[:, None] == np.arange(count)
+        if row.moves:
+            wanted[i, : len(row.wanted)] = row.wanted
+    return {"elements": elements, **({"wanted": wanted} if moved else {})}
 
 
 def _encode_texts(
@@ -153,7 +187,7 @@ def _row(
     prompt: Prompt | None,
     texts: dict[Text, tuple[list[int], Float64[np.ndarray, " _"]]],
     reader: _ImageReader,
-    balance: bool | None,
+    balance: Balance | None,
 ) -> _Row:
     parts: list[Part] = []
     pictures: list[np.ndarray] = []
@@ -171,22 +205,29 @@ def _row(
     if not whole:
         parts = fit.cut(parts)
     weights, inside = [part.weight for part in parts], [part.factors for part in parts]
+    meant = prompt is not None and (prompt.balance if balance is None else balance)
     with np.errstate(over="ignore", under="ignore"):
-        if prompt and (prompt.balance if balance is None else balance):
+        if meant is True:
             thetas = balanced(weights, inside)
         else:
             thetas = [weight * factors for weight, factors in zip(weights, inside, strict=True)]
     logs = log_theta(np.concatenate(thetas)) if thetas else np.zeros(0, np.float32)
-    ids = [token for part in parts for token in part.ids]
-    return _Row(*fit.framed(ids, [i for part in parts for i in part.index], logs, prompt is None), pictures)
+    wanted = wanted_shares(weights, inside)
+    return _Row(*fit.framed(parts, logs, prompt is None), pictures, wanted, meant == "attention")
 
 
 @dataclasses.dataclass
 class _Row:
+    """A prompt's positions (`length.Framed`) and images, the shares of attention that its elements are to get, and whether
+    thetas are moved for it."""
+
     ids: list[int]
     image_index: list[int]
-    log_weights: Float32[np.ndarray, " S"]
+    log_weights: list[float]
+    element: list[int]
     images: list[Float32[np.ndarray, "h w 3"]]
+    wanted: Float64[np.ndarray, " _"]
+    moves: bool
 
 
 class _ImageReader:

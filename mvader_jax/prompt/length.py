@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -35,6 +36,16 @@ class Part:
     @property
     def is_text(self) -> bool:
         return not self.index or self.index[0] < 0
+
+
+class Framed(NamedTuple):
+    """A prompt's positions: token ids, which image token of the row each is, log weights, and the number of the element
+    that each belongs to; -1 for none."""
+
+    ids: list[int]
+    image_index: list[int]
+    log_weights: list[float]
+    element: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,28 +95,31 @@ class Fit:
         )
         return kept[::-1]
 
-    def framed(
-        self, ids: Sequence[int], index: Sequence[int], logs: Float32[np.ndarray, " S"], null: bool
-    ) -> tuple[list[int], list[int], Float32[np.ndarray, " T"]]:
-        """Tokens, image indices and log weights with BOS and EOS around them, or around each chunk of them."""
+    def framed(self, parts: Sequence[Part], logs: Float32[np.ndarray, " S"], null: bool) -> Framed:
+        """The parts' tokens with BOS and EOS around them, or around each chunk of them."""
         config = self.tokenizer.config
         before = [config.bos_id] if config.add_bos and config.bos_id is not None else []
         after = [config.eos_id] if config.add_eos or null else []
+        ids = [token for part in parts for token in part.ids]
+        index = [i for part in parts for i in part.index]
+        element = [number for number, part in enumerate(parts) for _ in part.ids]
         size = len(ids) if len(ids) <= self._room(null) else self._room(null)
-        framed: tuple[list[int], list[int], list[float]] = ([], [], [])
+        framed = Framed([], [], [], [])
         for start in range(0, max(len(ids), 1), max(size, 1)):
             piece = slice(start, start + size)
-            chunk = (
+            chunk = Framed(
                 [*before, *ids[piece], *after],
-                [-1] * len(before) + list(index[piece]) + [-1] * len(after),
+                [-1] * len(before) + index[piece] + [-1] * len(after),
                 [0.0] * len(before) + logs[piece].tolist() + [0.0] * len(after),
+                [-1] * len(before) + element[piece] + [-1] * len(after),
             )
             # Each of several chunks is as long as a prompt may be.
-            missing = self.limit - len(chunk[0]) if size < len(ids) else 0
-            padding = (config.pad_id, -1, PADDING if config.length is None else 0.0)
-            for column, values, pad in zip(framed, chunk, padding, strict=True):
+            missing = self.limit - len(chunk.ids) if size < len(ids) else 0
+            padding = (config.pad_id, -1, PADDING if config.length is None else 0.0, -1)
+            columns: Any = zip(framed, chunk, padding, strict=True)
+            for column, values, pad in columns:
                 column += values + [pad] * missing
-        return framed[0], framed[1], np.asarray(framed[2], np.float32)
+        return framed
 
     def _room(self, null: bool) -> int:
         """Tokens beside BOS and EOS."""

@@ -54,6 +54,14 @@ def balanced(
     return thetas
 
 
+def wanted_shares(weights: list[float], inside: list[Float64[np.ndarray, " _"]]) -> Float64[np.ndarray, " E"]:
+    """Shares of the attention in proportion to the weights, 0 of an element that has no token left."""
+    alive = [weight if factors.any() else 0.0 for weight, factors in zip(weights, inside, strict=True)]
+    # Scaled first by the largest, so that no sum overflows.
+    scaled = np.array(alive) / (max(alive, default=0.0) or 1.0)
+    return scaled / (scaled.sum() or 1.0)
+
+
 def spread_factors(
     given: Sequence[Factors | None], shape: tuple[int, int] | None, site: str
 ) -> Float32[np.ndarray, "{len(given)} {shape[0]} {shape[1]}"] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack, cast
 
 from mvader_jax.bounds import Bound, NonNegativeInt, PositiveInt, Share, between
 from mvader_jax.errors import UserError
-from mvader_jax.prompt.elements import LongPrompts, Site
+from mvader_jax.prompt.elements import Balance, LongPrompts, Site, check_balance
 from mvader_jax.sampling.seeds import SEED, Seeds, read_seeds
 from mvader_jax.settings import Checked, convert, nearest, type_hints
 
@@ -32,7 +32,7 @@ class Changes(TypedDict, total=False):
     guidance_scale: float
     seed: int | str | Iterable[int]
     site: Site | None
-    balance: bool | None
+    balance: Balance | None
     long_prompts: LongPrompts | None
     negative_strength: float
     height: int | None
@@ -49,8 +49,8 @@ class SamplingSettings(Checked):
     guidance_scale: of classifier-free guidance. seed: 0 to 2**32 - 1, or several as `seeds.read_seeds` takes them
     (range(16), [0, 3, 7], "0:16"): each then has pictures of its own. Picture number i of a seed is the same
     picture whatever is drawn beside it.
-    site: where weights act; balance: whether they are an element's total share; long_prompts: cut, refuse or chunk
-    (`Prompt`); None takes the prompt's own.
+    site: where weights act; balance: whether they are an element's total share, of thetas or of the attention that it
+    gets; long_prompts: cut, refuse or chunk (`Prompt`); None takes the prompt's own.
     negative_strength: how far guidance leads away from the negative prompt in place of the null prompt: 0 not
     at all, 1 wholly, more is further.
     height, width: pixels; None takes the model's own.
@@ -65,7 +65,7 @@ class SamplingSettings(Checked):
     guidance_scale: Annotated[float, _FLOAT32] = 8.0
     seed: Seeds = SEED
     site: Site | None = None
-    balance: bool | None = None
+    balance: Balance | None = None
     long_prompts: LongPrompts | None = None
     negative_strength: Annotated[float, between(0, _LARGEST)] = 1.0
     height: Annotated[int, between(1, 2**16)] | None = None
@@ -81,6 +81,7 @@ class SamplingSettings(Checked):
         for name, hint in type_hints(cls).items():
             # By its own name: that is what people write, in a file of prompts as on the command line.
             object.__setattr__(self, name, convert(hint, getattr(self, name), name))
+        check_balance(self.balance or False, self.site)
         if self.sampler not in SAMPLERS:
             raise UserError(f"the sampler is {self.sampler!r}; accepted: {', '.join(SAMPLERS)}")
         if self.eta and not SAMPLERS[self.sampler].stochastic:
@@ -104,7 +105,7 @@ class SamplingSettings(Checked):
             "steps": self.steps,
             "sampler": self.sampler,
             "site": self.site or "both",
-            "balance": bool(self.balance),
+            "balance": self.balance or False,
             "negative_strength": self.negative_strength,
         }
         for name in ("height", "width", "strength", "eta", "long_prompts"):

@@ -14,6 +14,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Image, Prompt, Text
 from mvader_jax.prompt.layout import lay_out
 from mvader_jax.prompt.tokenizer import Tokenizer, train_tokenizer
+from mvader_jax.sampling.settings import SamplingSettings
 
 SQUARE = np.zeros((8, 8, 3), np.uint8)
 WIDE = np.zeros((8, 16, 3), np.uint8)
@@ -141,9 +142,47 @@ def test_balance(tokenizer: Tokenizer) -> None:
     np.testing.assert_array_equal(equal.log_weights, np.zeros((1, 8), np.float32))
 
 
-@pytest.mark.parametrize("balance", [False, True])
+def test_elements_are_marked_where_their_attention_is_asked_for(tokenizer: Tokenizer) -> None:
+    prompt = ["a hat", SQUARE]
+    given = batch(tokenizer, prompt, None, elements=True)
+    marks = [[1, 0, 0, 0]] * 2 + [[0, 1, 0, 0]] * 4 + [[0] * 4] * 2
+    assert given.elements is not None and given.elements.tolist() == [marks, [[0] * 4] * 8]
+    assert given.wanted is None and batch(tokenizer, prompt).elements is None
+    # More than four need more places.
+    assert batch(tokenizer, ["a"] * 5, elements=True).elements.shape == (1, 8, 8)
+
+
+def test_balanced_attention_is_asked_for_in_proportion_to_the_weights(tokenizer: Tokenizer) -> None:
+    """The weights are thetas, too: where moving them starts from."""
+    prompt = [Text("a red hat", 3.0), Image(SQUARE), Text("on", 0.0)]
+    shown, plain = (batch(tokenizer, Prompt.of(prompt, balance=way)) for way in ("attention", False))
+    np.testing.assert_array_equal(shown.wanted, [[0.75, 0.25, 0, 0]])
+    np.testing.assert_array_equal(shown.log_weights, plain.log_weights)
+    np.testing.assert_array_equal(shown.condition_log_weights, plain.condition_log_weights)
+    hidden = Image(SQUARE, regions=[((0, 0, 1, 1), 0.0)])
+    others = batch(tokenizer, ["a", hidden], [Text("a", 1e308), Text("a", 1e308)], None, balance="attention")
+    np.testing.assert_array_equal(others.wanted, [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0] * 4])
+    # Beside a prompt that does not ask nothing of that one moves.
+    beside = batch(tokenizer, Prompt.of(prompt, balance="attention"), prompt)
+    np.testing.assert_array_equal(beside.wanted, [[0.75, 0.25, 0, 0], [0] * 4])
+
+
+def test_attention_cannot_be_balanced_at_the_decoder(tokenizer: Tokenizer) -> None:
+    sentence = "balance attention moves weights at the cross-attention, but their site is decoder"
+    with pytest.raises(UserError, match=sentence):
+        Prompt.of("a hat", balance="attention", site="decoder")
+    with pytest.raises(UserError, match=sentence):
+        batch(tokenizer, Prompt.of("a hat", site="decoder"), balance="attention")
+    with pytest.raises(UserError, match=sentence):
+        SamplingSettings(site="decoder", balance="attention")
+    for value in ("yes", 1, None):
+        with pytest.raises(UserError, match=f"balance is {value!r}; accepted: False, True, attention"):
+            Prompt.of("a hat", balance=value)
+
+
+@pytest.mark.parametrize("balance", [False, True, "attention"])
 @pytest.mark.parametrize("weights", [(0, 0), (0, 1), (1e-320, 1), (1e308, 1e308), (5e-324, 1e308)])
-def test_every_weight_is_finite(tokenizer: Tokenizer, weights: tuple[float, float], balance: bool) -> None:
+def test_every_weight_is_finite(tokenizer: Tokenizer, weights: tuple[float, float], balance: Any) -> None:
     spans = {"red": 1e200}
     prompt = Prompt.of([Text("a red hat", weights[0], spans), Image(SQUARE, weights[1])], balance=balance)
     logs = np.asarray(batch(tokenizer, prompt).log_weights)

@@ -64,7 +64,7 @@ DRAWING: Calls = {
         "guidance_scale is array([1., 1.]); expected",
     ),
     "site": (lambda: PIPE("x", site="unet"), "site is 'unet'; accepted: decoder, cross_attention, both"),
-    "balance": (lambda: PIPE("x", balance="yes"), "balance is 'yes'; expected bool"),
+    "balance": (lambda: PIPE("x", balance="yes"), "balance is 'yes'; accepted: False, True, attention"),
     "height": (lambda: PIPE("x", height="64"), "height is '64'; expected int"),
     "count": (lambda: PIPE("x", num_images=2.5), "num_images is 2.5; expected int"),
     "count none": (lambda: PIPE("x", num_images=None), "num_images is None; expected int"),

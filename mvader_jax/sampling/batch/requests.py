@@ -144,7 +144,7 @@ def _request(
     settings.numbered(count)
     meaning: dict[str, Any] = {
         "site": settings.site or "both",
-        "balance": bool(settings.balance),
+        "balance": settings.balance or False,
         "long_prompts": settings.long_prompts or "cut",
     }
     prompt = Prompt.from_json(data["prompt"], root, **meaning)
