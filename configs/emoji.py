@@ -60,12 +60,12 @@ def get_config() -> TrainConfig:
         unet=UNetConfig(
             in_channels=16,
             out_channels=16,
-            block_out_channels=(80, 176),
+            block_out_channels=(104, 208),
             layers_per_block=1,
             attention=(True, True),
             cross_attention_dim=WIDTH,
             num_heads=4,
-            norm_groups=16,
+            norm_groups=8,
             sample_size=8,
         ),
         # 16 numbers for 8 x 8 pixels: four, as for the scenes, would blur faces.

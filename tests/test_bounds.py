@@ -192,7 +192,7 @@ def words(cls: type[Checked], name: str) -> str:
 
 
 SENSELESS = """
-steps=0 batch_size=0 batch_size=-8 log_every=0 save_every=0 validate_every=0 accumulate=0
+steps=0 batch_size=0 batch_size=-8 log_every=0 save_every=0 validate_every=-1 accumulate=0
 accumulate=-1 keep=0 keep=-1 keep_every=-1 seed=-1 seed=4294967296 objective.dropout=1.5 objective.dropout=NaN
 objective.timestep_bias=0.5 objective.timestep_bias=NaN row_groups=-1 sample_every=-1
 sample_steps=0 sample_guidance=NaN sample_guidance=Infinity max_loss_ratio=-1 max_loss_ratio=0.5

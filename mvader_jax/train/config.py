@@ -92,8 +92,8 @@ class Stage(Checked):
     keep: PositiveInt = 2
     #: Checkpoints whose step is a multiple of it stay for good; 0: none.
     keep_every: NonNegativeInt = 0
-    #: Steps between validations on held-out batches.
-    validate_every: PositiveInt = 500
+    #: Steps between validations on held-out batches, and one at the end; 0: none.
+    validate_every: NonNegativeInt = 500
     #: Steps between grids of pictures; 0: none.
     sample_every: NonNegativeInt = 0
     #: Prompts of the grid, their parts separated by ` | `; held-out records where there are none.

@@ -100,7 +100,7 @@ def train(
                 if stop:
                     break
                 with logger.aside():
-                    if last or number % stage.validate_every == 0:
+                    if stage.validate_every and (last or number % stage.validate_every == 0):
                         logger.write(number, validate(job.run, job.state))
                     if on_sample is not None and stage.sample_every and number % stage.sample_every == 0:
                         draw(job.run, job.state, number, on_sample, directory, logger)

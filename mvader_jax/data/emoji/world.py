@@ -81,6 +81,7 @@ class World:
         """Raises UserError where the set is of something else, or nothing of it is chosen."""
         self._stored = stored
         self._records: dict[Pair, int] = {}
+        self._decoded: dict[tuple[Pair, int], np.ndarray] = {}
         about: dict[str, dict[str, Any]] = {}
         left_out = {point for point, tone in TONES.items() if tone not in choice.tones}
         for index, text in enumerate(stored.column("details")):
@@ -143,7 +144,16 @@ class World:
         return found
 
     def picture(self, pair: Pair, size: int) -> UInt8[np.ndarray, "{size} {size} 4"]:
-        """The subject with its alpha."""
+        """The subject with its alpha, read-only: decoded once, for a world of 64 x 64 is 200 MB at most."""
+        found = self._decoded.get((pair, size))
+        if found is None:
+            found = self._decoded[pair, size] = self._decode(pair, size)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_decoded": {}}
+
+    def _decode(self, pair: Pair, size: int) -> UInt8[np.ndarray, "{size} {size} 4"]:
         import PIL.Image
 
         data = self._stored.record(self._records[pair], np.random.default_rng(0))["image"]
