@@ -83,7 +83,7 @@ def get_config() -> TrainConfig:
     )
     adam = OptimizerConfig(warmup_steps=100, decay="cosine", ema_decay=0.999)
     parallel = dataclasses.replace(DATA, source=dataclasses.replace(WORLD, parallel=0.7))
-    single = Diffusion(dropout=0.1, posterior="mean", caption_length=LENGTH)
+    single = Diffusion(dropout=0.1, posterior="mean", caption_length=LENGTH, p_image=0.3)
     # The UNet's data: as configs/tiny.py, which says why.
     groups = {
         "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 0.005),
