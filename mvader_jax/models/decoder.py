@@ -19,6 +19,7 @@ from jaxtyping import Float, Float32, Int
 from mvader_jax.bounds import LARGEST_INT, Bound, PositiveFloat, PositiveInt
 from mvader_jax.errors import UserError
 from mvader_jax.models.attention import attend
+from mvader_jax.models.quantised import Dense
 from mvader_jax.models.remat import Remat, rematerialised
 from mvader_jax.parallel.sharding import constrain, partitioned
 from mvader_jax.settings import Checked
@@ -159,11 +160,6 @@ def rotate(
     return jnp.concatenate([out.astype(x.dtype), rest], axis=-1)
 
 
-def _dense(features: int, axes: tuple[str, str], name: str, dtype: Dtype, bias: bool = True) -> nn.Dense:
-    init = partitioned(nn.initializers.normal(0.02), *axes)
-    return nn.Dense(features, use_bias=bias, kernel_init=init, dtype=dtype, name=name)
-
-
 class SelfAttention(nn.Module):
     """Causal self-attention with rotary positions and log weights. [B, S, D] -> [B, S, D]."""
 
@@ -181,7 +177,7 @@ class SelfAttention(nn.Module):
         inner = c.num_heads * c.head_dim
 
         def heads(name: str) -> jax.Array:
-            y = _dense(inner, ("embed", "heads"), name, self.dtype, c.attention_bias)(x)
+            y = Dense(inner, ("embed", "heads"), self.dtype, c.attention_bias, name=name)(x)
             return y.reshape(*y.shape[:-1], c.num_heads, c.head_dim)
 
         q, k, v = heads("q_proj"), heads("k_proj"), heads("v_proj")
@@ -189,7 +185,7 @@ class SelfAttention(nn.Module):
         q, k = rotate(q, positions, c), rotate(k, positions, c)
         out = attend(q, k, v, log_weights=log_weights, causal=True, factors=factors)
         out = out.reshape(*x.shape[:-1], inner)
-        return _dense(c.width, ("heads", "embed"), "out_proj", self.dtype, c.out_bias)(out)
+        return Dense(c.width, ("heads", "embed"), self.dtype, c.out_bias, name="out_proj")(out)
 
 
 class MLP(nn.Module):
@@ -201,9 +197,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
         c = self.config
-        x = _dense(c.mlp_width, ("embed", "mlp"), "fc_in", self.dtype)(x)
+        x = Dense(c.mlp_width, ("embed", "mlp"), self.dtype, name="fc_in")(x)
         x = nn.gelu(x, approximate=c.activation == "gelu_new")
-        return _dense(c.width, ("mlp", "embed"), "fc_out", self.dtype)(x)
+        return Dense(c.width, ("mlp", "embed"), self.dtype, name="fc_out")(x)
 
 
 def _adapter_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:

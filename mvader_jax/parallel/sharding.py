@@ -189,11 +189,24 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh, 0, "activation"))
 
 
+def gathered(x: jax.Array, *names: str) -> jax.Array:
+    """Pins a parameter, of these logical axes, as a batch needs it: whole along the mesh axes that the batch lies over."""
+    over = set(mesh_axes("batch"))
+    return constrain(x, *("activation" if over & set(mesh_axes(name)) else name for name in names))
+
+
 def bytes_per_device(tree: Tree) -> int:
-    """Bytes of a tree of abstract arrays on one device, by their shardings."""
+    """Bytes of a tree of abstract arrays on one device, by their shardings; of unsharded ones, all of them."""
     total = 0
     for leaf in jax.tree.leaves(tree):
-        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
-        itemsize = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
-        total += int(np.prod(shape, dtype=np.int64)) * itemsize
-    return total
+        sharding = getattr(leaf, "sharding", None)
+        shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+        total += int(np.prod(shape, dtype=np.int64)) * _bits(leaf.dtype)
+    return total // 8
+
+
+def _bits(dtype: Any) -> int:
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return 64
+    # NumPy keeps an int4 in a byte, a device two.
+    return 4 if dtype == jnp.int4 else 8 * int(dtype.itemsize)

@@ -33,10 +33,9 @@ from mvader_jax.plan import search
 from mvader_jax.plan.counted import kept_flops
 from mvader_jax.plan.search import Candidate, Work, powers
 from mvader_jax.storage.checkpoint import newest_metadata
-from mvader_jax.train.assemble import batch_shape
+from mvader_jax.train.assemble import batch_shape, split
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.start import earlier_components
-from mvader_jax.train.state import partition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +131,7 @@ def describe(
     objective = stage.objective
     needed = objective.components(config.model, precomputed, drawn=stage.sample_every > 0)
     shapes, axes = abstract_components(config.model, needed)
-    trained, frozen, _ = partition(shapes, {name: g.parameters for name, g in stage.groups.items()})
+    trained, frozen, _ = split(shapes, stage)
 
     def divides(mesh: MeshConfig) -> bool:
         try:
@@ -151,7 +150,7 @@ def describe(
         stage=stage,
         components=frozenset(needed),
         trained=frozenset(trained),
-        frozen_size=_size(frozen),
+        frozen_bytes=bytes_per_device(frozen),
         trained_size=_size(trained),
         flops=0.0,
         positions=tokens / stage.batch_size,

@@ -36,15 +36,15 @@ class Work:
     """What a training step has to do, on whatever mesh.
 
     components: those that the step computes with; trained: those of them of which parameters train.
-    frozen_size, trained_size: parameters. flops: of the step with its remat, over all devices. positions, predicted:
-    tokens per sample that the decoder reads and predicts.
+    frozen_bytes: of the frozen parameters; trained_size: parameters. flops: of the step with its remat, over all
+    devices. positions, predicted: tokens per sample that the decoder reads and predicts.
     """
 
     model: ModelConfig
     stage: Stage
     components: frozenset[str]
     trained: frozenset[str]
-    frozen_size: float
+    frozen_bytes: float
     trained_size: float
     flops: float
     positions: float
@@ -137,7 +137,7 @@ def estimate(topology: Topology, work: Work, mesh: MeshConfig, accumulate: int) 
     chip, cores, stage = topology.chip, topology.chip.cores, work.stage
     devices = topology.chips * cores
     sharded = mesh.fsdp * mesh.tensor
-    frozen = work.frozen_size * (2 if stage.frozen_dtype == "bfloat16" else 4)
+    frozen = work.frozen_bytes
     # float32 parameters, two moments and the average; gradients of one step.
     trained = work.trained_size * 4
     rows = stage.batch_size / (devices / mesh.tensor) / accumulate

@@ -20,6 +20,7 @@ from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.quantised import INTEGERS, quantised, with_scales
 from mvader_jax.models.remat import Remat
 from mvader_jax.parallel.mesh import compiler_options
 from mvader_jax.parallel.sharding import mesh_axes, param_shardings, replicated
@@ -126,8 +127,10 @@ def split(components: Mapping[str, Tree], stage: Stage) -> tuple[Tree, Tree, dic
     """`partition` by the stage's groups, each part in the dtype that the stage keeps it in."""
     trainable, frozen, groups = partition(components, _patterns(stage))
     trainable = jax.tree.map(lambda x: _cast(x, jnp.float32), trainable)
+    if stage.frozen_dtype in INTEGERS:
+        frozen = quantised(frozen, stage.frozen_dtype)
     # Integers and keys stay what they are.
-    kept = jnp.dtype(stage.frozen_dtype)
+    kept = jnp.dtype(stage.frozen_float)
     frozen = jax.tree.map(lambda x: _cast(x, kept) if jnp.issubdtype(x.dtype, jnp.floating) else x, frozen)
     return trainable, frozen, groups
 
@@ -148,6 +151,7 @@ def _shardings(
     """The sharding of every leaf of the state; optimizer and average lie as their parameters do."""
     _, axes = abstract_components(model, sorted({*trainable, *frozen}))
     trainable_axes, frozen_axes, _ = partition(axes, _patterns(stage))
+    frozen_axes = with_scales(frozen_axes, frozen)
     of_trainable = param_shardings(trainable, trainable_axes, mesh)
     whole = replicated(mesh)
     opt_state = optax.tree_utils.tree_map_params(

@@ -10,6 +10,7 @@ import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from mvader_jax.models.quantised import SCALE
 from mvader_jax.parallel.sharding import bytes_per_device
 from mvader_jax.train.config import Stage
 from mvader_jax.train.job import Job
@@ -58,11 +59,15 @@ def _groups(run: Run) -> list[str]:
 def _frozen(run: Run) -> str:
     count: Counter[str] = Counter()
     for path, leaf in flatten_dict(run.state.frozen, sep="/").items():
-        count[path.split("/")[0]] += leaf.size
+        if not path.endswith(f"/{SCALE}"):
+            count[path.split("/")[0]] += leaf.size
     if not count:
         return "nothing"
     parts = ", ".join(f"{component} {size:,}" for component, size in count.items())
-    return f"{count.total():,} parameters in {run.stage.frozen_dtype} ({parts})"
+    kept, rest = str(run.stage.frozen_dtype), run.stage.frozen_float
+    if kept != rest:
+        kept = f"{kept} (the decoder's matrices) and {rest}"
+    return f"{count.total():,} parameters in {kept} ({parts})"
 
 
 def _steps(stage: Stage, done: int) -> str:

@@ -24,6 +24,7 @@ from mvader_jax.bounds import (
 from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.quantised import INTEGERS, FrozenDtype
 from mvader_jax.models.remat import Remat
 from mvader_jax.settings import Checked, convert, nearest, override, type_hints
 from mvader_jax.train.objectives import Objective
@@ -80,8 +81,9 @@ class Stage(Checked):
     remat: Remat = "none"
     #: What is computed in; parameters that train stay float32.
     dtype: ComputeDtype = "float32"
-    #: What frozen parameters are kept in.
-    frozen_dtype: ComputeDtype = "float32"
+    #: What frozen parameters are kept in. int8, int4: the matrices of a frozen decoder's layers as integers with
+    #: scales, the rest in `dtype`.
+    frozen_dtype: FrozenDtype = "float32"
     #: Of fresh parameters, noise and dropout.
     seed: Seed = 0
     #: Steps between lines of the log.
@@ -121,6 +123,11 @@ class Stage(Checked):
             "kl_weight",
         )
     }
+
+    @property
+    def frozen_float(self) -> str:
+        """What those frozen parameters are kept in that are no integers."""
+        return self.dtype if self.frozen_dtype in INTEGERS else self.frozen_dtype
 
 
 @dataclasses.dataclass(frozen=True)

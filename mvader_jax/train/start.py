@@ -79,7 +79,7 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
     for component, key in names.items():
         if component in sources:
             # What stays frozen is read straight into its dtype: it is never there twice.
-            dtype = None if trains(model, component, stage) else stage.frozen_dtype
+            dtype = None if trains(model, component, stage) else stage.frozen_float
             loaded = load_bundle(sources[component], components=[component], mesh=mesh, dtype=dtype)
             components[component] = loaded.components[component]
             records[component] = loaded.records[component]

@@ -23,7 +23,7 @@ WORK = search.Work(
     STAGE,
     components=frozenset(STAGE.objective.components(MODEL)),
     trained=frozenset({"unet"}),
-    frozen_size=6.45e9,
+    frozen_bytes=12.9e9,
     trained_size=0.943e9,
     flops=2048 * 3.4e12,
     positions=90.4,
@@ -79,7 +79,7 @@ def test_where_memory_is_short_the_batch_is_cut() -> None:
 
 
 def test_where_nothing_fits_the_nearest_comes_first() -> None:
-    found = ranked("v5e:2x2", frozen_size=200e9)
+    found = ranked("v5e:2x2", frozen_bytes=400e9)
     assert found[0].memory == min(c.memory for c in found)
     assert found[0].memory > parse_topology("v5e:2x2").chip.hbm_bytes
 

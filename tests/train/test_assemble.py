@@ -51,7 +51,11 @@ CASES = {
     "vae": {"max_loss_ratio": 3.0},
     "language": {"row_groups": 8, "accumulate": 2, "remat": "blocks"},
     "captioning": {"frozen_dtype": "bfloat16", "dtype": "bfloat16"},
-    "contrastive": {"max_loss_ratio": 3.0, "optimizer": OptimizerConfig(ema_decay=0.0, clip_norm=0.0)},
+    "contrastive": {
+        "max_loss_ratio": 3.0,
+        "optimizer": OptimizerConfig(ema_decay=0.0, clip_norm=0.0),
+        "frozen_dtype": "int8",
+    },
     "diffusion": {"row_groups": 4, "max_loss_ratio": 2.0, "optimizer": WHITE, "frozen_dtype": "bfloat16"},
 }
 
