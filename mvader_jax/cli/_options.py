@@ -13,6 +13,15 @@ Seeds = Annotated[
 Steps = Annotated[int, typer.Option(help="sampling steps, 1 to 1000")]
 GuidanceScale = Annotated[float, typer.Option(help="classifier-free guidance")]
 Sampler = Annotated[str, typer.Option(help="plms is the paper's; mvader samplers lists all")]
+GuidanceInterval = Annotated[
+    str | None,
+    typer.Option(
+        help="LOW,HIGH: guidance acts where LOW < sigma <= HIGH alone, as in 0.3,5 [default: everywhere]"
+    ),
+]
+Reuse = Annotated[
+    int, typer.Option(help="compute the UNet whole every so many calls, in between its outermost layer alone")
+]
 Site = Annotated[str, typer.Option(help="where weights act: decoder, cross_attention or both")]
 LongPrompts = Annotated[
     str | None,

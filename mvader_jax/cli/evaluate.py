@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvader_jax.bounds import POSITIVE, Share
-from mvader_jax.cli._options import BundleName, DrawMesh, GuidanceScale, Quiet, Sampler, Seed, Steps
+from mvader_jax.cli._options import (
+    BundleName,
+    DrawMesh,
+    GuidanceInterval,
+    GuidanceScale,
+    Quiet,
+    Reuse,
+    Sampler,
+    Seed,
+    Steps,
+)
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.seeds import SEED
 from mvader_jax.sampling.settings import SamplingSettings
@@ -37,6 +47,8 @@ def evaluate(
     steps: Steps = SamplingSettings.steps,
     guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
     sampler: Sampler = SamplingSettings.sampler,
+    guidance_interval: GuidanceInterval = None,
+    reuse: Reuse = SamplingSettings.reuse,
     thetas: Annotated[
         str | None,
         typer.Option(help="curves: weights of the element that has them [default: 1,.5,.2,.1,.05,.02,0]"),
@@ -113,7 +125,14 @@ def evaluate(
     for name in [name for name in given if name not in options]:
         takers = ", ".join(other for other, (_, own) in _WORLDS.items() if name in own)
         raise UserError(f"{name} belongs to --world {takers}, not to {world}")
-    sampling = SamplingSettings(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed)
+    sampling = SamplingSettings(
+        steps=steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        seed=seed,
+        guidance_interval=guidance_interval,  # type: ignore[arg-type]
+        reuse=reuse,
+    )
     run(_Asked(bundle, _split(parts), count, batch, sampling, mesh, out, quiet), given)
 
 

@@ -15,9 +15,11 @@ from mvader_jax.bounds import POSITIVE, ComputeDtype, between
 from mvader_jax.cli._options import (
     BundleName,
     DrawMesh,
+    GuidanceInterval,
     GuidanceScale,
     LongPrompts,
     Quiet,
+    Reuse,
     Sampler,
     Seeds,
     Site,
@@ -63,6 +65,8 @@ def sample(
     height: Annotated[int | None, typer.Option(help="pixels [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="pixels [default: the model's]")] = None,
     eta: Annotated[float, typer.Option(help="fresh noise of ddim, 0 to 1")] = SamplingSettings.eta,
+    guidance_interval: GuidanceInterval = None,
+    reuse: Reuse = SamplingSettings.reuse,
     strength: Annotated[
         float | None,
         between(0, 1),
@@ -111,6 +115,8 @@ def sample(
         height=height,
         width=width,
         eta=eta,
+        guidance_interval=guidance_interval,  # type: ignore[arg-type]
+        reuse=reuse,
     )
     count = None if num_images is None else image_count(num_images)
     place = _Place(bundle, dtype, mesh, out, quiet, raw)

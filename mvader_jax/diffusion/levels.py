@@ -37,6 +37,16 @@ Rows = tuple[np.ndarray, ...]
 Loop = Callable[[Any, Callable[[Any, Any], Any], Any], Any]
 
 
+@dataclasses.dataclass(eq=False)
+class Kept:
+    """What a model keeps from one of its calls to the next: a tree of arrays, read and set while a call is traced.
+
+    `Levels.walk` carries it through its loop, beside the sampler's own state.
+    """
+
+    value: Any
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Levels:
     """The levels at which a run's steps begin; host values, constants of the program that they shape.
@@ -48,6 +58,7 @@ class Levels:
     start: a traced number of steps to leave out beside those; only `walk`, `at_start` and `noised` know it.
     prediction_type: what the model predicts.
     loop: what `walk` goes through the calls with, in place of going through all of them.
+    kept: what the model keeps between its calls, if anything.
     """
 
     timesteps: Int64[np.ndarray, " n"]
@@ -57,6 +68,7 @@ class Levels:
     start: Int[jax.Array, ""] | None = None
     prediction_type: Prediction = "epsilon"
     loop: Loop | None = None
+    kept: Kept | None = None
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -109,6 +121,16 @@ class Levels:
         rows: the host's work, a row for each model call. With a traced start the rows of every start are
         constants of the program, which runs through those of its own: no step costs that is left out.
         """
+        if self.kept is not None:
+            inner, kept = body, self.kept
+
+            def body_and_kept(carry: tuple[Carry, Any], row: tuple) -> tuple[Carry, Any]:
+                state, kept.value = carry
+                return inner(state, row), kept.value
+
+            whole = dataclasses.replace(self, kept=None)
+            carry, kept.value = whole.walk(rows, body_and_kept, (carry, kept.value))
+            return carry
         if self.start is None and self.loop is None:
             return jax.lax.scan(lambda carry, row: (body(carry, row), None), carry, _constants(rows(self)))[0]
         runs = [rows(late) for late in ([self] if self.start is None else self._every_start()[:-1])]

@@ -191,16 +191,21 @@ class DownBlock(_Block):
 
     @nn.compact
     def __call__(
-        self, x: Float[jax.Array, "B h w _"], time: Float[jax.Array, "B T"], condition: Condition
+        self,
+        x: Float[jax.Array, "B h w _"],
+        time: Float[jax.Array, "B T"],
+        condition: Condition,
+        layers: int | None = None,
     ) -> tuple[Float[jax.Array, "B _ _ C"], list[Float[jax.Array, "B _ _ C"]]]:
+        """layers: only the first so many, and nothing that leads further down."""
         c = self.config
         skips = []
-        for i in range(c.layers_per_block):
+        for i in range(c.layers_per_block if layers is None else layers):
             x = self.residual(i, x, time)
             if c.attention[self.level]:
                 x = self.transformer(i, x, condition)
             skips.append(x)
-        if self.level < len(c.block_out_channels) - 1:
+        if layers is None and self.level < len(c.block_out_channels) - 1:
             x = Downsample(c.block_out_channels[self.level], dtype=self.dtype, name="downsamplers_0")(x)
             skips.append(x)
         return x, skips
@@ -219,7 +224,7 @@ class MidBlock(_Block):
 
 
 class UpBlock(_Block):
-    """Takes from the end of `skips` what the way down left."""
+    """Takes from `skips` what the way down left, the last of it first."""
 
     @nn.compact
     def __call__(
@@ -228,10 +233,16 @@ class UpBlock(_Block):
         time: Float[jax.Array, "B T"],
         condition: Condition,
         skips: list[Float[jax.Array, "B h w _"]],
+        first: int = 0,
+        kept: int | None = None,
     ) -> Float[jax.Array, "B _ _ C"]:
+        """first: the layer that x enters. kept: the layer before which x is left in `intermediates`."""
         c = self.config
-        for i in range(c.layers_per_block + 1):
-            x = self.residual(i, jnp.concatenate([x, skips[-1 - i]], axis=-1), time)
+        last = c.layers_per_block
+        for i in range(first, last + 1):
+            if i == kept:
+                self.sow("intermediates", "deep", x)
+            x = self.residual(i, jnp.concatenate([x, skips[last - i]], axis=-1), time)
             if c.attention[self.level]:
                 x = self.transformer(i, x, condition)
         if self.level > 0:
@@ -242,21 +253,29 @@ class UpBlock(_Block):
 class UNet(nn.Module):
     """Predicts the noise in latents.
 
-    remat: what of the resnets and transformers is kept for the backward pass.
+    remat: what of the resnets and transformers is kept for the backward pass. outer: layers at the highest resolution
+    that a call with `deep` computes.
     """
 
     config: UNetConfig
     dtype: Dtype = jnp.float32
     remat: Remat = "none"
+    outer: int = 1
 
     @nn.compact
     def __call__(
-        self, latents: Float[jax.Array, "B h w Cin"], timesteps: Num[jax.Array, " B"], condition: Condition
+        self,
+        latents: Float[jax.Array, "B h w Cin"],
+        timesteps: Num[jax.Array, " B"],
+        condition: Condition,
+        deep: Float[jax.Array, "B h w C"] | None = None,
     ) -> Float[jax.Array, "B h w Cout"]:
         """condition: B rows. Returns the noise predicted in the latents, in `dtype`.
 
-        Raises UserError where h or w do not divide by `config.multiple`, or where the channels of the
-        latents or the width of the condition are not the config's.
+        deep: what entered the last `outer` layers at an earlier timestep (DeepCache, Ma et al. 2024): they alone are
+        then computed, from it and what the first `outer - 1` layers make of the latents. A call without it leaves its
+        own in the collection `intermediates`. Raises UserError where h or w do not divide by `config.multiple`, or
+        where the channels of the latents or the width of the condition are not the config's.
         """
         c = self.config
         _check(c, latents, condition)
@@ -267,21 +286,25 @@ class UNet(nn.Module):
         x = conv(width, 3, name="conv_in", dtype=self.dtype)(latents.astype(self.dtype))
 
         skips, site = [x], 0
-        last = len(c.block_out_channels) - 1
+        last, layers = len(c.block_out_channels) - 1, c.layers_per_block + 1
         for level in range(last + 1):
-            down = DownBlock(c, level, site, self.dtype, self.remat, name=f"down_blocks_{level}")
-            x, left = down(x, time, condition)
-            skips += left
+            if deep is None or level == 0:
+                down = DownBlock(c, level, site, self.dtype, self.remat, name=f"down_blocks_{level}")
+                x, left = down(x, time, condition, None if deep is None else self.outer - 1)
+                skips += left
             site += c.layers_per_block * c.attention[level] * c.depth(level)
 
-        x = MidBlock(c, last, site, self.dtype, self.remat, name="mid_block")(x, time, condition)
+        if deep is None:
+            x = MidBlock(c, last, site, self.dtype, self.remat, name="mid_block")(x, time, condition)
         site += c.depth(last)
 
-        layers = c.layers_per_block + 1
         for i, level in enumerate(reversed(range(last + 1))):
-            taken, skips = skips[-layers:], skips[:-layers]
             up = UpBlock(c, level, site, self.dtype, self.remat, name=f"up_blocks_{i}")
-            x = up(x, time, condition, taken)
+            if level == 0 and deep is not None:
+                x = up(deep.astype(self.dtype), time, condition, skips, layers - self.outer)
+            elif deep is None:
+                taken, skips = skips[-layers:], skips[:-layers]
+                x = up(x, time, condition, taken, kept=None if level else layers - self.outer)
             site += layers * c.attention[level] * c.depth(level)
 
         x = nn.silu(group_norm(x, c.norm_groups, c.norm_eps, name="conv_norm_out"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt32
 
 from mvader_jax.condition import Array, Condition, PromptBatch, shapes, take
-from mvader_jax.diffusion.guidance import guided
-from mvader_jax.diffusion.levels import Levels, Loop
+from mvader_jax.diffusion.guidance import Eps, alone, guided
+from mvader_jax.diffusion.levels import Kept, Levels, Loop
 from mvader_jax.diffusion.noise import initial_noise, sampler_keys
 from mvader_jax.diffusion.pndm import Denoise
 from mvader_jax.diffusion.samplers import SAMPLERS
+from mvader_jax.diffusion.savings import Reuse, guided_within, guides
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.images.pixels import to_uint8
 from mvader_jax.models.config import ModelConfig
@@ -151,7 +152,6 @@ def sampled(
     loop: Loop | None = None,
 ) -> Float[jax.Array, "B h w C"]:
     """The latents of the pictures. seen: what stands between the sampler and the model; loop: see `Levels`."""
-    denoise = _denoiser(components, draws, model=model, dtype=jnp.dtype(dtype))
     method = SAMPLERS[static.sampler]
     levels = method.levels(model.require(ScheduleConfig), static.steps)[static.start :]
     seeds, indices = jnp.asarray(draws.seeds), jnp.asarray(draws.indices)
@@ -162,7 +162,10 @@ def sampled(
         clean = mixed_latents(components, draws.init, model=model, dtype=dtype)
         latents = levels.noised(clean, latents)
     keys = sampler_keys(seeds, indices) if static.eta else None
-    levels = dataclasses.replace(levels, loop=loop)
+    denoise, kept = denoiser(
+        components, draws, latents, levels, model=model, static=static, dtype=jnp.dtype(dtype)
+    )
+    levels = dataclasses.replace(levels, loop=loop, kept=kept)
     return method(seen(denoise, levels) if seen else denoise, latents, levels, eta=static.eta, keys=keys)
 
 
@@ -175,19 +178,36 @@ def finished(
     return to_uint8(images), finite
 
 
-def _denoiser(
-    components: Components, draws: Draws, *, model: ModelConfig, dtype: jnp.dtype
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The UNet under guidance, its conditions embedded and a row per picture."""
+def denoiser(
+    components: Components,
+    draws: Draws,
+    latents: Float[jax.Array, "B h w C"],
+    levels: Levels,
+    *,
+    model: ModelConfig,
+    static: StaticSettings,
+    dtype: jnp.dtype,
+) -> tuple[Denoise, Kept | None]:
+    """The UNet under guidance, its conditions embedded and a row per picture; and what it keeps between calls."""
     draws = embedded(components, draws, model=model, dtype=dtype)
     kinds = [kind for kind in (draws.prompt, draws.base, draws.negative) if kind is not None]
     condition, base, *negative = map(_by_picture, kinds)
+    against = (negative[0], jnp.asarray(draws.negative_strength)) if negative else ()
     unet = UNet(model.require(UNetConfig), dtype=dtype)
-    eps = functools.partial(unet.apply, {"params": components["unet"]})
-    scale = jnp.asarray(draws.guidance_scale)
-    if not negative:
-        return guided(eps, condition, base, scale)
-    return guided(eps, condition, base, scale, negative[0], jnp.asarray(draws.negative_strength))
+    params = {"params": components["unet"]}
+
+    def deep_eps(*inputs: Any) -> tuple[jax.Array, Any]:
+        predicted, left = unet.apply(params, *inputs, mutable=["intermediates"])
+        return cast(jax.Array, predicted), next(iter(jax.tree.leaves(left)), None)
+
+    reuse = Reuse(deep_eps, static.reuse) if static.reuse > 1 else None
+    eps = functools.partial(unet.apply, params) if reuse is None else reuse.eps
+    whole = guided(cast(Eps, eps), condition, base, jnp.asarray(draws.guidance_scale), *against)
+    cheap = alone(cast(Eps, eps), condition)
+    where = guides(levels, static.guidance_interval)
+    if reuse is not None:
+        return reuse.denoise(whole, cheap, latents, None if where.all() else where), reuse.kept
+    return (whole if where.all() else guided_within(whole, cheap, where)), None
 
 
 def embedded(components: Components, draws: Draws, *, model: ModelConfig, dtype: jnp.dtype) -> Draws:

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack, cast
 
-from mvader_jax.bounds import Bound, NonNegativeInt, PositiveInt, Share, between
+from mvader_jax.bounds import (
+    Bound,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    between,
+)
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Balance, LongPrompts, Site, check_balance
 from mvader_jax.sampling.seeds import SEED, Seeds, read_seeds
 from mvader_jax.settings import Checked, convert, nearest, type_hints
 
 if TYPE_CHECKING:
+    from mvader_jax.diffusion.schedule import ScheduleConfig
     from mvader_jax.models.config import ModelConfig
 
 #: How much noise a picture to start from gets where nothing is said.
 STRENGTH = 0.6
 #: The largest float32, which these numbers are in a program.
 _LARGEST = 3.4028234e38
+#: A guidance interval that every noise lies in.
+ALWAYS = (0.0, _LARGEST)
 #: Negative guidance leads away from the prompt.
 _FLOAT32 = Bound(lambda x: abs(x) <= _LARGEST, "any finite number of float32")
 
@@ -39,6 +50,8 @@ class Changes(TypedDict, total=False):
     width: int | None
     strength: float | None
     eta: float
+    guidance_interval: tuple[float, float] | Sequence[float] | str | None
+    reuse: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +70,11 @@ class SamplingSettings(Checked):
     strength: how much noise a picture to start from gets: 0 (the picture itself) to 1 (noise alone); None is
     STRENGTH.
     eta: 0 to 1, the share of fresh noise of a stochastic sampler.
+    guidance_interval: (low, high): guidance acts where low < sigma <= high, and elsewhere the prompt's half alone is
+    computed (Kynkäänniemi et al. 2024). sigma is sqrt((1 - abar) / abar), 0.03 to 14.6 of Stable Diffusion's schedule,
+    whatever the sampler and its steps. Also as text, "0.3,5". None: everywhere.
+    reuse: the model is computed whole at every so many of its calls; in between its outermost layers alone are, from
+    the deep features of the last whole call (DeepCache, Ma et al. 2024). 1: always whole.
     Raises UserError, when it is made, for a value that is not accepted.
     """
 
@@ -72,11 +90,14 @@ class SamplingSettings(Checked):
     width: Annotated[int, between(1, 2**16)] | None = None
     strength: Share | None = None
     eta: Share = 0.0
+    guidance_interval: tuple[NonNegativeFloat, PositiveFloat] | None = None
+    reuse: Annotated[int, between(1, 1000)] = 1
 
     def __post_init__(self) -> None:
         from mvader_jax.diffusion.samplers import SAMPLERS
 
         object.__setattr__(self, "seed", read_seeds(self.seed))
+        object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
         cls: Any = type(self)
         for name, hint in type_hints(cls).items():
             # By its own name: that is what people write, in a file of prompts as on the command line.
@@ -88,6 +109,15 @@ class SamplingSettings(Checked):
             stochastic = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.stochastic)
             raise UserError(
                 f"eta is {self.eta}, but the sampler {self.sampler} adds no noise; those that do: {stochastic}"
+            )
+        if self.reuse > self.steps:
+            raise UserError(
+                f"reuse is {self.reuse}, but there are {self.steps} steps; accepted: 1 to {self.steps}"
+            )
+        if self.reuse > 1 and not SAMPLERS[self.sampler].walks:
+            walking = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.walks)
+            raise UserError(
+                f"the sampler {self.sampler} reuses nothing between calls; those that can: {walking}"
             )
 
     def changed(self, **changes: Unpack[Changes]) -> SamplingSettings:
@@ -108,9 +138,10 @@ class SamplingSettings(Checked):
             "balance": self.balance or False,
             "negative_strength": self.negative_strength,
         }
-        for name in ("height", "width", "strength", "eta", "long_prompts"):
-            if getattr(self, name) != getattr(SamplingSettings, name):
-                values[name] = getattr(self, name)
+        for name in ("height", "width", "strength", "eta", "long_prompts", "guidance_interval", "reuse"):
+            value = getattr(self, name)
+            if value != getattr(SamplingSettings, name):
+                values[name] = list(value) if isinstance(value, tuple) else value
         return values
 
     def numbered(self, num_images: int) -> list[tuple[int, int]]:
@@ -141,7 +172,23 @@ class SamplingSettings(Checked):
         factor = model.require(VAEConfig).multiple
         traced = not from_image or SAMPLERS[self.sampler].walks
         size = (height // factor, width // factor)
-        return StaticSettings(self.sampler, self.steps, size, 0 if traced else self.start(), self.eta)
+        interval = ALWAYS if self.guidance_interval is None else self.guidance_interval
+        if model.schedule is not None and self.guidance_interval is not None:
+            self._check_interval(model.schedule, interval)
+        start = 0 if traced else self.start()
+        return StaticSettings(self.sampler, self.steps, size, start, self.eta, interval, self.reuse)
+
+    def _check_interval(self, schedule: ScheduleConfig, interval: tuple[float, float]) -> None:
+        from mvader_jax.diffusion.samplers import SAMPLERS
+        from mvader_jax.diffusion.savings import guides, sigmas
+
+        levels = SAMPLERS[self.sampler].levels(schedule, self.steps)
+        if not guides(levels, interval)[levels.timesteps].any():
+            sigma = sigmas(levels)[levels.timesteps]
+            raise UserError(
+                f"the guidance_interval {interval[0]:g},{interval[1]:g} holds none of the steps, whose sigma is "
+                f"{sigma.min():.2g} to {sigma.max():.3g}; for no guidance the guidance_scale is 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -149,7 +196,7 @@ class StaticSettings(Checked):
     """The settings that a compiled program is made for; every other one is an array in `generate.Draws`.
 
     latent_size: height and width. start: the step at which sampling begins, where it is not traced
-    (`Draws.start`). eta: see `SamplingSettings`.
+    (`Draws.start`). eta, guidance_interval, reuse: see `SamplingSettings`.
     """
 
     sampler: str
@@ -157,9 +204,33 @@ class StaticSettings(Checked):
     latent_size: tuple[PositiveInt, PositiveInt]
     start: NonNegativeInt = 0
     eta: Share = 0.0
+    guidance_interval: tuple[float, float] = ALWAYS
+    reuse: PositiveInt = 1
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(SamplingSettings))
+
+
+def _interval(value: Any) -> Any:
+    """LOW,HIGH as text or two numbers, a tuple. Raises UserError where no noise can lie between them."""
+    if isinstance(value, str):
+        value = [_number(part) for part in value.split(",")]
+    if value is not None:
+        numbers = isinstance(value, (list, tuple)) and all(isinstance(x, (int, float)) for x in value)
+        if not (numbers and len(value) == 2 and 0 <= value[0] < value[1] <= _LARGEST):
+            shown = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else repr(value)
+            raise UserError(
+                f"guidance_interval is {shown}; accepted: LOW,HIGH in sigma, 0 or more and LOW below HIGH, as in 0.3,5"
+            )
+        value = (float(value[0]), float(value[1]))
+    return value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def image_count(value: Any) -> int:

@@ -50,6 +50,13 @@ from mvader_jax.sampling.tasks import img2img, interpolation
         ({"strength": 1.5}, "strength is 1.5; accepted: 0 to 1"),
         ({"strength": float("nan")}, "strength is nan"),
         ({"eta": 0.5}, "the sampler plms adds no noise; those that do: ddim"),
+        ({"guidance_interval": "5,0.3"}, "guidance_interval is 5.0,0.3; accepted: LOW,HIGH in sigma"),
+        ({"guidance_interval": "0.3"}, "guidance_interval is 0.3; accepted: LOW,HIGH"),
+        ({"guidance_interval": "a,b"}, "guidance_interval is a,b; accepted: LOW,HIGH"),
+        ({"guidance_interval": (float("nan"), 1.0)}, "guidance_interval is nan,1.0"),
+        ({"guidance_interval": 3}, "guidance_interval is 3; accepted: LOW,HIGH"),
+        ({"reuse": 0}, "reuse is 0; accepted: 1 to 1000"),
+        ({"reuse": 11, "steps": 10}, "reuse is 11, but there are 10 steps; accepted: 1 to 10"),
         ({"height": 0}, "height is 0"),
         ({"step": 3}, "unknown setting 'step'; did you mean 'steps'?"),
     ],
@@ -92,6 +99,11 @@ def test_what_is_compiled_for() -> None:
     assert settings.start() == 6 and SamplingSettings(steps=10).start() == 4
     assert settings.static(micro.MODEL) == settings.changed(seed=8, guidance_scale=3.0).static(micro.MODEL)
     assert image_size(micro.MODEL) == (64, 64)
+    saving = settings.changed(guidance_interval="0.3,5", reuse=2)
+    assert saving.static(micro.MODEL) == StaticSettings("plms", 10, (4, 8), 0, 0.0, (0.3, 5.0), 2)
+    assert saving.recorded()["guidance_interval"] == [0.3, 5.0] and saving.recorded()["reuse"] == 2
+    with pytest.raises(UserError, match="20,30 holds none of the steps, whose sigma"):
+        settings.changed(guidance_interval=(20, 30)).static(micro.MODEL)
     with pytest.raises(UserError, match="height is 65; accepted are positive multiples of 16"):
         image_size(micro.MODEL, 65)
 
