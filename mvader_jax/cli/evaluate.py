@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,8 @@ from mvader_jax.settings import convert
 
 if TYPE_CHECKING:
     from mvader_jax.cli._progress import Bar
+    from mvader_jax.data.emoji.world import World
+    from mvader_jax.paper.emoji.methods import Methods
 
 
 def evaluate(
@@ -83,12 +86,19 @@ def evaluate(
         Path | None, typer.Option(help="emoji: write the prompts and their pictures to this folder, and end")
     ] = None,
     sheets: Annotated[
-        Path | None, typer.Option(help="emoji: a folder for a contact sheet of each row")
+        Path | None, typer.Option(help="emoji: a folder for a contact sheet of each part")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        POSITIVE,
+        typer.Option(help="emoji: begin nothing more after so many; --out goes on there"),
     ] = None,
     seed: Seed = SEED,
     batch: Annotated[int, typer.Option(help="pictures drawn at a time")] = 50,
     mesh: DrawMesh = "",
-    out: Annotated[Path | None, typer.Option(help="also write the numbers as JSON")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="also write the numbers as JSON; emoji: after each row, to go on from")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Judge a bundle by its pictures.
@@ -117,6 +127,7 @@ def evaluate(
         "pictures": pictures,
         "prompts": prompts,
         "sheets": sheets,
+        "minutes": minutes,
     }
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if world not in _WORLDS:
@@ -183,21 +194,16 @@ def _scenes(asked: _Asked, given: dict[str, Any]) -> None:
 
 
 def _emoji(asked: _Asked, given: dict[str, Any]) -> None:
-    from mvader_jax.cli.sample import load_pipeline
     from mvader_jax.data.sources import Emoji
-    from mvader_jax.paper.emoji.evaluate import (
-        Methods,
-        as_markdown,
-        check,
-        evaluate,
-        judge_folder,
-        write_prompts,
-    )
-    from mvader_jax.paper.emoji.tasks import PARTS
-    from mvader_jax.paper.evaluate import Evaluation, check_place, save
+    from mvader_jax.paper.emoji.folder import judge_folder, write_prompts
+    from mvader_jax.paper.emoji.methods import Methods
+    from mvader_jax.paper.emoji.tables import as_markdown
+    from mvader_jax.paper.emoji.tasks import ASKED, PARTS, check
+    from mvader_jax.paper.evaluate import check_place, save
 
-    named = asked.parts or tuple(PARTS)
-    check(named)
+    accepted = ASKED if {"prompts", "pictures"} & given.keys() else tuple(PARTS)
+    named = asked.parts or accepted
+    check(named, accepted)
     fields = {"methods": "names", "thetas": "thetas", "sites": "sites", "strengths": "strengths"}
     methods = Methods(**{field: given[name] for name, field in fields.items() if name in given})
     if asked.out is not None:
@@ -211,21 +217,40 @@ def _emoji(asked: _Asked, given: dict[str, Any]) -> None:
         return
     if "pictures" in given:
         result = judge_folder(world, given["pictures"], named, asked.count)
+        if asked.out is not None:
+            save(result, asked.out)
     else:
-        pipe = load_pipeline(asked.bundle, mesh=asked.mesh)
-        with _bars(asked.quiet) as progress:
-            result = evaluate(
-                pipe,
-                world,
-                named,
-                methods,
-                Evaluation(asked.count, asked.batch, asked.sampling),
-                sheets=given.get("sheets"),
-                progress=progress,
-            )
+        result = _emoji_bundle(asked, given, world, named, methods)
     print(as_markdown(result))
-    if asked.out is not None:
-        save(result, asked.out)
+
+
+def _emoji_bundle(
+    asked: _Asked, given: dict[str, Any], world: World, named: Sequence[str], methods: Methods
+) -> dict[str, Any]:
+    """The numbers of a bundle, those that `out` has and the others."""
+    from mvader_jax.cli.sample import load_pipeline
+    from mvader_jax.paper.emoji.evaluate import Table, evaluate
+    from mvader_jax.paper.emoji.sheets import Strips
+    from mvader_jax.paper.evaluate import Evaluation, save
+
+    out, known = asked.out, None
+    if out is not None and out.is_file():
+        known = json.loads(out.read_text(encoding="utf-8"))
+    strips = Strips(given["sheets"]) if "sheets" in given else None
+    table = Table(known, lambda result: None if out is None else save(result, out), strips)
+    settings = Evaluation(asked.count, asked.batch, asked.sampling)
+    pipe = load_pipeline(asked.bundle, mesh=asked.mesh)
+    with _bars(asked.quiet) as progress:
+        return evaluate(
+            pipe,
+            world,
+            named,
+            methods,
+            settings,
+            table=table,
+            minutes=given.get("minutes"),
+            progress=progress,
+        )
 
 
 #: What judges a bundle in each world, and the options that it takes beside those of all.
@@ -233,7 +258,18 @@ _WORLDS: dict[str, tuple[Callable[[_Asked, dict[str, Any]], None], tuple[str, ..
     "scenes": (_scenes, ("thetas", "sites", "order", "balance", "phrase")),
     "emoji": (
         _emoji,
-        ("thetas", "sites", "data", "subjects", "methods", "strengths", "pictures", "prompts", "sheets"),
+        (
+            "thetas",
+            "sites",
+            "data",
+            "subjects",
+            "methods",
+            "strengths",
+            "pictures",
+            "prompts",
+            "sheets",
+            "minutes",
+        ),
     ),
 }
 

@@ -23,7 +23,7 @@ from mvader_jax.sampling.generate import Draws, InitImages, Prompted
 from mvader_jax.sampling.output import check_writable
 from mvader_jax.sampling.pictures import not_finite
 from mvader_jax.sampling.pipeline import Pipeline
-from mvader_jax.sampling.settings import SamplingSettings
+from mvader_jax.sampling.settings import SamplingSettings, StaticSettings
 from mvader_jax.settings import Checked
 from mvader_jax.storage.atomic import local, write_file
 
@@ -45,21 +45,32 @@ class Evaluation(Checked):
     sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
 
 
-def draw(
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Pictures laid out on the host for the calls of one program. count: of them; what is beyond fills up the last."""
+
+    calls: Sequence[Draws]
+    static: StaticSettings
+    count: int
+
+
+def prepare(
     pipe: Pipeline,
     prompts: Sequence[Prompt | None],
     settings: Evaluation,
-    done: Callable[[int], None] = lambda _: None,
     init: InitImages | None = None,
-) -> np.ndarray:
-    """One picture per prompt, picture i from noise i of the seed: uint8 [N, H, W, 3].
+    *,
+    length: int | None = None,
+) -> Prepared:
+    """Calls for one picture per prompt, picture i from noise i of the seed.
 
-    init: what each starts from, at the settings' strength. Raises UserError where NaN or infinity arose in one.
+    init: what each starts from, at the settings' strength. length: positions of a prompt; default, what the longest
+    needs.
     """
-    pictures = []
-    size, sampling = min(settings.batch, len(prompts)), settings.sampling
-    null = pipe.bundle.to_batch([None])
-    length = _length(pipe, prompts)
+    size, sampling = settings.batch, settings.sampling
+    null = Prompted(pipe.bundle.to_batch([None]))
+    length = length or _length(pipe, prompts)
+    calls = []
     for start in range(0, len(prompts), size):
         part = list(prompts[start : start + size])
         # The last call is filled up, so that every call runs the same program.
@@ -71,14 +82,35 @@ def draw(
         if init is not None:
             which = np.minimum(np.arange(start, start + size), len(prompts) - 1)
             begin = InitImages(np.asarray(init.pixels)[which], np.asarray(init.shares)[which])
-        draws = Draws.of(sampling, rows, Prompted(null), np.arange(start, start + size), init=begin)
-        pixels, finite = pipe.generate(draws, sampling.static(pipe.model, from_image=init is not None))
-        bad = int(np.sum(~np.asarray(finite)[: len(part)]))
+        calls.append(Draws.of(sampling, rows, null, np.arange(start, start + size), init=begin))
+    return Prepared(calls, sampling.static(pipe.model, from_image=init is not None), len(prompts))
+
+
+def drawn(pipe: Pipeline, prepared: Prepared, done: Callable[[int], None] = lambda _: None) -> np.ndarray:
+    """The pictures, uint8 [N, H, W, 3]. Raises UserError where NaN or infinity arose in one."""
+    pictures: list[np.ndarray] = []
+    left = prepared.count
+    for draws in prepared.calls:
+        pixels, finite = pipe.generate(draws, prepared.static)
+        here = min(left, len(pixels))
+        left -= here
+        bad = int(np.sum(~np.asarray(finite)[:here]))
         if bad:
-            raise UserError(not_finite(f"{bad} of {len(part)} pictures"))
-        pictures.append(np.asarray(pixels)[: len(part)])
-        done(len(part))
+            raise UserError(not_finite(f"{bad} of {here} pictures"))
+        pictures.append(np.asarray(pixels)[:here])
+        done(here)
     return np.concatenate(pictures)
+
+
+def draw(
+    pipe: Pipeline,
+    prompts: Sequence[Prompt | None],
+    settings: Evaluation,
+    done: Callable[[int], None] = lambda _: None,
+) -> np.ndarray:
+    """`drawn` of `prepare`, in calls of no more pictures than there are prompts."""
+    settings = dataclasses.replace(settings, batch=min(settings.batch, len(prompts)))
+    return drawn(pipe, prepare(pipe, prompts, settings), done)
 
 
 def _as_uint8(images: np.ndarray) -> np.ndarray:

@@ -6,20 +6,33 @@ one picture, whichever set or subject they belong to.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from mvader_jax.data.emoji.world import GROUNDS, Pair, Sight, World
-from mvader_jax.paper.emoji.features import SIDE, features, grounds_of, shrunk, variants
+from mvader_jax.paper.emoji.features import (
+    COARSE,
+    SIDE,
+    features,
+    grounds_of,
+    nearest_distances,
+    shrunk,
+    squared_distances,
+)
 
 #: Renders whose colours differ by less (root mean square, in levels of 255) are the same picture.
 SAME = 4.0
 #: How many pictures a verdict names, nearest first.
 TOP = 5
-_CHUNK = 64
+#: Pictures of one call of a program; fewer are filled up to a power of two.
+_CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +47,44 @@ class Verdict:
     style_5: bool
 
 
+def _chunks(pictures: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    """(pictures filled up, so that few programs are compiled; how many of them are there)."""
+    found = []
+    for at in range(0, len(pictures), _CHUNK):
+        part = pictures[at : at + _CHUNK]
+        size = min(_CHUNK, 1 << (len(pictures) - 1).bit_length())
+        found.append((np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)]), len(part)))
+    return found
+
+
+@jax.jit
+def _features(pictures: jax.Array) -> jax.Array:
+    return features(shrunk(pictures))
+
+
+@jax.jit
+def _alike(part: jax.Array, gallery: jax.Array) -> jax.Array:
+    # Means of pixels differ by no more than the pixels do.
+    coarse = (slice(None), COARSE)
+    return squared_distances(part[coarse], gallery[coarse]) < (SAME / 255) ** 2 + 1e-6
+
+
+@functools.partial(jax.jit, static_argnames="align")
+def _nearest(pictures: jax.Array, gallery: jax.Array, align: bool) -> jax.Array:
+    near = nearest_distances(shrunk(pictures), gallery, align)
+    return jax.lax.top_k(-near, min(4 * TOP, len(gallery)))[1]
+
+
 class Judge:
     """All pictures of a world on one ground."""
 
     def __init__(self, world: World, ground: str = "white", side: int = SIDE) -> None:
         """side: of the picture before it is enlarged to what is compared; a subject of two has half."""
         self.pairs = tuple(world.pairs)
-        drawn = np.stack([world.render(Sight((pair,), ground), side) for pair in self.pairs])
-        self.pictures = enlarged(drawn)
-        self._features = np.concatenate(
-            [features(shrunk(self.pictures[at : at + 512])) for at in range(0, len(self.pairs), 512)]
-        )
-        self._squares = (self._features**2).sum(1)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            drawn = pool.map(lambda pair: world.render(Sight((pair,), ground), side), self.pairs)
+            self.pictures = enlarged(np.stack(list(drawn)))
+        self._features = jnp.concatenate([_features(part)[:count] for part, count in _chunks(self.pictures)])
         self.classes = self._classes()
         self._codes: dict[int, set[str]] = {}
         self._styles: dict[int, set[str]] = {}
@@ -58,10 +97,10 @@ class Judge:
         """For each picture the first that is the same."""
         flat = self.pictures.reshape(len(self.pairs), -1)
         first = np.arange(len(self.pairs))
-        for at in range(0, len(flat), 512):
-            near = self._distances(self._features[at : at + 512])
-            # What differs by so little has features that differ by little; the pixels decide.
-            for row, column in zip(*np.nonzero(near < 0.01), strict=True):
+        for at in range(0, len(flat), _CHUNK):
+            # The pixels decide between those that may be the same.
+            part = self._features[at : at + _CHUNK]
+            for row, column in zip(*np.nonzero(np.asarray(_alike(part, self._features))), strict=True):
                 one, other = at + row, int(column)
                 if other < one and first[one] == one:
                     error = flat[one].astype(np.float32) - flat[other]
@@ -74,25 +113,12 @@ class Judge:
         """How many pictures are the same as an earlier one."""
         return int(np.sum(self.classes != np.arange(len(self.classes))))
 
-    def _distances(self, queries: Float32[np.ndarray, "Q D"]) -> Float32[np.ndarray, "Q N"]:
-        """Squared distances."""
-        products = queries @ self._features.T
-        return (queries**2).sum(1)[:, None] + self._squares - 2 * products
-
     def nearest(
         self, pictures: UInt8[np.ndarray, "M 64 64 3"], align: bool = True
     ) -> Int[np.ndarray, "M top"]:
         """The numbers of the nearest pictures. align: over small shifts and scales of each picture."""
-        found = []
-        for at in range(0, len(pictures), _CHUNK):
-            part = pictures[at : at + _CHUNK]
-            small = shrunk(part)
-            queries = variants(small) if align else small[None]
-            near = np.stack([self._distances(features(one)) for one in queries]).min(0)
-            top = np.argpartition(near, min(4 * TOP, len(self.pairs) - 1), axis=1)[:, : 4 * TOP]
-            order = np.argsort(np.take_along_axis(near, top, 1), axis=1, kind="stable")
-            found.append(np.take_along_axis(top, order, 1))
-        return np.concatenate(found)
+        found = [(_nearest(part, self._features, align), count) for part, count in _chunks(pictures)]
+        return np.concatenate([np.asarray(numbers)[:count] for numbers, count in found])
 
     def verdicts(
         self, pictures: UInt8[np.ndarray, "M 64 64 3"], truths: Sequence[Pair], align: bool = True
@@ -131,11 +157,12 @@ def halves(picture: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "2 64 64 3"
     return enlarged(np.stack([picture[top : top + side, :side], picture[top : top + side, side:]]))
 
 
-def ground_named(picture: UInt8[np.ndarray, "S S 3"]) -> str:
-    """The colour behind a subject, by the nearest of the world's."""
+def grounds_named(pictures: UInt8[np.ndarray, "N S S 3"]) -> list[str]:
+    """The colour behind each subject, by the nearest of the world's."""
     known = {"white": (255, 255, 255), **GROUNDS}
-    seen = grounds_of(picture[None])[0]
-    return min(known, key=lambda name: float(np.sum((seen - known[name]) ** 2)))
+    seen = np.asarray(grounds_of(jnp.asarray(pictures)))
+    errors = ((seen[:, None] - np.array(list(known.values()), np.float32)) ** 2).sum(2)
+    return [list(known)[number] for number in errors.argmin(1).tolist()]
 
 
 def pixel_error(picture: UInt8[np.ndarray, "S S 3"], truth: UInt8[np.ndarray, "S S 3"]) -> float:

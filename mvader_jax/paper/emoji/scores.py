@@ -5,18 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from mvader_jax.data.emoji.sets import ALIGNED
 from mvader_jax.data.emoji.world import World
-from mvader_jax.errors import UserError
-from mvader_jax.images.pixels import to_uint8
-from mvader_jax.images.preprocess import to_vae_pixels
 from mvader_jax.paper.emoji.features import SIDE
-from mvader_jax.paper.emoji.judge import Judge, Verdict, ground_named, halves, pixel_error
+from mvader_jax.paper.emoji.judge import Judge, Verdict, grounds_named, halves, pixel_error
 from mvader_jax.paper.emoji.tasks import BenchTask
 
 Pictures = UInt8[np.ndarray, "N 64 64 3"]
@@ -49,7 +45,7 @@ class Scorer:
         scores = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         if set(grounds) != {"white"}:
             scores["ground"] = float(
-                np.mean([ground_named(p) == g for p, g in zip(pictures, grounds, strict=True)])
+                np.mean([a == b for a, b in zip(grounds_named(pictures), grounds, strict=True)])
             )
         aligned = [i for i, task in enumerate(tasks) if task.target.pairs[0].style in ALIGNED]
         if aligned:
@@ -75,21 +71,3 @@ class Scorer:
         exact = each("exact_1", 0, 0) & each("exact_1", 1, 1)
         rows = {"both": placed | turned, "order": placed, "exact": exact, "one": seen_any}
         return {name: float(np.mean(value)) for name, value in rows.items()}
-
-
-def read_folder(folder: Path, tasks: Sequence[BenchTask]) -> Pictures:
-    """Somebody's pictures of the tasks, `ID.png` (or another kind) each, at the size that is judged.
-
-    Raises UserError where the folder or a picture is missing, naming the first and how many.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{str(folder)!r} is no folder of pictures")
-    files = {
-        path.stem: path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".jsonl"
-    }
-    missing = [task.id for task in tasks if task.id not in files]
-    if missing:
-        raise UserError(
-            f"{str(folder)!r} has no picture of {len(missing)} of {len(tasks)} prompts; the first is {missing[0]}.png"
-        )
-    return np.stack([to_uint8(to_vae_pixels(files[task.id], SIDE, SIDE)) for task in tasks])

@@ -7,7 +7,7 @@ from emoji_like import SUBJECTS, build_set
 from mvader_jax.data.emoji.world import Pair, Sight
 from mvader_jax.data.sources import Emoji
 from mvader_jax.paper.emoji.features import SIDE, moved
-from mvader_jax.paper.emoji.judge import Judge, ground_named, halves, pixel_error
+from mvader_jax.paper.emoji.judge import Judge, grounds_named, halves, pixel_error
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def share(verdicts, name):
 
 
 def shifted(pictures, shift, scale=1.0):
-    return np.rint(moved(pictures.astype(np.float32), shift, scale)).astype(np.uint8)
+    return np.rint(np.asarray(moved(pictures.astype(np.float32), shift, scale))).astype(np.uint8)
 
 
 def test_clean_renders_are_what_they_are(judge):
@@ -68,7 +68,7 @@ def test_halves_and_grounds(world):
     small = Judge(world, side=SIDE // 2)
     assert share(small.verdicts(halves(picture), pairs), "exact_1") == 1.0
     for ground in ("white", "red", "grey"):
-        assert ground_named(world.render(Sight(pairs[:1], ground), SIDE)) == ground
+        assert grounds_named(world.render(Sight(pairs[:1], ground), SIDE)[None]) == [ground]
     on_red = Judge(world, "red")
     (verdict,) = on_red.verdicts(world.render(Sight(pairs[:1], "red"), SIDE)[None], pairs[:1])
     assert verdict.exact_1

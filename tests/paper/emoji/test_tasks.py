@@ -1,5 +1,6 @@
 """The benchmark's prompts, the methods, and a folder of somebody's pictures."""
 
+import dataclasses
 import json
 
 import micro
@@ -8,22 +9,18 @@ from emoji_like import build_set
 
 from mvader_jax.cli.main import main
 from mvader_jax.data.emoji.relations import unseen_pair, unseen_subject
+from mvader_jax.data.emoji.world import Sight
 from mvader_jax.data.sources import Emoji
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
-from mvader_jax.paper.emoji.evaluate import (
-    METHODS,
-    Methods,
-    as_markdown,
-    evaluate,
-    judge_folder,
-    runs,
-    write_prompts,
-)
+from mvader_jax.paper.emoji.evaluate import Table, evaluate
 from mvader_jax.paper.emoji.features import SIDE
+from mvader_jax.paper.emoji.folder import judge_folder, write_prompts
+from mvader_jax.paper.emoji.methods import METHODS, Methods, runs
+from mvader_jax.paper.emoji.sheets import Strips
+from mvader_jax.paper.emoji.tables import as_markdown
 from mvader_jax.paper.emoji.tasks import PARTS, Benchmark
 from mvader_jax.paper.evaluate import Evaluation
-from mvader_jax.prompt.elements import Image, Text
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
 
@@ -51,10 +48,8 @@ def test_prompts_are_drawn_once(world):
     for part in PARTS:
         assert first.tasks(part) == again.tasks(part)
         assert [task.id for task in first.tasks(part)[:1]] in ([f"{part}-0000"], [])
-    assert (
-        first.digest(tuple(PARTS)) == again.digest(tuple(PARTS)) != Benchmark(world, 11).digest(tuple(PARTS))
-    )
-    with pytest.raises(UserError, match="unknown part 'x'; accepted: told, told-de"):
+    assert first.digest() == again.digest() != Benchmark(world, 11).digest()
+    with pytest.raises(UserError, match="unknown part 'x'; accepted: reconstruction, told, told-unseen-pair"):
         first.tasks("x")
 
 
@@ -70,6 +65,8 @@ def test_parts_ask_what_they_say(world):
     assert not any(unseen(pair) for pairs in targets("told") for pair in pairs)
     assert all(unseen_pair(*pairs[0]) for pairs in targets("told-unseen-pair"))
     assert targets("told") == targets("told-de") == targets("told-it")
+    assert {pairs[0].code for pairs in targets("told-unseen-subject")} == {"1f370"}
+    assert {unseen(pair) for pairs in targets("reconstruction") for pair in pairs} == {False, True}
     german, english = bench.tasks("told-de")[0], bench.tasks("told")[0]
     assert german.words[0].startswith(english.words[0].split(" in ")[0].split(" as ")[0] + " de")
     for part in ("style", "style-unseen-pair"):
@@ -91,7 +88,7 @@ def test_methods_are_those_that_the_tasks_allow(world):
     few = Methods(thetas=(1.0, 0.5), sites=("both",), strengths=(0.3, 0.6))
 
     def named(part):
-        return [run.row["method"] for run in runs(world, bench.tasks(part), few)]
+        return [run.row["method"] for run in runs(bench.tasks(part), few)]
 
     assert named("told") == ["prompt"]
     assert named("shown") == ["prompt", "told", "img2img", "img2img", "img2img-told", "img2img-told"]
@@ -105,13 +102,12 @@ def test_methods_are_those_that_the_tasks_allow(world):
         *["img2img-told"] * 2,
     ]
     assert named("both") == ["prompt", "told", "picture", "interpolation", "interpolation"]
-    style = list(runs(world, bench.tasks("style"), few))
+    style = list(runs(bench.tasks("style"), few))
     assert [run.row.get("theta") for run in style[:2]] == [1.0, 0.5]
-    words, picture = style[1].prompts[0].elements
-    assert isinstance(words, Text) and isinstance(picture, Image) and picture.weight == 0.5
-    assert [type(one) for one in style[2].prompts[0].elements] == [Text]
-    assert [type(one) for one in style[4].prompts[0].elements] == [Image]
-    assert (style[-1].strength, len(style[-1].starts)) == (0.6, 3)
+    assert [type(one) for one in style[1].elements[0]] == [str, Sight]
+    assert [type(one) for one in style[2].elements[0]] == [str]
+    assert [type(one) for one in style[4].elements[0]] == [Sight]
+    assert (style[-1].row["strength"], len(style[-1].starts)) == (0.6, 3)
     with pytest.raises(UserError, match=f"unknown method 'x'; accepted: {', '.join(METHODS)}"):
         Methods(names=("x",))
 
@@ -147,26 +143,36 @@ def test_somebodys_pictures_are_judged_by_their_names(world, path, tmp_path, cap
     assert json.loads((tmp_path / "out.json").read_text())["told"] == result["told"]
 
 
-def test_a_bundle_is_drawn_with_and_judged(world, tmp_path):
-    pipe = Pipeline(micro.bundle())
-    methods = Methods(names=("prompt", "img2img"), thetas=(1.0,), strengths=(0.5, 1.0))
-    result = evaluate(
-        pipe,
-        world,
-        ("style",),
-        methods,
-        Evaluation(2, 2, SamplingSettings(steps=2, sampler="ddim")),
-        sheets=tmp_path / "sheets",
-    )
-    rows = result["style"]
-    assert [(row["method"], row.get("strength")) for row in rows] == [
-        ("prompt", None),
-        ("img2img", 0.5),
-        ("img2img", 1.0),
-    ]
-    assert all(0 <= row["exact_1"] <= row["exact_5"] <= 1 and row["prompts"] == 2 for row in rows)
-    assert len(list((tmp_path / "sheets").glob("*.png"))) == 3
-    assert result["settings"]["subjects"] == len(world.subjects)
+def test_all_rows_of_a_kind_are_one_program_and_a_run_goes_on(world, tmp_path, monkeypatch):
+    """Few programs, whatever is asked; each row is kept when it is judged, and none is drawn twice."""
+    pipe = Pipeline(micro.bundle(micro.NANO))
+    drawn = []
+    real = pipe.generate
+    monkeypatch.setattr(pipe, "generate", lambda draws, static: drawn.append(1) or real(draws, static))
+    methods = Methods(thetas=(1.0, 0.5), sites=("decoder", "both"), strengths=(0.5, 1.0))
+    settings = Evaluation(2, 50, SamplingSettings(steps=2, sampler="ddim", guidance_scale=2.0))
+    kept = []
+    strips = Strips(tmp_path / "sheets")
+
+    def table(known=None):
+        return Table(known, lambda result: kept.append(json.loads(json.dumps(result))), strips)
+
+    parts = ("style", "told-it", "both", "shown", "reconstruction")
+    result = evaluate(pipe, world, parts, methods, settings, table=table())
+    # Texts; a picture beside words or alone; two pictures; words or nothing from a picture, and from two.
+    assert pipe.compiled == 5
+    assert [row["method"] for row in result["reconstruction"]] == ["autoencoder"]
+    assert [len(result[part]) for part in parts] == [3 + 3 + 4, 1, 3 + 2, 2 + 4, 1]
+    assert len(kept) == len(drawn) + 1 == sum(len(result[part]) for part in parts)
+    # The prompts themselves come before what they are compared with.
+    assert all(len(kept[4][part]) == 1 for part in parts)
+    assert all(0 <= row["exact_1"] <= row["exact_5"] <= 1 and row["prompts"] == 2 for row in result["style"])
+    drawn.clear()
+    again = evaluate(pipe, world, parts, methods, settings, table=table(kept[6]))
+    assert len(drawn) == sum(len(result[part]) for part in parts) - 7 and again == result
+    changed = dataclasses.replace(settings, sampling=settings.sampling.changed(steps=3))
+    with pytest.raises(UserError, match="of other settings: steps is 2 there and 3 here"):
+        evaluate(pipe, world, parts, methods, changed, table=table(result))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +181,10 @@ def test_a_bundle_is_drawn_with_and_judged(world, tmp_path):
         (["--world", "paintings"], "unknown world 'paintings'; accepted: scenes, emoji"),
         (["--pictures", "x"], "pictures belongs to --world emoji, not to scenes"),
         (["--world", "emoji", "--phrase", "in {color}"], "phrase belongs to --world scenes, not to emoji"),
-        (["--world", "emoji", "--parts", "reader"], "unknown part 'reader'; accepted: told, "),
+        (
+            ["--world", "emoji", "--parts", "reader"],
+            "unknown part 'reader'; accepted: reconstruction, told, ",
+        ),
         (["--world", "emoji", "--strengths", "2"], "strengths"),
         (["--world", "emoji", "--data", "nowhere"], "there is no data set at 'nowhere'"),
     ],
