@@ -9,6 +9,7 @@ The stages are those of `configs/emoji.py`, with smaller batches:
     mvader train configs/emoji_small.py --stage diffusion \\
         'stages.diffusion.data.precomputed=["runs/emoji_small/encoded"]'
     mvader train configs/emoji_small.py --stage interleaved
+    mvader train configs/emoji_small.py --stage distill
     mvader evaluate --world emoji --subjects 300 --bundle runs/emoji_small/interleaved/bundle
 
 Every stage goes on where it stopped when started again. 300 subjects teach pictures by heart: unseen pairs of subject
@@ -30,6 +31,7 @@ SIZES = {
     "contrastive": (150, 64),
     "diffusion": (8_000, 48),
     "interleaved": (3_000, 48),
+    "distill": (3_000, 48),
 }
 
 

@@ -55,7 +55,9 @@ def bundle(of: ModelConfig = MODEL, *names: str) -> Bundle:
     rng = np.random.default_rng(0)
     tokenizer = train_tokenizer([caption(scene_at(0, i), rng) for i in range(100)], 320, max_positions=96)
     # Drawn in NumPy from the shapes alone: compiling every initialiser would take a minute.
-    shapes, _ = abstract_components(of, names or [name for name in COMPONENTS if name != "text_encoder"])
+    shapes, _ = abstract_components(
+        of, names or [name for name, part in COMPONENTS.items() if getattr(of, part)]
+    )
     components = jax.tree_util.tree_map_with_path(lambda path, leaf: draw(rng, path, leaf), shapes)
     model = dataclasses.replace(of, tokenizer=tokenizer.config)
     return Bundle(model, components, tokenizer)

@@ -20,15 +20,13 @@ from mvader_jax.cli._options import (
     LongPrompts,
     Quiet,
     Reuse,
-    Sampler,
     Seeds,
     Site,
-    Steps,
 )
 from mvader_jax.cli._progress import bar, status, tell
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.seeds import SEED
-from mvader_jax.sampling.settings import STRENGTH, SamplingSettings, image_count
+from mvader_jax.sampling.settings import FAST, STRENGTH, SamplingSettings, image_count
 from mvader_jax.settings import convert
 
 if TYPE_CHECKING:
@@ -56,9 +54,13 @@ def sample(
         typer.Option(help="pictures of each seed [default: 4; of several seeds, and with --prompts: 1]"),
     ] = None,
     seed: Seeds = str(SEED),
-    steps: Steps = SamplingSettings.steps,
+    steps: Annotated[
+        int | None, typer.Option(help="sampling steps, 1 to 1000 [default: 50; with --fast: 4]")
+    ] = None,
     guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
-    sampler: Sampler = SamplingSettings.sampler,
+    sampler: Annotated[
+        str | None, typer.Option(help="mvader samplers lists all [default: plms; with --fast: lcm]")
+    ] = None,
     site: Site = "both",
     balance: Annotated[bool, typer.Option("--balance", help="weights are an element's total share")] = False,
     long_prompts: LongPrompts = None,
@@ -85,6 +87,9 @@ def sample(
     ] = None,
     mesh: DrawMesh = "",
     bundle: BundleName = "tiny",
+    fast: Annotated[
+        bool, typer.Option("--fast", help="draw in few steps, with the UNet that was distilled to them")
+    ] = False,
     raw: Annotated[
         bool, typer.Option("--raw", help="of a training run: the parameters themselves, not their average")
     ] = False,
@@ -101,11 +106,13 @@ def sample(
       mvader sample --task img2img photo.png "in blue" --strength 0.6
       mvader sample --prompts prompts.jsonl --out pictures --batch 32
       mvader sample "a red circle" --bundle runs/tiny/diffusion@6000
+      mvader sample --fast "a red circle" --bundle runs/tiny/distill/bundle
     """
     convert(ComputeDtype, dtype, "--dtype")
+    defaults = SamplingSettings().changed(**(FAST if fast else {}))
     settings = SamplingSettings(
-        steps=steps,
-        sampler=sampler,
+        steps=defaults.steps if steps is None else steps,
+        sampler=defaults.sampler if sampler is None else sampler,
         guidance_scale=guidance_scale,
         seed=seed,  # type: ignore[arg-type]
         site=site,  # type: ignore[arg-type]
@@ -119,7 +126,7 @@ def sample(
         reuse=reuse,
     )
     count = None if num_images is None else image_count(num_images)
-    place = _Place(bundle, dtype, mesh, out, quiet, raw)
+    place = _Place(bundle, dtype, mesh, out, quiet, raw, fast)
     given = {"strength": strength, "fraction": fraction}
     task_options = {name: value for name, value in given.items() if value is not None}
     if prompts is not None:
@@ -151,9 +158,10 @@ class _Place:
     out: Path
     quiet: bool
     raw: bool
+    fast: bool
 
     def load(self) -> Pipeline:
-        return load_pipeline(self.bundle, dtype=self.dtype, mesh=self.mesh, raw=self.raw)
+        return load_pipeline(self.bundle, dtype=self.dtype, mesh=self.mesh, raw=self.raw, fast=self.fast)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,10 +241,12 @@ def _sample_file(
     return 1 if report.problems else 0
 
 
-def load_pipeline(bundle: str, *, dtype: str = "float32", mesh: str = "", raw: bool = False) -> Pipeline:
+def load_pipeline(
+    bundle: str, *, dtype: str = "float32", mesh: str = "", raw: bool = False, fast: bool = False
+) -> Pipeline:
     """A bundle, or a step of a training run, ready to draw on the mesh of a command's `--mesh`.
 
-    Compiled programs are kept on disk. raw: of a run, the parameters themselves.
+    Compiled programs are kept on disk. raw: of a run, the parameters themselves; fast: with the few-step UNet.
     """
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.parallel.processes import first_process
@@ -246,7 +256,7 @@ def load_pipeline(bundle: str, *, dtype: str = "float32", mesh: str = "", raw: b
 
     if raw and not is_run(bundle):
         raise UserError("--raw belongs to RUN/STAGE[@STEP]; a bundle has one set of parameters")
-    pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh), raw=raw, cache=True)
+    pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh), raw=raw, fast=fast, cache=True)
     if is_fresh(pipe.bundle.records) and first_process():
         tell(f"{bundle}: {FRESH}")
     return pipe

@@ -233,6 +233,26 @@ def timesteps_of(
     return np.clip(spaced, 0, total - 1).astype(np.int64)
 
 
+def consistency_timesteps(config: ScheduleConfig) -> Int64[np.ndarray, " original_steps"]:
+    """The timesteps that a model is distilled at (Luo et al. 2023), ascending: every T // original_steps from the
+    first of so many on, as diffusers' LCMScheduler has them."""
+    return np.arange(1, config.original_steps + 1) * (config.num_train_steps // config.original_steps) - 1
+
+
+def consistency_levels(config: ScheduleConfig, steps: int) -> Levels:
+    """The levels of a run of a distilled model: even among `consistency_timesteps`, from the noisiest on.
+
+    Raises UserError for more steps than these.
+    """
+    if not 1 <= steps <= config.original_steps:
+        raise UserError(
+            f"steps is {steps}; accepted are 1 to {config.original_steps} of a model distilled to few steps"
+        )
+    times = consistency_timesteps(config)[::-1]
+    chosen = np.floor(np.linspace(0, len(times), steps, endpoint=False)).astype(np.int64)
+    return Levels(times[chosen], config.alphas_cumprod(), 1.0, prediction_type=config.prediction_type)
+
+
 def check_steps(config: ScheduleConfig, steps: int) -> None:
     """The one rule for step counts: 1 to the schedule's length. Raises UserError otherwise."""
     if not 1 <= steps <= config.num_train_steps:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Key
 
 from mvader_jax.diffusion import pndm, solvers
-from mvader_jax.diffusion.levels import Levels, levels_of
+from mvader_jax.diffusion.levels import Levels, consistency_levels, levels_of
 from mvader_jax.diffusion.pndm import Denoise
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
@@ -40,6 +40,7 @@ class Sampler:
     levels: (schedule, steps) -> the levels of a whole run, by the schedule's spacing or else its own.
     extra_calls: model calls beyond one per step, of a run of so many steps.
     stochastic: whether it takes eta > 0.
+    distilled: whether it is for models that were distilled to few steps; it adds fresh noise at every step but the last.
     walks: whether all that it takes from the levels goes through `Levels.walk` and `at_start`, so that the step it
         starts at may be traced; a program is compiled for each start of one that reads them itself.
     """
@@ -49,6 +50,7 @@ class Sampler:
     levels: Callable[[ScheduleConfig, int], Levels] = levels_of
     extra_calls: Callable[[int], int] = lambda _: 0
     stochastic: bool = False
+    distilled: bool = False
     walks: bool = False
 
     def __call__(
@@ -63,23 +65,27 @@ class Sampler:
         """Latents at the first of `levels` -> the picture's latents; as they are where none is left.
 
         levels, eta are host values (static under `jit`). eta: 0 to 1, the part of fresh noise of a
-        stochastic sampler; above 0 it needs `keys`, a PRNG key per image (`noise.sampler_keys`).
-        Raises UserError for another eta, and for eta above 0 where the sampler is deterministic.
+        stochastic sampler. keys: a PRNG key per image (`noise.sampler_keys`), needed where noise is drawn.
+        Raises UserError for another eta, and for eta above 0 where the sampler has none.
         """
         if not 0.0 <= eta <= 1.0:
             raise UserError(f"eta is {eta}; accepted are 0 to 1")
         if eta and not self.stochastic:
             stochastic = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.stochastic)
-            raise UserError(f"eta is {eta}, but this sampler adds no noise; those that do: {stochastic}")
+            raise UserError(f"eta is {eta}, but this sampler takes none; those that do: {stochastic}")
         x = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
         if not len(levels):
             return x
         denoise = levels.noise(denoise)
-        if not eta:
+        if not self.draws(eta):
             return self.solve(denoise, x, levels)
         if keys is None:
-            raise ValueError("eta > 0 draws noise and needs keys")
-        return self.solve(denoise, x, levels, eta, keys)
+            raise ValueError("noise is drawn, which needs keys")
+        return self.solve(denoise, x, levels, keys=keys, **({"eta": eta} if eta else {}))
+
+    def draws(self, eta: float) -> bool:
+        """Whether it adds fresh noise."""
+        return eta > 0 or self.distilled
 
     def calls(self, steps: int) -> int:
         """How often a run of so many steps calls the model."""
@@ -148,6 +154,13 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": Sampler(
         solvers.euler,
         "Euler's method in sigma, ending at sigma 0",
+        walks=True,
+    ),
+    "lcm": Sampler(
+        solvers.lcm,
+        "of a UNet distilled to few steps: 1 to 8, one call each",
+        consistency_levels,
+        distilled=True,
         walks=True,
     ),
 }

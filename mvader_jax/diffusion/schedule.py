@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from mvader_jax.bounds import Bound, NonNegativeInt, PositiveInt
+from mvader_jax.errors import UserError
 from mvader_jax.settings import Checked
 
 #: How sampling steps are spaced over the schedule (`levels.timesteps_of`).
@@ -28,6 +29,8 @@ class ScheduleConfig(Checked):
     """Stable Diffusion 1.4's schedule by default (its diffusers `scheduler_config.json`).
 
     spacing: of the sampling steps; None is each sampler's own. prediction_type: what the model is trained to predict.
+    original_steps: of a model that was distilled to few steps, how many steps its teacher was followed in; those that
+    it draws in are chosen among them.
     """
 
     num_train_steps: PositiveInt = 1000
@@ -38,6 +41,14 @@ class ScheduleConfig(Checked):
     set_alpha_to_one: bool = False
     spacing: Spacing | None = None
     prediction_type: Prediction = "epsilon"
+    original_steps: PositiveInt = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.original_steps > self.num_train_steps:
+            raise UserError(
+                f"original_steps is {self.original_steps}; accepted are 1 to the schedule's {self.num_train_steps}"
+            )
 
     def alphas_cumprod(self) -> Float64[np.ndarray, " num_train_steps"]:
         """alpha-bar of every training timestep."""
@@ -88,6 +99,34 @@ class Schedule:
         # v of (x_0, eps) mixes (eps, -x_0) as x_t mixes (x_0, eps).
         return add_noise(noise, -latents, self.alpha(t))
 
+    def clean(
+        self,
+        noisy: Float[jax.Array, " B *dims"],
+        predicted: Float[jax.Array, " B *dims"],
+        t: Int[jax.Array, " B"],
+    ) -> Float[jax.Array, " B *dims"]:
+        """x_0 as the model's prediction has it."""
+        alpha = by_row(self.alpha(t), noisy)
+        if self.config.prediction_type == "epsilon":
+            return (noisy - jnp.sqrt(1.0 - alpha) * predicted) / jnp.sqrt(alpha)
+        return jnp.sqrt(alpha) * noisy - jnp.sqrt(1.0 - alpha) * predicted
+
+    def noise(
+        self,
+        noisy: Float[jax.Array, " B *dims"],
+        predicted: Float[jax.Array, " B *dims"],
+        t: Int[jax.Array, " B"],
+    ) -> Float[jax.Array, " B *dims"]:
+        """eps as the model's prediction has it."""
+        if self.config.prediction_type == "epsilon":
+            return predicted
+        return noise_of_velocity(noisy, predicted, by_row(self.alpha(t), noisy))
+
+
+def by_row(values: jax.Array, like: jax.Array) -> jax.Array:
+    """One number, or each row's, in a shape that multiplies `like` [B, ...]."""
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values
+
 
 def add_noise(
     latents: Float[jax.Array, " B *dims"],
@@ -95,12 +134,12 @@ def add_noise(
     alpha: Float[jax.Array, ""] | Float[jax.Array, " B"],
 ) -> Float[jax.Array, " B *dims"]:
     """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. alpha: abar_t, one or each row's."""
-    alpha = alpha.reshape(alpha.shape + (1,) * (latents.ndim - alpha.ndim) if alpha.ndim else ())
+    alpha = by_row(alpha, latents)
     return jnp.sqrt(alpha) * latents + jnp.sqrt(1.0 - alpha) * noise
 
 
 def noise_of_velocity(
-    latents: Float[jax.Array, " *dims"], velocity: Float[jax.Array, " *dims"], alpha: Float[jax.Array, ""]
+    latents: Float[jax.Array, " *dims"], velocity: Float[jax.Array, " *dims"], alpha: Float[jax.Array, "..."]
 ) -> Float[jax.Array, " *dims"]:
     """eps = sqrt(abar_t) v + sqrt(1 - abar_t) x_t."""
     return jnp.sqrt(alpha) * velocity + jnp.sqrt(1.0 - alpha) * latents

@@ -1,4 +1,4 @@
-"""DDIM, Euler and DPM-Solver++(2M). Coefficients: float64 on the host, one row per step."""
+"""DDIM, Euler, DPM-Solver++(2M) and LCM. Coefficients: float64 on the host, one row per step."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mvader_jax.diffusion.consistency import boundary
 from mvader_jax.diffusion.levels import Levels, Rows
 from mvader_jax.diffusion.pndm import Denoise
 
@@ -95,6 +96,29 @@ def dpm_solver_2m(denoise: Denoise, latents: jax.Array, levels: Levels) -> jax.A
         return decay * x + gain * (data + extrapolate * (data - before)), data
 
     return levels.walk(rows, body, (latents, jnp.zeros_like(latents)))[0]
+
+
+def lcm(denoise: Denoise, latents: jax.Array, levels: Levels, keys: jax.Array | None = None) -> jax.Array:
+    """Multistep sampling of a latent consistency model (Luo et al. 2023, algorithm 3): to the picture, and back to
+    the noise of the next level, which is fresh.
+
+    keys: as of `ddim`, which may be left out where one step is taken.
+    """
+    dtype = latents.dtype
+
+    def rows(levels: Levels) -> Rows:
+        a, b = levels.alphas[:-1], np.append(levels.alphas[1:-1], 1.0)
+        indices = np.arange(levels.first, levels.steps, dtype=np.int32)
+        numbers = (np.sqrt(1 - a), np.sqrt(a), *boundary(levels.timesteps), np.sqrt(b), np.sqrt(1 - b))
+        return (_told(levels), indices, *_numbers(dtype, *numbers))
+
+    def body(x: jax.Array, step: tuple[jax.Array, ...]) -> jax.Array:
+        t, index, noise, signal, skip, out, signal_after, noise_after = step
+        clean = (x - noise * denoise(x, t).astype(x.dtype)) / signal
+        x = signal_after * (out * clean + skip * x)
+        return x if keys is None else x + noise_after * _fresh_noise(keys, index, x)
+
+    return levels.walk(rows, body, latents)
 
 
 def _told(levels: Levels) -> np.ndarray:

@@ -21,7 +21,7 @@ from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.image_prefix import ImagePrefix
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
-from mvader_jax.parallel.sharding import Tree, abstract_init, init_params
+from mvader_jax.parallel.sharding import Tree, abstract_init, init_params, param_shardings
 from mvader_jax.storage.programs import kept_file, read_kept, write_kept
 
 #: Every component a bundle may hold, and the field of ModelConfig that shapes it.
@@ -33,8 +33,11 @@ COMPONENTS = {
     "image_prefix": "image_prefix",
     "text_encoder": "text_encoder",
     "unet": "unet",
+    "unet_fast": "unet_fast",
     "vae": "vae",
 }
+#: Components that begin as a copy of another, which must be there before them; what they have beside it, as zeros.
+COPIES = {"unet_fast": "unet"}
 
 
 def abstract_components(model: ModelConfig, names: Iterable[str]) -> tuple[dict[str, Tree], dict[str, Tree]]:
@@ -90,13 +93,35 @@ def _abstract_component(model: ModelConfig, name: str) -> tuple[Tree, Tree]:
 def init_component(
     model: ModelConfig, name: str, key: jax.Array, mesh: Mesh | None, others: Mapping[str, Tree]
 ) -> Tree:
-    """A component made anew. Biases start as a copy of the decoder's own, which `others` must hold."""
+    """A component made anew. Biases start as a copy of the decoder's own, and those of COPIES as one of the whole
+    other component, which `others` must hold."""
     if name == "biases":
         if "decoder" not in others:
             raise UserError("semantic biases start from the decoder's own, and there is no decoder")
         return jax.tree.map(jnp.copy, bias_leaves(others["decoder"]))
+    if name in COPIES:
+        return _copied(model, name, mesh, others)
     module, arguments, method, part = _recipe(model, name)
     return part(init_params(module, key, *arguments, mesh=mesh, method=method))
+
+
+def _copied(model: ModelConfig, name: str, mesh: Mesh | None, others: Mapping[str, Tree]) -> Tree:
+    origin = COPIES[name]
+    if origin not in others:
+        raise UserError(f"the {name} starts as a copy of the {origin}, and there is no {origin}")
+    shapes, axes = _abstract_component(_shaping(model, name), name)
+    theirs, own = flatten_dict(others[origin], sep="/"), flatten_dict(shapes, sep="/")
+    if any(path not in own or own[path].shape != leaf.shape for path, leaf in theirs.items()):
+        raise UserError(f"the {name} starts as a copy of the {origin}, but its architecture is another")
+    added = {path: leaf for path, leaf in own.items() if path not in theirs}
+    named = {path: leaf for path, leaf in flatten_dict(axes, sep="/").items() if path in added}
+    place = None if mesh is None else param_shardings(added, named, mesh)
+
+    def zeros() -> Tree:
+        return {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in added.items()}
+
+    made = jax.jit(zeros, out_shardings=place)()
+    return unflatten_dict({**{path: jnp.copy(leaf) for path, leaf in theirs.items()}, **made}, sep="/")
 
 
 def _recipe(model: ModelConfig, name: str) -> tuple[Any, tuple[Any, ...], Any, Any]:
@@ -127,9 +152,5 @@ def _recipe(model: ModelConfig, name: str) -> tuple[Any, tuple[Any, ...], Any, A
         return VAE(config), (jnp.zeros((1, side, side, config.in_channels)), jax.random.key(0)), None, whole
     side = config.multiple
     condition = Condition(jnp.zeros((1, 1, config.cross_attention_dim)), jnp.zeros((1, 1)))
-    return (
-        UNet(config),
-        (jnp.zeros((1, side, side, config.in_channels)), jnp.zeros((1,)), condition),
-        None,
-        whole,
-    )
+    inputs = (jnp.zeros((1, side, side, config.in_channels)), jnp.zeros((1,)), condition)
+    return UNet(config), (*inputs, None, jnp.ones((1,)) if config.distilled else None), None, whole

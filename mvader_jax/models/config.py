@@ -36,7 +36,8 @@ _FIELDS: dict[type, str] = {
 class ModelConfig(Checked):
     """The architecture of every component a bundle may hold; None where it has no such component.
 
-    embedder: what turns prompts into a Condition, by its name in `embed.EMBEDDERS`.
+    embedder: what turns prompts into a Condition, by its name in `embed.EMBEDDERS`. unet_fast: of a UNet that was
+    distilled to few steps, beside the one that it learnt from.
     """
 
     embedder: str = "s_magma"
@@ -49,6 +50,7 @@ class ModelConfig(Checked):
     vae: VAEConfig | None = None
     schedule: ScheduleConfig | None = None
     tokenizer: TokenizerConfig | None = None
+    unet_fast: UNetConfig | None = None
 
     @classmethod
     def open_m_vader(cls) -> ModelConfig:
@@ -95,7 +97,16 @@ class ModelConfig(Checked):
     @property
     def parts(self) -> tuple[str, ...]:
         """The names of the parts that it has."""
-        return tuple(name for name in _FIELDS.values() if getattr(self, name) is not None)
+        return tuple(name for name in (*_FIELDS.values(), "unet_fast") if getattr(self, name) is not None)
+
+    @property
+    def fast(self) -> ModelConfig:
+        """The model that draws in few steps: its UNet is the distilled one. Raises UserError where there is none."""
+        if self.unet_fast is None:
+            raise UserError(
+                "this model has no unet_fast, a UNet distilled to few steps; `mvader train --stage distill` makes one"
+            )
+        return dataclasses.replace(self, unet=self.unet_fast, unet_fast=None)
 
     @property
     def s_magma(self) -> SMagmaConfig:

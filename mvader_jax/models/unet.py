@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Num
 
-from mvader_jax.bounds import PositiveFloat, PositiveInt
+from mvader_jax.bounds import LARGEST_INT, PositiveFloat, PositiveInt, between
 from mvader_jax.condition import Condition
 from mvader_jax.errors import UserError
 from mvader_jax.models.remat import Remat, rematerialised
@@ -24,12 +24,15 @@ from mvader_jax.models.unet_blocks import (
     Upsample,
     conv,
     group_norm,
+    guidance_embedding,
     split_heads,
     timestep_embedding,
 )
 from mvader_jax.settings import Checked
 
 Dtype = Any
+#: Of the embedding of a guidance scale.
+GuidanceWidth = Annotated[int, between(4, LARGEST_INT)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,10 @@ class UNetConfig(Checked):
     cross_attention_dim: width of `Condition.hidden`. num_heads, transformer_depth (blocks per transformer): of every
     level, or one per level.
     linear_projection: whether a transformer's projections in and out are matrices in place of 1x1 convolutions.
-    sample_size: latents a side it was trained at. Raises UserError where these do not fit together.
+    sample_size: latents a side it was trained at.
+    time_cond_proj_dim: width of the embedding of the guidance scale, of a UNet that takes it as an input, as those
+    that are distilled to few steps do; None for one that is guided from outside.
+    Raises UserError where these do not fit together.
     """
 
     in_channels: PositiveInt = 4
@@ -55,6 +61,7 @@ class UNetConfig(Checked):
     sample_size: PositiveInt = 64
     transformer_depth: PositiveInt | tuple[PositiveInt, ...] = 1
     linear_projection: bool = False
+    time_cond_proj_dim: GuidanceWidth | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,6 +91,11 @@ class UNetConfig(Checked):
         """Blocks of each transformer of a level."""
         depth = self.transformer_depth
         return depth if isinstance(depth, int) else depth[level]
+
+    @property
+    def distilled(self) -> bool:
+        """Whether it takes the guidance scale as an input, and so draws in few steps of one call each."""
+        return self.time_cond_proj_dim is not None
 
     @property
     def multiple(self) -> int:
@@ -269,20 +281,26 @@ class UNet(nn.Module):
         timesteps: Num[jax.Array, " B"],
         condition: Condition,
         deep: Float[jax.Array, "B h w C"] | None = None,
+        guidance: Float[jax.Array, " B"] | None = None,
     ) -> Float[jax.Array, "B h w Cout"]:
-        """condition: B rows. Returns the noise predicted in the latents, in `dtype`.
+        """condition: B rows. guidance: the guidance scales, of a distilled UNet alone.
 
         deep: what entered the last `outer` layers at an earlier timestep (DeepCache, Ma et al. 2024): they alone are
         then computed, from it and what the first `outer - 1` layers make of the latents. A call without it leaves its
-        own in the collection `intermediates`. Raises UserError where h or w do not divide by `config.multiple`, or
-        where the channels of the latents or the width of the condition are not the config's.
+        own in the collection `intermediates`.
+        Returns the noise predicted in the latents, in `dtype`. Raises UserError where h or w do not divide by
+        `config.multiple`, where the channels of the latents or the width of the condition are not the config's,
+        and where guidance is missing or means nothing.
         """
         c = self.config
-        _check(c, latents, condition)
+        _check(c, latents, condition, guidance)
         width = c.block_out_channels[0]
         condition = dataclasses.replace(condition, hidden=condition.hidden.astype(self.dtype))
         sinusoids = timestep_embedding(timesteps, width).astype(self.dtype)
-        time = TimeEmbedding(4 * width, self.dtype, name="time_embedding")(sinusoids)
+        scales = None
+        if guidance is not None and c.time_cond_proj_dim is not None:
+            scales = guidance_embedding(guidance, c.time_cond_proj_dim).astype(self.dtype)
+        time = TimeEmbedding(4 * width, self.dtype, name="time_embedding")(sinusoids, scales)
         x = conv(width, 3, name="conv_in", dtype=self.dtype)(latents.astype(self.dtype))
 
         skips, site = [x], 0
@@ -311,7 +329,13 @@ class UNet(nn.Module):
         return conv(c.out_channels, 3, name="conv_out", dtype=self.dtype)(x)
 
 
-def _check(config: UNetConfig, latents: jax.Array, condition: Condition) -> None:
+def _check(config: UNetConfig, latents: jax.Array, condition: Condition, guidance: jax.Array | None) -> None:
+    if config.distilled != (guidance is not None):
+        raise UserError(
+            "this UNet takes the guidance scale as an input (it was distilled to few steps), and there is none"
+            if config.distilled
+            else "this UNet takes no guidance scale as an input: it was not distilled to few steps"
+        )
     _, height, width, channels = latents.shape
     if channels != config.in_channels:
         raise UserError(f"the latents have {channels} channels; this UNet takes {config.in_channels}")

@@ -144,14 +144,32 @@ def timestep_embedding(timesteps: Num[jax.Array, " B"], width: int) -> Float32[j
     return jnp.pad(embedding, ((0, 0), (0, width % 2)))
 
 
+def guidance_embedding(guidance: Float[jax.Array, " B"], width: int) -> Float32[jax.Array, "B {width}"]:
+    """Sinusoids of 1000 (guidance scale - 1), sines first, as latent consistency models read it (Luo et al. 2023)."""
+    half = width // 2
+    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / (half - 1)).astype(np.float32)
+    angles = ((guidance.astype(jnp.float32) - 1.0) * 1000.0)[:, None] * frequencies
+    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, width % 2)))
+
+
 class TimeEmbedding(nn.Module):
-    """Two linear layers on the sinusoids."""
+    """Two linear layers on the sinusoids; before them a projection of the guidance scale's, where it is given."""
 
     width: int
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "B C"]) -> Float[jax.Array, "B {self.width}"]:
+    def __call__(
+        self, x: Float[jax.Array, "B C"], guidance: Float[jax.Array, "B G"] | None = None
+    ) -> Float[jax.Array, "B {self.width}"]:
+        if guidance is not None:
+            # Zeros at first: a UNet that knew no guidance starts as it was.
+            zeros = partitioned(nn.initializers.zeros_init(), "channels_in", "channels_out")
+            project = nn.Dense(
+                x.shape[-1], use_bias=False, kernel_init=zeros, dtype=self.dtype, name="cond_proj"
+            )
+            x = x + project(guidance)
         x = dense(self.width, ("channels_in", "channels_out"), name="linear_1", dtype=self.dtype)(x)
         return dense(self.width, ("channels_in", "channels_out"), name="linear_2", dtype=self.dtype)(
             nn.silu(x)

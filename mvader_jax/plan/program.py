@@ -65,7 +65,8 @@ def train_program(
     """
     check_stage(stage)
     known = _known(precomputed)
-    model, objective = config.model, stage.objective
+    objective = stage.objective
+    model = objective.extended(config.model)
     objective.check_model(model)
     shapes, _ = abstract_components(model, objective.components(model, known, drawn=stage.sample_every > 0))
     # Its numbers come from the data; a plan needs its shape.

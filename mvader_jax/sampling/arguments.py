@@ -142,6 +142,21 @@ def encoder_pixels(model: ModelConfig, value: Any) -> Array:
     return array(value, "pixels", ("B", side, side, 3))
 
 
+def check_negative(model: ModelConfig, negative: bool) -> None:
+    """Raises UserError for a negative prompt beside a UNet that guidance does not lead away from anything."""
+    if negative and model.require(UNetConfig).distilled:
+        raise UserError(
+            "there is a negative prompt, but this UNet was distilled to few steps, and its guidance leads away from "
+            "the empty prompt alone"
+        )
+
+
+def guidance(value: Any, count: int) -> Array | None:
+    """A guidance scale as that of `count` rows; None where there is none. Raises UserError for what is no number."""
+    found = convert(float | None, value, "guidance_scale")
+    return None if found is None else np.full(count, found, np.float32)
+
+
 def listed(pictures: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     """Pictures of a list, or the one that is given alone."""
     return list(pictures) if isinstance(pictures, (list, tuple)) else [cast("ImageSource", pictures)]

@@ -161,7 +161,7 @@ def sampled(
     if draws.init is not None:
         clean = mixed_latents(components, draws.init, model=model, dtype=dtype)
         latents = levels.noised(clean, latents)
-    keys = sampler_keys(seeds, indices) if static.eta else None
+    keys = sampler_keys(seeds, indices) if method.draws(static.eta) else None
     denoise, kept = denoiser(
         components, draws, latents, levels, model=model, static=static, dtype=jnp.dtype(dtype)
     )
@@ -190,11 +190,14 @@ def denoiser(
 ) -> tuple[Denoise, Kept | None]:
     """The UNet under guidance, its conditions embedded and a row per picture; and what it keeps between calls."""
     draws = embedded(components, draws, model=model, dtype=dtype)
+    unet, params = UNet(model.require(UNetConfig), dtype=dtype), {"params": components["unet"]}
+    scale = jnp.asarray(draws.guidance_scale)
+    if unet.config.distilled:
+        few = functools.partial(unet.apply, params, guidance=scale)
+        return alone(cast(Eps, few), _by_picture(draws.prompt)), None
     kinds = [kind for kind in (draws.prompt, draws.base, draws.negative) if kind is not None]
     condition, base, *negative = map(_by_picture, kinds)
     against = (negative[0], jnp.asarray(draws.negative_strength)) if negative else ()
-    unet = UNet(model.require(UNetConfig), dtype=dtype)
-    params = {"params": components["unet"]}
 
     def deep_eps(*inputs: Any) -> tuple[jax.Array, Any]:
         predicted, left = unet.apply(params, *inputs, mutable=["intermediates"])
@@ -202,7 +205,7 @@ def denoiser(
 
     reuse = Reuse(deep_eps, static.reuse) if static.reuse > 1 else None
     eps = functools.partial(unet.apply, params) if reuse is None else reuse.eps
-    whole = guided(cast(Eps, eps), condition, base, jnp.asarray(draws.guidance_scale), *against)
+    whole = guided(cast(Eps, eps), condition, base, scale, *against)
     cheap = alone(cast(Eps, eps), condition)
     where = guides(levels, static.guidance_interval)
     if reuse is not None:
@@ -211,9 +214,10 @@ def denoiser(
 
 
 def embedded(components: Components, draws: Draws, *, model: ModelConfig, dtype: jnp.dtype) -> Draws:
-    """The draws, every prompt of theirs a Condition with its keys and values: once for all steps and all of its
-    pictures."""
-    names = [name for name in ("prompt", "base", "negative") if getattr(draws, name) is not None]
+    """The draws, every prompt of theirs that the UNet reads a Condition with its keys and values: once for all steps
+    and all of its pictures."""
+    read = ("prompt",) if model.require(UNetConfig).distilled else ("prompt", "base", "negative")
+    names = [name for name in read if getattr(draws, name) is not None]
     kinds = {name: getattr(draws, name) for name in names}
     batches = [kind.prompts for kind in kinds.values() if isinstance(kind.prompts, PromptBatch)]
     made = iter(embed_rows(model, components, batches, dtype=dtype) if batches else ())

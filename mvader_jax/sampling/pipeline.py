@@ -81,12 +81,14 @@ class Pipeline:
         dtype: str = "float32",
         mesh: Mesh | None = None,
         raw: bool = False,
+        fast: bool = False,
         cache: bool = False,
     ) -> Pipeline:
         """Loads a bundle by the name of an embedded one, its directory or hf:ORG/NAME[@REVISION]; or RUN/STAGE[@STEP],
         a checkpoint of a training run, the newest or that of a step.
 
-        raw: of a run, the parameters themselves in place of their average. cache: call `compilation_cache` first,
+        raw: of a run, the parameters themselves in place of their average. fast: draw with the UNet that was distilled
+        to few steps, `unet_fast`, in place of the one that it learnt from. cache: call `compilation_cache` first,
         which changes JAX's settings for the whole process.
         Raises UserError for an unknown or damaged bundle or run.
         """
@@ -100,10 +102,9 @@ class Pipeline:
         if is_run(name):  # what reads runs lies above this room: it is loaded for them alone
             from mvader_jax.train.snapshot import Snapshot, load_snapshot
 
-            return cls(
-                load_snapshot(Snapshot.of(name, raw=raw), mesh=mesh, dtype=dtype), dtype=dtype, mesh=mesh
-            )
-        return cls(load_bundle(name, mesh=mesh, dtype=dtype), dtype=dtype, mesh=mesh)
+            bundle = load_snapshot(Snapshot.of(name, raw=raw), mesh=mesh, dtype=dtype)
+            return cls(bundle.fast() if fast else bundle, dtype=dtype, mesh=mesh)
+        return cls(load_bundle(name, mesh=mesh, dtype=dtype, fast=fast), dtype=dtype, mesh=mesh)
 
     def __repr__(self) -> str:
         model, mesh = self.model, self.placement.mesh
@@ -115,6 +116,11 @@ class Pipeline:
     @property
     def model(self) -> ModelConfig:
         return self.bundle.model
+
+    @property
+    def defaults(self) -> SamplingSettings:
+        """How it draws where nothing is said: the paper's way, or the few steps that its UNet was distilled to."""
+        return SamplingSettings.of(self.model)
 
     @property
     def compiled(self) -> int:
@@ -143,7 +149,7 @@ class Pipeline:
         """Draws pictures of one prompt: `pipe("a red hat", steps=20, seed=3, num_images=4)`.
 
         prompt, negative: a string, Text, Image, picture, or a sequence of these (`Prompt.of`); None is
-        the null prompt. settings: how to draw (default, the paper's way); changes: its fields by name.
+        the null prompt. settings: how to draw (default, `defaults`); changes: its fields by name.
         num_images: pictures of each seed: seed=3, num_images=4 are its numbers 0 to 3; seed=range(16) is number 0 of
         each of 16 seeds, the picture that the seed gives alone.
         init_image: a picture to start from, or a list of pictures mixed by `shares` (default: equal ones, and
@@ -155,7 +161,7 @@ class Pipeline:
         """
         if "init" in changes:  # the name of before
             init_image = cast(Any, changes).pop("init")
-        settings = arguments.optional(settings, SamplingSettings, "settings") or SamplingSettings()
+        settings = arguments.optional(settings, SamplingSettings, "settings") or self.defaults
         settings = settings.changed(**changes)
         numbered = settings.numbered(num_images)
         count = len(numbered)
@@ -166,6 +172,7 @@ class Pipeline:
         strength = settings.negative_strength
         if negative is None and strength != 1.0:
             raise UserError(f"negative_strength is {strength:g}, but there is no negative prompt")
+        arguments.check_negative(self.model, negative is not None)
         if init_image is None and (settings.strength is not None or shares is not None):
             raise UserError("strength and shares belong to an init_image, but there is none to start from")
 
@@ -222,7 +229,7 @@ class Pipeline:
         """
         from mvader_jax.sampling.batch.given import draw_all, read_given  # they lie above
 
-        settings = arguments.optional(settings, SamplingSettings, "settings") or SamplingSettings()
+        settings = arguments.optional(settings, SamplingSettings, "settings") or self.defaults
         requests = read_given(prompts, settings.changed(**changes), negative, num_images)
         size = convert(PositiveInt, batch_size, "batch_size")
         self.bundle.need("unet", "vae")
@@ -278,18 +285,21 @@ class Pipeline:
         latents: Float[Array, "B h w C"],
         t: Num[Array, ""] | Num[Array, " B"] | float,
         condition: Condition,
+        guidance_scale: float | None = None,
     ) -> Float[jax.Array, "B h w C"]:
         """The UNet's prediction, without guidance: the noise eps, or v where the schedule's `prediction_type` says so.
 
         t: timesteps, 0 to 999, one or each row's. condition: what `embed` returns, one row for all or as many as the
-        latents have. Raises UserError for arrays of other shapes and types.
+        latents have. guidance_scale: of a distilled UNet, which takes it as an input, and of no other.
+        Raises UserError for arrays of other shapes and types.
         """
         self.bundle.need("unet")
         latents = jnp.asarray(arguments.noisy_latents(self.model, latents))
         rows = latents.shape[0]
         timesteps = jnp.broadcast_to(jnp.asarray(arguments.timesteps(self.model, t, rows)), (rows,))
         condition = arguments.condition(self.model, condition, rows)
-        return self._denoise(self.bundle.components["unet"], latents, timesteps, condition)
+        scales = arguments.guidance(guidance_scale, rows)
+        return self._denoise(self.bundle.components["unet"], latents, timesteps, condition, None, scales)
 
     def encode(
         self, images: Num[Array, "B H W 3"] | ImageSource | Sequence[ImageSource]

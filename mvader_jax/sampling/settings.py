@@ -54,6 +54,10 @@ class Changes(TypedDict, total=False):
     reuse: int
 
 
+#: How a distilled UNet draws where nothing is said.
+FAST: Changes = {"steps": 4, "sampler": "lcm"}
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings(Checked):
     """How a picture is drawn; the defaults are the paper's. No JAX is loaded before one is made.
@@ -108,7 +112,7 @@ class SamplingSettings(Checked):
         if self.eta and not SAMPLERS[self.sampler].stochastic:
             stochastic = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.stochastic)
             raise UserError(
-                f"eta is {self.eta}, but the sampler {self.sampler} adds no noise; those that do: {stochastic}"
+                f"eta is {self.eta}, but the sampler {self.sampler} takes none; those that do: {stochastic}"
             )
         if self.reuse > self.steps:
             raise UserError(
@@ -119,6 +123,12 @@ class SamplingSettings(Checked):
             raise UserError(
                 f"the sampler {self.sampler} reuses nothing between calls; those that can: {walking}"
             )
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> SamplingSettings:
+        """The defaults for a model: a UNet that was distilled to few steps is drawn with in so many."""
+        distilled = model.unet is not None and model.unet.distilled
+        return cls().changed(**FAST) if distilled else cls()
 
     def changed(self, **changes: Unpack[Changes]) -> SamplingSettings:
         """These settings with others in their place. Raises UserError for an unknown name or a bad value."""
@@ -160,14 +170,14 @@ class SamplingSettings(Checked):
     def static(self, model: ModelConfig, *, from_image: bool = False) -> StaticSettings:
         """What a program of this model is compiled for. from_image: whether sampling starts from a picture.
 
-        Raises UserError for a size or a number of steps that the model cannot take.
+        Raises UserError for a size, a number of steps or a sampler that the model cannot take.
         """
-        from mvader_jax.diffusion.levels import check_steps
         from mvader_jax.diffusion.samplers import SAMPLERS
         from mvader_jax.models.vae import VAEConfig
 
+        check_pairing(self, model)
         if model.schedule is not None:
-            check_steps(model.schedule, self.steps)
+            SAMPLERS[self.sampler].levels(model.schedule, self.steps)
         height, width = image_size(model, self.height, self.width)
         factor = model.require(VAEConfig).multiple
         traced = not from_image or SAMPLERS[self.sampler].walks
@@ -206,6 +216,32 @@ class StaticSettings(Checked):
     eta: Share = 0.0
     guidance_interval: tuple[float, float] = ALWAYS
     reuse: PositiveInt = 1
+
+
+def check_pairing(settings: SamplingSettings, model: ModelConfig) -> None:
+    """Raises UserError where a sampler is for distilled UNets and the model's is none, or the other way round; and for
+    what changes guidance from outside, of a UNet that is guided within."""
+    from mvader_jax.diffusion.samplers import SAMPLERS
+
+    distilled = model.unet is not None and model.unet.distilled
+    fitting = ", ".join(name for name, one in SAMPLERS.items() if one.distilled == distilled)
+    if distilled and SAMPLERS[settings.sampler].distilled:
+        for name in ("guidance_interval", "reuse"):
+            if getattr(settings, name) != getattr(SamplingSettings, name):
+                raise UserError(
+                    f"{name} does nothing for a UNet that was distilled to few steps; leave it out"
+                )
+    elif distilled:
+        raise UserError(
+            f"the sampler is {settings.sampler}, but this UNet was distilled to few steps and is drawn with by "
+            f"{fitting} alone"
+        )
+    elif SAMPLERS[settings.sampler].distilled:
+        beside = "; the bundle has one beside it: draw fast" if model.unet_fast is not None else ""
+        raise UserError(
+            f"the sampler {settings.sampler} is for UNets that were distilled to few steps, and this one was "
+            f"not{beside}; those for it: {fitting}"
+        )
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(SamplingSettings))

@@ -62,6 +62,18 @@ class Bundle:
         tokenizer = "" if self.tokenizer is None else ", a tokenizer"
         return f"Bundle({self.model.embedder}; parameters: {', '.join(held) or 'none'}{tokenizer})"
 
+    def fast(self) -> Bundle:
+        """The bundle with its few-step UNet, `unet_fast`, in the place of the one that it learnt from; no parameters
+        are copied. Raises UserError where it has none."""
+        model = self.model.fast
+        self.need("unet_fast")
+        rest = [name for name in self.components if name not in ("unet", "unet_fast")]
+        components = {name: self.components[name] for name in rest} | {"unet": self.components["unet_fast"]}
+        records = {name: self.records[name] for name in rest if name in self.records}
+        if "unet_fast" in self.records:
+            records["unet"] = self.records["unet_fast"]
+        return dataclasses.replace(self, model=model, components=components, records=records)
+
     def need(self, *names: str) -> None:
         """Raises UserError naming the components that are missing."""
         missing = [name for name in names if name not in self.components]
@@ -97,8 +109,10 @@ def load_bundle(
     components: Collection[str] | None = None,
     mesh: Mesh | None = None,
     dtype: str | jnp.dtype | None = None,
+    fast: bool | None = None,
 ) -> Bundle:
-    """Reads a bundle, or those of its `components` that are named.
+    """Reads a bundle, or those of its `components` that are named. fast: which of two UNets is read alone; with True
+    the few-step one, as `Bundle.fast` has it.
 
     On a mesh every device reads only its own shards, by the table in `parallel/sharding.py`;
     without one the parameters come to the default device. dtype: what floating parameters are cast
@@ -107,6 +121,12 @@ def load_bundle(
     path = find_bundle(name)
     model, records = read_model(path)
     expected = hashes(path)
+    places = {component: component for component in records}
+    if fast is not None:
+        quick = places.pop("unet_fast", None)
+        if fast:
+            model, places["unet"] = model.fast, quick or "unet_fast"
+    records = {component: records[place] for component, place in places.items() if place in records}
     wanted = list(records) if components is None else list(components)
     missing = [c for c in wanted if c not in records]
     if missing:
@@ -121,9 +141,10 @@ def load_bundle(
             abstract[component],
         )
         shardings = None if mesh is None else param_shardings(target, axes[component], mesh)
-        tree = checkpoint.restore_tree(path / component, abstract=target, shardings=shardings, dtype=dtype)
+        place = path / places[component]
+        tree = checkpoint.restore_tree(place, abstract=target, shardings=shardings, dtype=dtype)
         if records[component].get("dtypes") == sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tree)}):
-            _compare(path / component, tree, expected.get(component))
+            _compare(place, tree, expected.get(places[component]))
         # device_put, not jnp.asarray: that compiles a program for every shape.
         trees[component] = tree if mesh is not None else jax.device_put(tree)
     tokenizer = None

@@ -93,7 +93,7 @@ def begin(config: TrainConfig, stage_name: str, workdir: str | Path, mesh: Mesh)
         Path(workdir) / stage_name / "checkpoints", keep=stage.keep, keep_every=stage.keep_every
     )
     # What would end the run at its first grid or validation ends it now.
-    check_samples(stage, run.start.bundle.model)
+    check_samples(stage, run.start.bundle)
     data_loader(run, "validation")
     origin = description(config, stage_name, run)
     job = Job(run, run.state, data_loader(run, "train"), checkpoints, origin)

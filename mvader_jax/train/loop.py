@@ -159,9 +159,7 @@ def result(run: Run, state: TrainState) -> Bundle:
 
 def write_result(run: Run, state: TrainState, path: Path, config: TrainConfig, stage_name: str) -> None:
     """Writes the finished stage's bundle: its own components, and those of earlier bundles it did not use."""
-    bundle = result(run, state)
-    model = run.stage.objective.finished(bundle.model, bundle.components, held_out_batches(run))
-    bundle = dataclasses.replace(bundle, model=model)
+    bundle = run.stage.objective.finished(result(run, state), held_out_batches(run))
     trained = trained_by(config, stage_name, run.stage.steps, code_version())
     bundle = dataclasses.replace(bundle, records=trained_records(bundle, run.groups, trained))
     with whole_directory(path, overwrite=True, not_ours=not_ours) as work:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from mvader_jax.train.optim.optimizer import learning_rate
 from mvader_jax.train.optim.whitening import measure_whitening
 from mvader_jax.train.sizes import sized
 from mvader_jax.train.start import Start, earlier_components, gather_start
-from mvader_jax.train.state import TrainState, Tree, merge
+from mvader_jax.train.state import TrainState, Tree, seen_by_loss
 from mvader_jax.train.step import Step
 
 
@@ -85,7 +85,9 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
         shardings=assembly.shardings,
         step=step,
         flops=flops,
-        evaluate=jax.jit(_evaluator(evaluated, assembly.rows), out_shardings=replicated(mesh)),
+        evaluate=jax.jit(
+            _evaluator(evaluated, assembly.rows, stage.objective.averages), out_shardings=replicated(mesh)
+        ),
         groups=assembly.groups,
         rates={
             name: learning_rate(stage.optimizer, group.learning_rate, stage.steps)
@@ -150,9 +152,11 @@ def _without_dropout(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, image_prefix=dataclasses.replace(model.image_prefix, dropout=0.0))
 
 
-def _evaluator(loss_fn: LossFn, row_groups: int) -> Callable[[Tree, Tree, Batch, jax.Array], Metrics]:
+def _evaluator(
+    loss_fn: LossFn, row_groups: int, averages: Collection[str]
+) -> Callable[[Tree, Tree, Batch, jax.Array], Metrics]:
     def evaluate(ema: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> Metrics:
-        loss, metrics = loss_fn(merge(ema, frozen), batch, key, row_groups)
+        loss, metrics = loss_fn(seen_by_loss(ema, frozen, ema, averages), batch, key, row_groups)
         return {"loss": jnp.stack([loss, jnp.ones_like(loss)]), **metrics}
 
     return evaluate

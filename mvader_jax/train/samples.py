@@ -64,22 +64,29 @@ class SampleGrid:
             self._drawing = run.stage.objective.drawing()
             if self._drawing is None:
                 return None
-            self._pipeline = Pipeline(bundle, dtype=run.stage.dtype, mesh=run.mesh)
+            self._pipeline = Pipeline(run.stage.objective.drawn(bundle), dtype=run.stage.dtype, mesh=run.mesh)
         # One pipeline for the whole run: its programs are compiled once.
-        self._pipeline.bundle = bundle
+        self._pipeline.bundle = run.stage.objective.drawn(bundle)
         return self._drawing(self._pipeline, run.stage)
 
 
-def check_samples(stage: Stage, model: ModelConfig) -> None:
+def check_samples(stage: Stage, bundle: Bundle) -> None:
     """Raises UserError for what would end a run at its first grid, hours after it began."""
     drawing = stage.objective.drawing() if stage.sample_every else None
     if drawing is None or not drawing.reads_prompts:
         return
-    SamplingSettings(steps=stage.sample_steps, guidance_scale=stage.sample_guidance).static(model)
+    model = stage.objective.drawn(bundle).model
+    grid_settings(stage, model).static(model)
     for prompt, _ in chosen_prompts(stage):
         for one in prompt.elements:
             if isinstance(one, Image):
                 load_image(one.image)
+
+
+def grid_settings(stage: Stage, model: ModelConfig) -> SamplingSettings:
+    """How the pictures of a stage's grids are drawn."""
+    chosen = SamplingSettings.of(model)
+    return chosen.changed(steps=stage.sample_steps, guidance_scale=stage.sample_guidance)
 
 
 class Pictures:
@@ -95,7 +102,7 @@ class Pictures:
         if not self._prompts:
             self._prompts = chosen_prompts(stage) or held_out_prompts(bundle, stage)
         count = len(self._prompts)
-        settings = SamplingSettings(steps=stage.sample_steps, guidance_scale=stage.sample_guidance)
+        settings = grid_settings(stage, bundle.model)
         draws = Draws.of(
             settings,
             Prompted(bundle.to_batch([prompt for prompt, _ in self._prompts])),

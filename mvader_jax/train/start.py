@@ -17,7 +17,7 @@ from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of
 from mvader_jax.data.sources.encoded import parts_of, read_info
 from mvader_jax.errors import UserError
-from mvader_jax.models.components import abstract_components, init_component
+from mvader_jax.models.components import COPIES, abstract_components, init_component
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embedder_kind
 from mvader_jax.prompt.tokenizer import Tokenizer, train_tokenizer
@@ -75,11 +75,14 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
     components: dict[str, Any] = {}
     records: dict[str, dict[str, Any]] = {}
     fresh = []
+    copied = {COPIES[name] for name in needed if name in COPIES and name not in sources}
     names = dict(zip(needed, jax.random.split(jax.random.key(stage.seed), len(needed)), strict=True))
     for component, key in names.items():
         if component in sources:
-            # What stays frozen is read straight into its dtype: it is never there twice.
-            dtype = None if trains(model, component, stage) else stage.frozen_float
+            # What stays frozen is read straight into its dtype: it is never there twice. What another is to start
+            # from is rounded later.
+            whole = component in copied or trains(model, component, stage)
+            dtype = None if whole else stage.frozen_float
             loaded = load_bundle(sources[component], components=[component], mesh=mesh, dtype=dtype)
             components[component] = loaded.components[component]
             records[component] = loaded.records[component]
@@ -123,7 +126,7 @@ def earlier_components(
         raise UserError(
             f"config {config.name!r} names no model, and its stage no init bundle that it could be taken from"
         )
-    return model, sources, tokenizer
+    return stage.objective.extended(model), sources, tokenizer
 
 
 def component_hash(path: Path, component: str) -> str | None:

@@ -8,7 +8,7 @@ is frozen. Gradients, optimizer state and EMA exist for the trainable leaves alo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.struct
@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mvader_jax.condition import shapes
 from mvader_jax.errors import UserError
+from mvader_jax.train.objectives import average_of
 
 Tree = Any
 
@@ -69,6 +70,15 @@ def partition(
 def merge(trainable: Tree, frozen: Tree) -> Tree:
     """The inverse of `partition`: whole components again."""
     return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trainable)})
+
+
+def seen_by_loss(trainable: Tree, frozen: Tree, ema: Tree, averages: Collection[str]) -> dict[str, Tree]:
+    """The components that a loss reads. averages: of which it reads the running average too (`average_of`)."""
+    components: dict[str, Tree] = merge(trainable, frozen)
+    if averages:
+        averaged = merge(ema, frozen)
+        components |= {average_of(name): averaged[name] for name in averages}
+    return components
 
 
 def labels(trainable: Tree, groups: Mapping[str, str]) -> Tree:

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from mvader_jax.train.config import Stage
 from mvader_jax.train.objectives import LossFn, Metrics
 from mvader_jax.train.optim.optimizer import ema_update
-from mvader_jax.train.state import TrainState, merge
+from mvader_jax.train.state import TrainState, seen_by_loss
 
 Step = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]
 
@@ -41,7 +41,8 @@ def make_train_step(
 
     def gradients(state: TrainState, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
         def loss_of(trainable: Any) -> tuple[jax.Array, Metrics]:
-            loss, metrics = loss_fn(merge(trainable, state.frozen), batch, key, row_groups)
+            seen = seen_by_loss(trainable, state.frozen, state.ema, stage.objective.averages)
+            loss, metrics = loss_fn(seen, batch, key, row_groups)
             return loss, {"loss": jnp.stack([loss, jnp.ones_like(loss)]), **metrics}
 
         return jax.grad(loss_of, has_aux=True)(state.trainable)

@@ -22,6 +22,8 @@ from mvader_jax.diffusion.samplers import SAMPLERS, start_at
 from mvader_jax.diffusion.schedule import Prediction, ScheduleConfig, Spacing
 from mvader_jax.errors import UserError
 
+#: lcm has a page of its own, test_consistency.py.
+GUIDED = [name for name, sampler in SAMPLERS.items() if not sampler.distilled]
 START = np.array([1.0, -0.5, 2.0])
 SD14 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -135,7 +137,7 @@ def test_a_model_of_v_is_sampled_as_by_diffusers(
     assert np.allclose(ours, run(name, steps, start), rtol=1e-2) == (steps == 1 and name != "dpm-solver++2m")
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.usefixtures("x64")
 def test_every_sampler_of_v_is_that_of_the_noise_it_means(name: str) -> None:
     levels = SAMPLERS[name].levels(ScheduleConfig(), 20)
@@ -199,7 +201,7 @@ def test_spacing_is_diffusers(
     assert len({tuple(run(name, 10, spacing=s)) for s in ("trailing", "linspace", "leading")}) == 3
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize(("steps", "start"), [(1, 0), (7, 0), (37, 12), (50, 0)])
 @pytest.mark.usefixtures("x64")
@@ -220,7 +222,7 @@ def test_spaced_sampler_is_its_paper(name: str, spacing: Spacing, steps: int, st
 # Against NumPy, at the counts where others crash, at the edges and from later steps.
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.parametrize(
     ("steps", "start"), [(1, 0), (2, 0), (3, 0), (9, 0), (27, 24), (36, 0), (37, 36), (999, 0), (1000, 0)]
 )
@@ -232,7 +234,7 @@ def test_sampler_is_its_paper(name: str, steps: int, start: int) -> None:
     assert len(called) == SAMPLERS[name].calls(steps - start)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.parametrize(
     "counts",
     [
@@ -258,7 +260,7 @@ def test_counts_have_finite_tables(name: str, counts: Iterable[int], monkeypatch
         assert all(np.all(np.isfinite(column)) for column in rest)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_other_counts_are_refused(name: str, steps: int) -> None:
     with pytest.raises(UserError, match=f"steps is {steps}; accepted are 1 to 1000"):
@@ -267,7 +269,7 @@ def test_other_counts_are_refused(name: str, steps: int) -> None:
 
 def test_recorded_vectors() -> None:
     rows = list(measure(RECORDED))
-    assert {row.recorded.sampler for row in rows} == set(SAMPLERS)
+    assert {row.recorded.sampler for row in rows} == set(GUIDED)
     for row in rows:
         assert row.error < 1e-11, row
         assert row.calls == SAMPLERS[row.recorded.sampler].calls(row.recorded.steps)
@@ -303,7 +305,7 @@ def test_model_is_called_at(name: str, expected: list[int]) -> None:
 # Partial runs.
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", GUIDED)
 def test_partial_runs(name: str) -> None:
     clean, noise = jnp.full((2, 3), 5.0), jnp.ones((2, 3))
     sampler = SAMPLERS[name]
@@ -322,7 +324,7 @@ def test_partial_runs(name: str) -> None:
     np.testing.assert_allclose(back, clean, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", GUIDED)
 def test_a_traced_start_is_the_start(name: str) -> None:
     """One program for every start; it calls the model as often as the run that begins there."""
     sampler, clean, noise = SAMPLERS[name], jnp.asarray(START), jnp.linspace(-1.0, 2.0, len(START))
@@ -397,7 +399,7 @@ def test_eta_is_refused_where_it_means_nothing() -> None:
         SAMPLERS["ddim"](field, x, levels, eta=0.5)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", GUIDED)
 def test_state_is_float32_under_a_bfloat16_model(name: str) -> None:
     def half(x: jax.Array, t: jax.Array) -> jax.Array:
         assert x.dtype == jnp.float32

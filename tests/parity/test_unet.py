@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from torch_trees import array, close, jitter, nchw, nhwc, tree_of
 
 from mvader_jax.condition import PADDING, Condition
+from mvader_jax.errors import UserError
 from mvader_jax.models.unet import UNet, UNetConfig
 from mvader_jax.models.unet_blocks import (
     Downsample,
@@ -25,6 +26,7 @@ from mvader_jax.models.unet_blocks import (
     Transformer2D,
     TransformerBlock,
     Upsample,
+    guidance_embedding,
     timestep_embedding,
 )
 from mvader_jax.parallel.sharding import abstract_init
@@ -111,6 +113,7 @@ def torch_unet(config: UNetConfig) -> UNet2DConditionModel:
         norm_num_groups=config.norm_groups,
         norm_eps=config.norm_eps,
         use_linear_projection=config.linear_projection,
+        time_cond_proj_dim=config.time_cond_proj_dim,
         down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
         up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
     )
@@ -123,6 +126,7 @@ CONFIGS = {
     "heads-a-level": UNetConfig(4, 8, (20, 30, 60), 1, (False, True, True), 24, (2, 3, 5), 5, 1e-5, 8),
     "deep-transformers": UNetConfig(4, 4, (24, 40), 1, (True, True), 28, 4, 8, 1e-5, 8, (1, 3)),
     "linear-projections": UNetConfig(4, 4, (16, 32), 1, (True, True), 28, (2, 4), 8, 1e-5, 8, 1, True),
+    "guided-inside": UNetConfig(4, 4, (24, 40), 1, (True, True), 28, 4, 8, 1e-5, 8, 1, False, 33),
     "sd-shaped": UNetConfig(5, 3, (32, 48, 64, 64), 2, (True, True, True, False), 20, 8, 16, 1e-5, 16),
 }
 
@@ -138,6 +142,34 @@ def add_to_scores(unet: UNet2DConditionModel, log_weights: torch.Tensor) -> None
             module.register_forward_pre_hook(give, with_kwargs=True)
 
 
+def scale_embedding(w: torch.Tensor, width: int) -> torch.Tensor:
+    """diffusers' embedding of a guidance scale less 1."""
+    method = LatentConsistencyModelPipeline.get_guidance_scale_embedding
+    return method(None, w, embedding_dim=width)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", [20, 33, 256])
+def test_guidance_embedding(width: int) -> None:
+    w = torch.tensor([0.0, 1.0, 6.5, 13.0])
+    # Angles go up to 13,000, where one rounding of a frequency is 1e-3.
+    close(guidance_embedding(array(w + 1), width), scale_embedding(w, width), 2e-3)
+
+    embedding = jitter(TimestepEmbedding(24, 96, cond_proj_dim=width))
+    x, given = torch.randn(4, 24), scale_embedding(w, width)
+    params = tree_of(embedding.state_dict())
+    assert params["cond_proj"]["kernel"].shape == (width, 24)
+    ours = TimeEmbedding(96).apply({"params": params}, array(x), array(given))
+    close(ours, embedding(x, given), BLOCK)
+
+
+@pytest.mark.parametrize(("config", "scales"), [("two-levels", True), ("guided-inside", False)])
+def test_a_guidance_scale_is_given_where_it_is_read(config: str, scales: bool) -> None:
+    unet, condition = UNet(CONFIGS[config]), Condition(jnp.zeros((1, 2, 28)), jnp.zeros((1, 2)))
+    given = (None, jnp.ones(1)) if scales else ()
+    with pytest.raises(UserError, match="takes no guidance scale" if scales else "and there is none"):
+        jax.eval_shape(unet.init, jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), condition, *given)
+
+
 def whole(config: UNetConfig, height: int, width: int) -> None:
     theirs = jitter(torch_unet(config))
     x, timesteps = torch.randn(2, config.in_channels, height, width), torch.tensor([981, 3])
@@ -145,7 +177,11 @@ def whole(config: UNetConfig, height: int, width: int) -> None:
     log_weights[1, 7:] = PADDING
     condition = Condition(jnp.asarray(context.numpy()), jnp.asarray(log_weights.numpy()))
     params = tree_of(theirs.state_dict())
-    inputs = (nhwc(x), array(timesteps), condition)
+    inputs: tuple[Any, ...] = (nhwc(x), array(timesteps), condition)
+    scales = None
+    if config.time_cond_proj_dim is not None:
+        scales = scale_embedding(torch.tensor([7.3, 1.0]), config.time_cond_proj_dim)
+        inputs += (None, jnp.array([8.3, 2.0]))
     expected, _ = abstract_init(UNet(config), *inputs)
     assert {k: v.shape for k, v in flatten_dict(params).items()} == {
         k: v.shape for k, v in flatten_dict(expected).items()
@@ -153,7 +189,7 @@ def whole(config: UNetConfig, height: int, width: int) -> None:
     ours = jax.jit(UNet(config).apply)({"params": params}, *inputs)
     add_to_scores(theirs, log_weights)
     with torch.no_grad():
-        reference = theirs(x, timesteps, context).sample
+        reference = theirs(x, timesteps, context, timestep_cond=scales).sample
     close(nchw(ours), reference, WHOLE)
 
 

@@ -23,7 +23,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata
 from mvader_jax.parallel.mesh import MeshConfig, make_global, make_mesh
 from mvader_jax.prompt.elements import Text
-from mvader_jax.storage.bundle import load_bundle, save_bundle
+from mvader_jax.storage.bundle import Bundle, load_bundle, save_bundle
 from mvader_jax.storage.checkpoint import Checkpoints
 from mvader_jax.train.config import Group, TrainConfig, load_config
 from mvader_jax.train.job import Diverged
@@ -328,8 +328,9 @@ def test_pictures_that_cannot_be_drawn_are_refused_before_the_first_step(
         os.symlink(workdir / name / "bundle", tmp_path / name / "bundle")
     config = config_for("diffusion", sample_every=4, **changes)
     schedule = ScheduleConfig(num_train_steps=100)
+    bundle = Bundle(dataclasses.replace(config.model, schedule=schedule), {})
     with pytest.raises(UserError, match=message):
-        check_samples(config.stages["diffusion"], dataclasses.replace(config.model, schedule=schedule))
+        check_samples(config.stages["diffusion"], bundle)
     if "sample_prompts" in changes:
         with pytest.raises(UserError, match=message):
             train(config, "diffusion", tmp_path, one_device(), quiet=True)

@@ -12,6 +12,7 @@ from mvader_jax.condition import PromptBatch
 from mvader_jax.errors import UserError
 from mvader_jax.models.embed import embedder_of
 from mvader_jax.prompt.elements import Image, Prompt
+from mvader_jax.sampling.arguments import check_negative
 from mvader_jax.sampling.batch.requests import Problem, Request
 from mvader_jax.sampling.settings import StaticSettings
 from mvader_jax.storage.bundle import Bundle
@@ -85,6 +86,7 @@ def shapes(
         try:
             if isinstance(measured, UserError):
                 raise measured
+            check_negative(bundle.model, request.negative is not None)
             from_image = request.init_image is not None
             static = request.settings.static(bundle.model, from_image=from_image)
         except UserError as error:

@@ -26,6 +26,7 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
 from mvader_jax.settings import Choice
+from mvader_jax.storage.bundle import Bundle
 from mvader_jax.train.samples import Drawing
 
 #: name -> float32 [2], a sum and the count it runs over, so that means over steps, microbatches and
@@ -56,6 +57,9 @@ class Objective(Choice, abc.ABC):
     #: Whether latents or features that were computed before may stand for its pictures.
     takes_precomputed: ClassVar[bool] = True
 
+    #: Components that train whole, whose running average the loss reads too, as `average_of(NAME)`.
+    averages: ClassVar[tuple[str, ...]] = ()
+
     def check(self, data: DataConfig) -> None:
         """Raises UserError for settings of the data that it cannot use."""
         if data.precomputed and not self.takes_precomputed:
@@ -77,6 +81,10 @@ class Objective(Choice, abc.ABC):
 
         known: parts of the batch that come precomputed; drawn: whether pictures are drawn while it trains.
         """
+
+    def extended(self, model: ModelConfig) -> ModelConfig:
+        """The model with the parts that a stage adds to it. Raises UserError where it cannot be."""
+        return model
 
     def stage_model(self, model: ModelConfig) -> ModelConfig:
         """The model as a stage sees it."""
@@ -117,10 +125,19 @@ class Objective(Choice, abc.ABC):
         """What is drawn while it trains; None for nothing."""
         return None
 
-    def finished(self, model: ModelConfig, components: Components, batches: Iterator[Batch]) -> ModelConfig:
-        """The model after its stage, where settings of it are measured. batches: held-out ones."""
-        del components, batches
-        return model
+    def drawn(self, bundle: Bundle) -> Bundle:
+        """What is drawn with while it trains, of the components that it computes with."""
+        return bundle
+
+    def finished(self, bundle: Bundle, batches: Iterator[Batch]) -> Bundle:
+        """The bundle as its stage leaves it, where settings of it are measured. batches: held-out ones."""
+        del batches
+        return bundle
+
+
+def average_of(component: str) -> str:
+    """The name under which a loss reads the running average of a component that trains."""
+    return f"{component}_average"
 
 
 def picture_parts(model: ModelConfig, known: Collection[str]) -> tuple[str, ...]:

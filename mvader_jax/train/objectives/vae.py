@@ -34,6 +34,7 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
 from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.prompt.tokenizer import Tokenizer, TokenizerConfig
+from mvader_jax.storage.bundle import Bundle
 from mvader_jax.train.objectives.base import Components, LossFn, Metrics, Objective, mean_metric
 from mvader_jax.train.samples import Drawing, Reconstructions
 
@@ -95,15 +96,17 @@ class Autoencoding(Objective):
     def drawing(self) -> Drawing:
         return Reconstructions()
 
-    def finished(self, model: ModelConfig, components: Components, batches: Iterator[Batch]) -> ModelConfig:
+    def finished(self, bundle: Bundle, batches: Iterator[Batch]) -> Bundle:
         """With `vae.scaling_factor` set so that latents have unit variance (Rombach et al. 2022, G)."""
-        config = model.require(VAEConfig)
+        config = bundle.model.require(VAEConfig)
         encode = jax.jit(functools.partial(encode_posterior, config))
         squares = [
-            float(jnp.mean(jnp.square(encode(components["vae"], batch["pixels"])))) for batch in batches
+            float(jnp.mean(jnp.square(encode(bundle.components["vae"], batch["pixels"]))))
+            for batch in batches
         ]
         scale = round(1.0 / float(np.sqrt(np.mean(squares))), 5)
-        return dataclasses.replace(model, vae=dataclasses.replace(config, scaling_factor=scale))
+        measured = dataclasses.replace(config, scaling_factor=scale)
+        return dataclasses.replace(bundle, model=dataclasses.replace(bundle.model, vae=measured))
 
 
 def encode_posterior(

@@ -19,7 +19,7 @@ import numpy as np
 
 from mvader_jax.condition import SUPPRESSED, PromptBatch
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.models.embed import embed_rows
+from mvader_jax.models.embed import embed_rows, embedder_of
 from mvader_jax.train.config import Stage
 
 #: Hidden states that the second moment is measured on, per dimension.
@@ -44,7 +44,8 @@ def measure_whitening(
     Raises UserError for an objective whose networks read no condition.
     """
     width = stage.objective.condition_width(model)
-    parts = {name: tree for name, tree in components.items() if name not in ("unet", "vae")}
+    read = embedder_of(model).components
+    parts = {name: tree for name, tree in components.items() if name in read}
     moment = jax.jit(functools.partial(_moment, model, jnp.dtype(stage.dtype)))
     total: Any = 0.0
     count = 0.0
