@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,6 +92,10 @@ def evaluate(
         POSITIVE,
         typer.Option(help="emoji: begin nothing more after so many; --out goes on there"),
     ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(help="emoji: say what these numbers reach, and end: zero_shot.json,interleaved.json"),
+    ] = None,
     seed: Seed = SEED,
     batch: Annotated[int, typer.Option(help="pictures drawn at a time")] = 50,
     mesh: DrawMesh = "",
@@ -128,6 +131,7 @@ def evaluate(
         "prompts": prompts,
         "sheets": sheets,
         "minutes": minutes,
+        "report": _split(report),
     }
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if world not in _WORLDS:
@@ -169,7 +173,10 @@ def check_share(text: str) -> float:
     """A strength. Raises UserError unless it is a number from 0 to 1."""
     from typing import cast
 
-    return cast(float, convert(Share, text.strip(), "strengths"))
+    value: float | str = text.strip()
+    with contextlib.suppress(ValueError):
+        value = float(value)  # .5 as well as 0.5
+    return cast(float, convert(Share, value, "strengths"))
 
 
 def _scenes(asked: _Asked, given: dict[str, Any]) -> None:
@@ -195,12 +202,18 @@ def _scenes(asked: _Asked, given: dict[str, Any]) -> None:
 
 def _emoji(asked: _Asked, given: dict[str, Any]) -> None:
     from mvader_jax.data.sources import Emoji
+    from mvader_jax.paper.emoji.evaluate import Table
     from mvader_jax.paper.emoji.folder import judge_folder, write_prompts
     from mvader_jax.paper.emoji.methods import Methods
+    from mvader_jax.paper.emoji.report import read_numbers, report
     from mvader_jax.paper.emoji.tables import as_markdown
     from mvader_jax.paper.emoji.tasks import ASKED, PARTS, check
     from mvader_jax.paper.evaluate import check_place, save
 
+    if "report" in given:
+        paths = [Path(path) for path in given["report"]]
+        print(report({path.stem: read_numbers(path) for path in paths}))
+        return
     accepted = ASKED if {"prompts", "pictures"} & given.keys() else tuple(PARTS)
     named = asked.parts or accepted
     check(named, accepted)
@@ -217,11 +230,19 @@ def _emoji(asked: _Asked, given: dict[str, Any]) -> None:
         return
     if "pictures" in given:
         result = judge_folder(world, given["pictures"], named, asked.count)
-        if asked.out is not None:
-            save(result, asked.out)
     else:
         result = _emoji_bundle(asked, given, world, named, methods)
     print(as_markdown(result))
+    if asked.out is not None:
+        Table(_known(asked.out)).begin(result["settings"])
+        save(result, asked.out)
+
+
+def _known(out: Path | None) -> dict[str, Any] | None:
+    """The numbers that are there. Raises UserError where a file holds something else."""
+    from mvader_jax.paper.emoji.report import read_numbers
+
+    return read_numbers(out) if out is not None and out.is_file() else None
 
 
 def _emoji_bundle(
@@ -233,11 +254,11 @@ def _emoji_bundle(
     from mvader_jax.paper.emoji.sheets import Strips
     from mvader_jax.paper.evaluate import Evaluation, save
 
-    out, known = asked.out, None
-    if out is not None and out.is_file():
-        known = json.loads(out.read_text(encoding="utf-8"))
+    out = asked.out
+    # A pipe gets the numbers once, at the end.
+    keep = out is not None and (out.is_file() or not out.exists())
     strips = Strips(given["sheets"]) if "sheets" in given else None
-    table = Table(known, lambda result: None if out is None else save(result, out), strips)
+    table = Table(_known(out), lambda result: save(result, out) if out and keep else None, strips)
     settings = Evaluation(asked.count, asked.batch, asked.sampling)
     pipe = load_pipeline(asked.bundle, mesh=asked.mesh)
     with _bars(asked.quiet) as progress:
@@ -253,24 +274,12 @@ def _emoji_bundle(
         )
 
 
+_SCENES = "thetas sites order balance phrase"
+_EMOJI = "thetas sites data subjects methods strengths pictures prompts sheets minutes report"
 #: What judges a bundle in each world, and the options that it takes beside those of all.
 _WORLDS: dict[str, tuple[Callable[[_Asked, dict[str, Any]], None], tuple[str, ...]]] = {
-    "scenes": (_scenes, ("thetas", "sites", "order", "balance", "phrase")),
-    "emoji": (
-        _emoji,
-        (
-            "thetas",
-            "sites",
-            "data",
-            "subjects",
-            "methods",
-            "strengths",
-            "pictures",
-            "prompts",
-            "sheets",
-            "minutes",
-        ),
-    ),
+    "scenes": (_scenes, tuple(_SCENES.split())),
+    "emoji": (_emoji, tuple(_EMOJI.split())),
 }
 
 

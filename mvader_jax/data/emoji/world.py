@@ -166,15 +166,24 @@ class World:
 
     def render(self, sight: Sight, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
         """The picture of what is seen."""
-        canvas = np.empty((size, size, 3), np.float32)
-        canvas[:] = GROUNDS.get(sight.ground, (255, 255, 255))
+        canvas = np.empty((size, size, 3), np.uint8)
+        canvas[:] = _color(sight.ground)
         side = size // len(sight.pairs)
         top = (size - side) // 2
         for number, pair in enumerate(sight.pairs):
-            drawn = self.picture(pair, side).astype(np.float32)
             place = canvas[top : top + side, number * side : (number + 1) * side]
-            place += drawn[..., 3:] / 255 * (drawn[..., :3] - place)
-        return np.rint(canvas).astype(np.uint8)
+            place[:] = over(self.picture(pair, side), sight.ground)
+        return canvas
+
+
+def over(picture: UInt8[np.ndarray, "*N S S 4"], ground: str) -> UInt8[np.ndarray, "*N S S 3"]:
+    """What is seen of a picture with its alpha on a ground."""
+    drawn, below = picture.astype(np.float32), np.array(_color(ground), np.float32)
+    return np.rint(below + drawn[..., 3:] / 255 * (drawn[..., :3] - below)).astype(np.uint8)
+
+
+def _color(ground: str) -> tuple[int, int, int]:
+    return GROUNDS.get(ground, (255, 255, 255))
 
 
 def _details(text: bytes, path: str) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def evaluate(
             judged = pool.submit(judge, part, run, pictures)
         if judged is not None:
             judged.result()
+    table.end(world, tasks)
     return table.result
 
 
@@ -111,6 +112,14 @@ class Table:
                 f"the numbers that are there are of other settings: {name} is {known.get(name)} there and "
                 f"{settings.get(name)} here; choose another file"
             )
+        if self._strips is not None:
+            self._strips.begin(settings["weights"])
+
+    def end(self, world: World, tasks: Mapping[str, Sequence[BenchTask]]) -> None:
+        """Writes the contact sheets."""
+        if self._strips is not None:
+            for part in [part for part in tasks if self.result.get(part)]:
+                self._strips.save_sheet(world, part, tasks[part], self.result[part])
 
     def has(self, part: str, row: Mapping[str, Any]) -> bool:
         return any(_key(row) == _key(other) for other in self.result.get(part, ()))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from mvader_jax.data.emoji.world import GROUNDS, Pair, Sight, World
+from mvader_jax.data.emoji.world import GROUNDS, Pair, World, over
 from mvader_jax.paper.emoji.features import (
     COARSE,
     SIDE,
@@ -75,15 +75,25 @@ def _nearest(pictures: jax.Array, gallery: jax.Array, align: bool) -> jax.Array:
     return jax.lax.top_k(-near, min(4 * TOP, len(gallery)))[1]
 
 
+class Gallery:
+    """All pictures of a world with their alpha."""
+
+    def __init__(self, world: World, side: int = SIDE) -> None:
+        """side: before they are enlarged to what is compared; a subject of two has half."""
+        self.pairs = tuple(world.pairs)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            self.pictures = np.stack(list(pool.map(lambda pair: world.picture(pair, side), self.pairs)))
+
+
 class Judge:
     """All pictures of a world on one ground."""
 
-    def __init__(self, world: World, ground: str = "white", side: int = SIDE) -> None:
-        """side: of the picture before it is enlarged to what is compared; a subject of two has half."""
-        self.pairs = tuple(world.pairs)
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            drawn = pool.map(lambda pair: world.render(Sight((pair,), ground), side), self.pairs)
-            self.pictures = enlarged(np.stack(list(drawn)))
+    def __init__(self, gallery: Gallery, ground: str = "white") -> None:
+        self.pairs = gallery.pairs
+        parts = range(0, len(self.pairs), _CHUNK)  # so that no numbers of all pictures are held
+        self.pictures = np.concatenate(
+            [enlarged(over(gallery.pictures[at : at + _CHUNK], ground)) for at in parts]
+        )
         self._features = jnp.concatenate([_features(part)[:count] for part, count in _chunks(self.pictures)])
         self.classes = self._classes()
         self._codes: dict[int, set[str]] = {}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import UInt8
 
 from mvader_jax.bounds import NonNegativeFloat, Share
 from mvader_jax.data.emoji.world import Sight, World
 from mvader_jax.errors import UserError
 from mvader_jax.images.preprocess import to_vae_pixels
 from mvader_jax.paper.emoji.features import SIDE
+from mvader_jax.paper.emoji.scores import renders
 from mvader_jax.paper.emoji.tasks import BenchTask
 from mvader_jax.paper.evaluate import Evaluation, Prepared, prepare
 from mvader_jax.prompt.elements import SITES, Image, Prompt, Site, Text
@@ -100,6 +99,18 @@ def runs(tasks: Sequence[BenchTask], methods: Methods) -> Iterator[Run]:
                 yield Run({"method": name, "strength": strength}, elements, starts)
 
 
+def best(rows: Sequence[Mapping[str, Any]], method: str) -> Mapping[str, Any] | None:
+    """The row of a method whose pictures are right most often, whatever theta, site or strength; the first of equals."""
+    own = [row for row in rows if row["method"] == method]
+    return max(own, key=lambda row: row["exact_1"] if "exact_1" in row else row["both"], default=None)
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """'prompt, theta 0.2, decoder'."""
+    parts = [row["method"], *(f"{key} {row[key]:g}" for key in ("theta", "strength") if key in row)]
+    return ", ".join(parts + ([row["site"]] if row.get("site", "any") != "any" else []))
+
+
 class Painter:
     """Draws rows with a bundle, in as few programs as can be: one for each number of pictures in a prompt and to
     start from, whatever else differs."""
@@ -110,9 +121,7 @@ class Painter:
         most = max((len(run.elements) for run in asked), default=1)
         self.settings = dataclasses.replace(settings, batch=min(settings.batch, most))
         self.size = image_size(pipe.model, settings.sampling.height, settings.sampling.width)
-        self._render: Callable[[Sight], UInt8[np.ndarray, "64 64 3"]] = functools.lru_cache(maxsize=8192)(
-            lambda sight: world.render(sight, SIDE)
-        )
+        self._render = renders(world)
         self._lengths = self._longest(asked)
 
     def _longest(self, asked: Sequence[Run]) -> dict[tuple[int, int], int]:

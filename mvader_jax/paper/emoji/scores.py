@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 
 from mvader_jax.data.emoji.sets import ALIGNED
-from mvader_jax.data.emoji.world import World
+from mvader_jax.data.emoji.world import Sight, World
 from mvader_jax.paper.emoji.features import SIDE
-from mvader_jax.paper.emoji.judge import Judge, Verdict, grounds_named, halves, pixel_error
+from mvader_jax.paper.emoji.judge import Gallery, Judge, Verdict, grounds_named, halves, pixel_error
 from mvader_jax.paper.emoji.tasks import BenchTask
 
 Pictures = UInt8[np.ndarray, "N 64 64 3"]
 Scores = dict[str, float]
 
 
+def renders(world: World) -> Callable[[Sight], UInt8[np.ndarray, "64 64 3"]]:
+    """The world's pictures at the size that is judged, those of late kept."""
+    return functools.lru_cache(maxsize=8192)(lambda sight: world.render(sight, SIDE))
+
+
 class Scorer:
     """Judges of a world, made when they are asked."""
 
     def __init__(self, world: World) -> None:
-        self.world = world
-        self.judge = functools.lru_cache(maxsize=None)(functools.partial(Judge, world))
+        self._render = renders(world)
+        gallery = functools.cache(functools.partial(Gallery, world))
+        self._judge = functools.cache(lambda ground, side: Judge(gallery(side), ground))
 
     def score(self, tasks: Sequence[BenchTask], pictures: Pictures) -> Scores:
         """Shares in 0..1 over the pictures of one part; `pixels` in levels of 255.
@@ -40,7 +46,9 @@ class Scorer:
         for ground in dict.fromkeys(grounds.tolist()):
             which = np.flatnonzero(grounds == ground).tolist()
             truths = [tasks[i].target.pairs[0] for i in which]
-            for i, verdict in zip(which, self.judge(ground).verdicts(pictures[which], truths), strict=True):
+            for i, verdict in zip(
+                which, self._judge(ground, SIDE).verdicts(pictures[which], truths), strict=True
+            ):
                 rows[i] = {name: float(value) for name, value in dataclasses.asdict(verdict).items()}
         scores = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         if set(grounds) != {"white"}:
@@ -49,12 +57,12 @@ class Scorer:
             )
         aligned = [i for i, task in enumerate(tasks) if task.target.pairs[0].style in ALIGNED]
         if aligned:
-            errors = [pixel_error(pictures[i], self.world.render(tasks[i].target, SIDE)) for i in aligned]
+            errors = [pixel_error(pictures[i], self._render(tasks[i].target)) for i in aligned]
             scores["pixels"] = float(np.mean(errors))
         return scores
 
     def _couples(self, tasks: Sequence[BenchTask], pictures: Pictures) -> Scores:
-        judge = self.judge("white", SIDE // 2)
+        judge = self._judge("white", SIDE // 2)
         sides = [np.stack([halves(picture)[side] for picture in pictures]) for side in (0, 1)]
         # found[a][b]: what stands at a, against the subject that should stand at b.
         found: list[list[list[Verdict]]] = [

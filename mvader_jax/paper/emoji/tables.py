@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvader_jax.paper.emoji.methods import KEYS
+from mvader_jax.paper.emoji.methods import KEYS, named
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -13,9 +13,7 @@ def as_markdown(result: dict[str, Any]) -> str:
     for part in [name for name in result if name != "settings"]:
         for row in result[part]:
             names = tuple(n for n in row if n not in (*KEYS, "prompts", "pixels"))
-            how = [row["method"], *(f"{key} {row[key]:g}" for key in ("theta", "strength") if key in row)]
-            how += [row["site"]] if row.get("site", "any") != "any" else []
-            cells = [part, " ".join(how), str(row["prompts"]), *(f"{100 * row[name]:.1f}" for name in names)]
+            cells = [part, named(row), str(row["prompts"]), *(f"{100 * row[name]:.1f}" for name in names)]
             cells.append(f"{row['pixels']:.1f}" if "pixels" in row else "")
             tables.setdefault(names, []).append(f"| {' | '.join(cells)} |")
     blocks = []

@@ -7,7 +7,7 @@ from emoji_like import SUBJECTS, build_set
 from mvader_jax.data.emoji.world import Pair, Sight
 from mvader_jax.data.sources import Emoji
 from mvader_jax.paper.emoji.features import SIDE, moved
-from mvader_jax.paper.emoji.judge import Judge, grounds_named, halves, pixel_error
+from mvader_jax.paper.emoji.judge import Gallery, Judge, grounds_named, halves, pixel_error
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(world):
-    return Judge(world)
+    return Judge(Gallery(world))
 
 
 def share(verdicts, name):
@@ -65,11 +65,11 @@ def test_noise_of_a_lossy_decoder_is_seen_through_and_nothing_is_nothing(judge):
 def test_halves_and_grounds(world):
     pairs = (Pair("1f680", "noto"), Pair("1f44b", "twemoji"))
     picture = world.render(Sight(pairs), SIDE)
-    small = Judge(world, side=SIDE // 2)
+    small = Judge(Gallery(world, SIDE // 2))
     assert share(small.verdicts(halves(picture), pairs), "exact_1") == 1.0
     for ground in ("white", "red", "grey"):
         assert grounds_named(world.render(Sight(pairs[:1], ground), SIDE)[None]) == [ground]
-    on_red = Judge(world, "red")
+    on_red = Judge(Gallery(world), "red")
     (verdict,) = on_red.verdicts(world.render(Sight(pairs[:1], "red"), SIDE)[None], pairs[:1])
     assert verdict.exact_1
 

@@ -167,6 +167,7 @@ def test_all_rows_of_a_kind_are_one_program_and_a_run_goes_on(world, tmp_path, m
     # The prompts themselves come before what they are compared with.
     assert all(len(kept[4][part]) == 1 for part in parts)
     assert all(0 <= row["exact_1"] <= row["exact_5"] <= 1 and row["prompts"] == 2 for row in result["style"])
+    assert sorted(file.stem for file in (tmp_path / "sheets").glob("*.png")) == sorted(parts)
     drawn.clear()
     again = evaluate(pipe, world, parts, methods, settings, table=table(kept[6]))
     assert len(drawn) == sum(len(result[part]) for part in parts) - 7 and again == result

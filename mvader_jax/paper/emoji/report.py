@@ -1,0 +1,166 @@
+"""What the numbers of one or two runs say: the goals beside what was reached, and the paper's question answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mvader_jax.errors import UserError
+from mvader_jax.paper.emoji.methods import best, named
+from mvader_jax.paper.emoji.tasks import PARTS
+
+Numbers = Mapping[str, Any]
+#: What must be the same in runs that stand side by side.
+_SAME = ("count", "subjects", "prompts", "steps", "sampler", "guidance_scale")
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """What `mvader evaluate --world emoji --out` wrote. Raises UserError for anything else."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(result["settings"]["prompts"], str) and result.keys() <= {"settings", *PARTS}:
+            return dict(result)
+    except (OSError, ValueError, TypeError, LookupError):
+        pass
+    raise UserError(f"{str(path)!r} holds no numbers of mvader evaluate --world emoji --out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """A line of the table. reached: percent, of a run that has it. goal: None where it is only reported."""
+
+    task: str
+    reached: Callable[[Numbers], float | None]
+    goal: float | None = None
+
+
+def _prompt(part: str, score: str) -> Callable[[Numbers], float | None]:
+    """The prompt itself, every weight 1."""
+    return lambda run: next((100 * row[score] for row in run.get(part, ()) if _itself(row)), None)
+
+
+def _itself(row: Mapping[str, Any]) -> bool:
+    return row["method"] in ("autoencoder", "pictures") or (row["method"] == "prompt" and row["theta"] == 1.0)
+
+
+def _best(part: str, method: str) -> Callable[[Numbers], float | None]:
+    def reached(run: Numbers) -> float | None:
+        row = best(run.get(part, ()), method)
+        return None if row is None else 100 * row["exact_1"]
+
+    return reached
+
+
+def _beside_english(language: str) -> Callable[[Numbers], float | None]:
+    def reached(run: Numbers) -> float | None:
+        own, english = _prompt(f"told-{language}", "exact_1")(run), _prompt("told", "exact_1")(run)
+        return None if own is None or english is None else own - english
+
+    return reached
+
+
+_LANGUAGES = {"de": "German", "fr": "French", "es": "Spanish", "it": "Italian"}
+_UNSEEN = "style-unseen-pair"
+GOALS = (
+    Goal("the autoencoder's reconstructions, exact", _prompt("reconstruction", "exact_1"), 99),
+    Goal("told, seen pair, exact", _prompt("told", "exact_1"), 95),
+    Goal("told, unseen pair, subject", _prompt("told-unseen-pair", "subject_1"), 75),
+    Goal("told, unseen pair, style", _prompt("told-unseen-pair", "style_1"), 80),
+    Goal("told, unseen subject, exact", _prompt("told-unseen-subject", "exact_1")),
+    Goal("shown, seen subject, exact", _prompt("shown", "exact_1"), 90),
+    Goal("style change, unseen pair, exact", _prompt(_UNSEEN, "exact_1"), 75),
+    Goal("the same at the best theta and site", _best(_UNSEEN, "prompt")),
+    Goal("the same by img2img at its best strength", _best(_UNSEEN, "img2img")),
+    Goal("the same by img2img, the right answer told", _best(_UNSEEN, "img2img-told")),
+    Goal("two pictures, both subjects found", _prompt("both", "both"), 80),
+    *(
+        Goal(f"{name} against English, told, exact, points", _beside_english(code), -10)
+        for code, name in _LANGUAGES.items()
+    ),
+)
+
+
+def report(runs: Mapping[str, Numbers]) -> str:
+    """Markdown: the goals, methods that change a style, and the answer. runs: by name, the paper's training first.
+
+    Raises UserError where their prompts or settings differ.
+    """
+    first = next(iter(runs.values()))["settings"]
+    for name, run in runs.items():
+        for key in [key for key in _SAME if run["settings"].get(key) != first.get(key)]:
+            raise UserError(
+                f"the runs do not compare: {key} is {first.get(key)} in {next(iter(runs))} and "
+                f"{run['settings'].get(key)} in {name}"
+            )
+    return "\n\n".join([_goals(runs), _styles(runs), *(answer(name, run) for name, run in runs.items())])
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+
+
+def _goals(runs: Mapping[str, Numbers]) -> str:
+    def cell(goal: Goal, run: Numbers) -> str:
+        value = goal.reached(run)
+        if value is None:
+            return ""
+        text = f"{value:+.1f}" if (goal.goal or 0) < 0 else f"{value:.1f}"
+        return f"**{text}**" if goal.goal is not None and value >= goal.goal else text
+
+    lines = [
+        [
+            goal.task,
+            "" if goal.goal is None else f"{goal.goal:g}",
+            *(cell(goal, run) for run in runs.values()),
+        ]
+        for goal in GOALS
+    ]
+    return _table(["percent (reached: bold)", "goal", *runs], lines)
+
+
+_CHANGES = {"style": "seen pair", _UNSEEN: "unseen pair", "style-unseen-subject": "unseen subject"}
+
+
+def _styles(runs: Mapping[str, Numbers]) -> str:
+    """Every method at its best, of those that change a style."""
+    lines = []
+    for name, run in runs.items():
+        for method in ("prompt", "img2img", "img2img-told", "text", "told", "picture"):
+            rows = [best(run.get(part, ()), method) for part in _CHANGES]
+            if any(rows):
+                lines.append([name, method, *(_scores(row) for row in rows)])
+    head = [f"{what}: exact / subject / style, at" for what in _CHANGES.values()]
+    return _table(["run", "method at its best", *head], lines)
+
+
+def _scores(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    how = named(row).partition(", ")[2]
+    return " / ".join(f"{100 * row[name]:.1f}" for name in ("exact_1", "subject_1", "style_1")) + (
+        f", {how}" if how else ""
+    )
+
+
+def answer(name: str, run: Numbers) -> str:
+    """How much better a multimodal prompt changes a style and keeps the subject than img2img: a sentence a kind."""
+    said = []
+    for part, what in _CHANGES.items():
+        rows = run.get(part, ())
+        prompt, other = best(rows, "prompt"), best(rows, "img2img")
+        if prompt is None or other is None:
+            continue
+        ours, theirs = 100 * prompt["exact_1"], 100 * other["exact_1"]
+        ratio = f", {ours / theirs:.1f} times as often" if theirs else ""
+        said.append(
+            f"of {prompt['prompts']} {what}s the prompt gives the right picture in {ours:.1f} % "
+            f"(its subject in {100 * prompt['subject_1']:.1f} %, the style in {100 * prompt['style_1']:.1f} %; "
+            f"{named(prompt).partition(', ')[2]}), img2img in {theirs:.1f} % "
+            f"({100 * other['subject_1']:.1f} %, {100 * other['style_1']:.1f} %; strength {other['strength']:g}){ratio}"
+        )
+    if not said:
+        return f"{name}: there are no numbers of a style's change by both prompts and img2img."
+    return f"{name}, a style's change, each method at its best: " + "; ".join(said) + "."
