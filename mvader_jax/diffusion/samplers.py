@@ -119,6 +119,12 @@ SAMPLERS: dict[str, Sampler] = {
         extra_calls=lambda _: 1,
         walks=True,
     ),
+    "plms-limited": Sampler(
+        pndm.plms_limited,
+        "PLMS that trusts its differences as far as they shrink: the same for short steps, steadier at high guidance",
+        extra_calls=lambda _: 1,
+        walks=True,
+    ),
     "pndm": Sampler(
         pndm.pndm,
         "F-PNDM in the PNDM paper's own indexing (luping-liu/PNDM)",

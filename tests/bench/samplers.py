@@ -85,7 +85,6 @@ CANDIDATES = {
     "plms, order 3": of_order(3),
     "plms, clipped at 3": clipped(3.0),
     "plms, limit 1": limited(1.0),
-    "plms, limit 0.5": limited(0.5),
     "plms, limit 0.25": limited(0.25),
 }
 

@@ -2,7 +2,8 @@
 
 The problem: float64 latents [1, -0.5, 2] on Stable Diffusion 1.4's schedule under `field`. The numbers come
 from the originals themselves: diffusers 0.42 and luping-liu/PNDM (runner/method.py, commit e771949), made to
-run in float64 from beginning to end. The tests beside this file compute diffusers' again.
+run in float64 from beginning to end; what is this package's own comes from `sampler_references.py`. The tests
+beside this file compute diffusers' again.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def measure(rows: Iterable[Recorded]) -> Iterator[Measured]:
 
 
 _PLMS = "diffusers PNDMScheduler, skip_prk_steps"
+_OURS = "no original: sampler_references.py"
 _PRK = "diffusers PNDMScheduler"
 _PAPER_F = "luping-liu/PNDM, F-PNDM"
 _PAPER_S = "luping-liu/PNDM, S-PNDM"
@@ -74,6 +76,8 @@ RECORDED = (
     Recorded("plms", 37, (3.185078474611785, -0.6840105588602593, 14.224790332526982), _PLMS),
     Recorded("plms", 20, (2.9394605233442297, -0.6716228844409745, 12.703582492131995), _PLMS),
     Recorded("plms", 50, (3.2684530813741497, -0.6802411637316363, 14.829123730586423), _PLMS, True),
+    Recorded("plms-limited", 50, (3.28129186143245, -0.6884217692614633, 14.837268457684779), _OURS),
+    Recorded("plms-limited", 20, (2.9375671367649723, -0.6714779605876279, 12.704143070484651), _OURS),
     Recorded("pndm", 50, (3.286291431727011, -0.6896683602060789, 14.844229984687892), _PAPER_F),
     Recorded("pndm", 20, (2.9450261291177995, -0.672658321121158, 12.711904834273088), _PAPER_F),
     Recorded("pndm-diffusers", 50, (3.281549252511355, -0.6883884467695731, 14.837786474978206), _PRK),

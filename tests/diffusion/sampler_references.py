@@ -70,6 +70,28 @@ def plms(x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0, time
     return x, run.called
 
 
+def plms_limited(
+    x: np.ndarray, config: ScheduleConfig, steps: int, start: int = 0, times: Times = None
+) -> Result:
+    """PLMS in backward differences, each component's next one at most half as trusted as it exceeds the last."""
+    run, kept = _Run(config), []
+    times = [*leading(config, steps, start, times), -1]
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
+        e = run.model(x, t)
+        kept.append(e)
+        if i == 0:
+            x = run.phi(x, (e + run.model(run.phi(x, e, t, s), s)) / 2, t, s)
+            continue
+        differences = [np.diff(kept[-1 - n :], n, axis=0)[-1] for n in range(min(i + 1, 4))]
+        mixed, trust = differences[0].copy(), np.ones_like(e)
+        for n, weight in enumerate((1 / 2, 5 / 12, 3 / 8)[: len(differences) - 1], start=1):
+            before, own = np.abs(differences[n - 1]), np.abs(differences[n])
+            trust *= np.minimum(1.0, 0.5 * before / np.maximum(own, 1e-300))
+            mixed += weight * trust * differences[n]
+        x = run.phi(x, mixed, t, s)
+    return x, run.called
+
+
 def _paper(config: ScheduleConfig, steps: int, start: int, times: Times) -> list[int]:
     if times is None:
         times = [i * (config.num_train_steps // steps) for i in range(steps)][::-1]
@@ -199,6 +221,7 @@ def dpm_solver_2m(
 
 REFERENCES = {
     "plms": plms,
+    "plms-limited": plms_limited,
     "pndm": pndm,
     "pndm-diffusers": pndm_diffusers,
     "s-pndm": s_pndm,

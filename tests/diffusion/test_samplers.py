@@ -283,6 +283,7 @@ def test_recorded_vectors() -> None:
     ("name", "expected"),
     [
         ("plms", [981, 961, 961, *range(941, 0, -20)]),
+        ("plms-limited", [981, 961, 961, *range(941, 0, -20)]),
         ("pndm", [980, 970, 970, 960, 960, 950, 950, 940, 940, 930, 930, 920, *range(920, -1, -20)]),
         ("pndm-diffusers", [981, 971, 971, 961, 961, 951, 951, 941, 941, 931, 931, 921, *range(921, 0, -20)]),
         ("s-pndm", [980, 960, 960, *range(940, -1, -20)]),
@@ -353,6 +354,44 @@ def test_strength() -> None:
     assert [start_at(50, s) for s in (0.0, 0.01, 0.02, 0.3, 0.58, 0.98, 1.0)] == [50, 50, 49, 35, 21, 1, 0]
     with pytest.raises(UserError, match="the strength is"):
         start_at(50, 1.5)
+
+
+# PLMS, limited.
+
+
+@pytest.mark.parametrize(
+    ("name", "error_of_32"), [("plms", 2.0e-4), ("plms-limited", 2.0e-4), ("ddim", 2.6e-2)]
+)
+@pytest.mark.usefixtures("x64")
+def test_the_limit_keeps_the_order_of_plms(name: str, error_of_32: float) -> None:
+    """The error over the steps, away from sigma 0, where no method in timesteps has its order: PLMS, a pseudo linear
+    multistep method, is of order 2 (PNDM, Liu et al. 2022), DDIM of 1."""
+    total = 6400
+    table = np.linspace(0.95**0.5, 0.05**0.5, total + 1) ** 2
+
+    def end(name: str, steps: int) -> np.ndarray:
+        levels = Levels(np.arange(steps, 0, -1) * (total // steps), table, float(table[0]))
+        return np.asarray(
+            jax.jit(lambda x: SAMPLERS[name](lambda x, t: field(x, t / 6.4), x, levels))(jnp.asarray(START))
+        )
+
+    exact = end("plms", total)
+    errors = [float(np.abs(end(name, steps) - exact).max()) for steps in (32, 64, 128)]
+    assert errors[0] == pytest.approx(error_of_32, rel=0.05)
+    order = np.log2(errors[0] / errors[2]) / 2
+    assert order == pytest.approx(1.0 if name == "ddim" else 1.75, abs=0.1)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_limit_steadies_steps_that_are_too_long() -> None:
+    """Predictions that fall steeply, as at high guidance: PLMS swings out, DDIM and the limited one come to rest."""
+    levels = SAMPLERS["plms"].levels(ScheduleConfig(), 20)
+
+    def largest(name: str) -> float:
+        return float(jnp.abs(SAMPLERS[name](lambda x, t: 6.0 * x, jnp.asarray(START), levels)).max())
+
+    assert largest("plms") > 1e3
+    assert largest("plms-limited") < 1.0 and largest("ddim") < 1.0
 
 
 # Noise of its own.

@@ -4,7 +4,10 @@ it, an image's features and a negative prompt's condition, each computed once.""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import weakref
 from collections import OrderedDict
+from collections.abc import Hashable
 from typing import TypeAlias
 
 import jax
@@ -66,6 +69,7 @@ class Preparer:
         self.pipe, self.size = pipe, size
         self.encoded = 0
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
+        self._by_pixels: weakref.WeakValueDictionary[Hashable, Picture] = weakref.WeakValueDictionary()
         self._negatives: OrderedDict[Prompt | None, Condition] = OrderedDict()
         self._known_errors: dict[str, str | None] = {}
         encoder = pipe.model.image_encoder
@@ -120,7 +124,13 @@ class Preparer:
             loaded = load_image(source)
             picture.size = loaded.size
             picture.pixels = clip_preprocess(loaded, self._image_size)
-            new.append(picture)
+            # The same picture under another name, or in another file, is encoded once.
+            seen = (picture.size, hashlib.blake2b(picture.pixels.tobytes()).digest())
+            if seen in self._by_pixels:
+                picture = self._by_pixels[seen]
+            else:
+                self._by_pixels[seen] = picture
+                new.append(picture)
         except UserError as error:
             picture.error = str(error)
         self._pictures[name] = picture

@@ -18,9 +18,10 @@ from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata, save_png
 from mvader_jax.images.read import load_image
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.sampling.batch.prepare import Preparer
 from mvader_jax.sampling.batch.requests import read_requests
 from mvader_jax.sampling.batch.run import Progress, Report, sample_all
-from mvader_jax.sampling.batch.shapes import Item, Shape, plan
+from mvader_jax.sampling.batch.shapes import Item, Shape, plan, shapes
 from mvader_jax.sampling.manifest import read_rows
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings, StaticSettings
@@ -104,6 +105,18 @@ def test_draws_every_picture_once_and_only_what_is_missing(pipe: Pipeline, folde
     assert all(np.array_equal(again[name], drawn[name]) for name in names if name != "b-000.png")
     assert not np.array_equal(again["b-000.png"], drawn["b-000.png"])
     assert not list(out.glob(".*"))
+
+
+def test_an_image_of_two_names_is_encoded_once(pipe: Pipeline, folder: Path) -> None:
+    (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
+    names = ("0.png", "copy.png", "1.png")
+    requests, _ = read_requests(write(folder, [{"prompt": [{"image": name}]} for name in names]))
+    shape_of, _ = shapes(pipe.bundle, requests)
+    preparer = Preparer(pipe, 1)
+    batches = plan([(Item(one, 0), shape_of[one.line]) for one in requests], 1)
+    first, second, third = (preparer.read(batch) for batch in batches)
+    assert (len(first.new), len(second.new), len(third.new)) == (1, 0, 1)
+    assert list(first.pictures.values()) == list(second.pictures.values()) == first.new
 
 
 def test_an_image_whose_contents_changed_is_drawn_from_again(pipe: Pipeline, folder: Path) -> None:
