@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mvader_jax.cli._progress import Bar
     from mvader_jax.data.emoji.world import World
     from mvader_jax.paper.emoji.methods import Methods
+    from mvader_jax.paper.emoji.table import Table
 
 
 def evaluate(
@@ -202,19 +204,25 @@ def _scenes(asked: _Asked, given: dict[str, Any]) -> None:
 
 def _emoji(asked: _Asked, given: dict[str, Any]) -> None:
     from mvader_jax.data.sources import Emoji
-    from mvader_jax.paper.emoji.evaluate import Table
     from mvader_jax.paper.emoji.folder import judge_folder, write_prompts
     from mvader_jax.paper.emoji.methods import Methods
     from mvader_jax.paper.emoji.report import read_numbers, report
-    from mvader_jax.paper.emoji.tables import as_markdown
+    from mvader_jax.paper.emoji.sheets import Strips
+    from mvader_jax.paper.emoji.table import Table, as_markdown
     from mvader_jax.paper.emoji.tasks import ASKED, PARTS, check
     from mvader_jax.paper.evaluate import check_place, save
 
-    if "report" in given:
+    way = next((name for name in _UNDRAWN if name in given), None)
+    if way is not None:
+        shared = {"parts": asked.parts, "out": asked.out}
+        for name in [*given, *(name for name, value in shared.items() if value is not None)]:
+            if name not in (way, *_UNDRAWN[way]):
+                raise UserError(f"{name} does not go with --{way}: no bundle draws")
+    if way == "report":
         paths = [Path(path) for path in given["report"]]
         print(report({path.stem: read_numbers(path) for path in paths}))
         return
-    accepted = ASKED if {"prompts", "pictures"} & given.keys() else tuple(PARTS)
+    accepted = tuple(PARTS) if way is None else ASKED
     named = asked.parts or accepted
     check(named, accepted)
     fields = {"methods": "names", "thetas": "thetas", "sites": "sites", "strengths": "strengths"}
@@ -222,16 +230,18 @@ def _emoji(asked: _Asked, given: dict[str, Any]) -> None:
     if asked.out is not None:
         check_place(asked.out, tuple(PARTS))
     world = Emoji(given.get("data", Emoji.path), given.get("subjects", 0)).world()
-    if "prompts" in given:
+    if way == "prompts":
         written = write_prompts(world, given["prompts"], named, asked.count)
         print(
             f"{written:,} prompts in {given['prompts']}; draw each as ID.png and judge them with --pictures"
         )
         return
-    if "pictures" in given:
-        result = judge_folder(world, given["pictures"], named, asked.count)
+    strips = Strips(given["sheets"]) if "sheets" in given else None
+    if way == "pictures":
+        result = judge_folder(world, given["pictures"], named, asked.count, strips)
     else:
-        result = _emoji_bundle(asked, given, world, named, methods)
+        table = Table(_known(asked.out), _kept(asked.out), strips)
+        result = _emoji_bundle(asked, given, world, named, methods, table)
     print(as_markdown(result))
     if asked.out is not None:
         Table(_known(asked.out)).begin(result["settings"])
@@ -245,35 +255,42 @@ def _known(out: Path | None) -> dict[str, Any] | None:
     return read_numbers(out) if out is not None and out.is_file() else None
 
 
-def _emoji_bundle(
-    asked: _Asked, given: dict[str, Any], world: World, named: Sequence[str], methods: Methods
-) -> dict[str, Any]:
-    """The numbers of a bundle, those that `out` has and the others."""
-    from mvader_jax.cli.sample import load_pipeline
-    from mvader_jax.paper.emoji.evaluate import Table, evaluate
-    from mvader_jax.paper.emoji.sheets import Strips
-    from mvader_jax.paper.evaluate import Evaluation, save
+def _kept(out: Path | None) -> Callable[[dict[str, Any]], None]:
+    """Writes the numbers after each row; a pipe gets them once, at the end."""
+    from mvader_jax.paper.evaluate import save
 
-    out = asked.out
-    # A pipe gets the numbers once, at the end.
-    keep = out is not None and (out.is_file() or not out.exists())
-    strips = Strips(given["sheets"]) if "sheets" in given else None
-    table = Table(_known(out), lambda result: save(result, out) if out and keep else None, strips)
+    if out is None or (out.exists() and not out.is_file()):
+        return lambda result: None
+    return functools.partial(save, path=out)
+
+
+def _emoji_bundle(
+    asked: _Asked,
+    given: dict[str, Any],
+    world: World,
+    named: Sequence[str],
+    methods: Methods,
+    table: Table,
+) -> dict[str, Any]:
+    from mvader_jax.cli.sample import load_pipeline
+    from mvader_jax.paper.emoji.evaluate import evaluate
+    from mvader_jax.paper.evaluate import Evaluation
+
     settings = Evaluation(asked.count, asked.batch, asked.sampling)
+    minutes = given.get("minutes")
     pipe = load_pipeline(asked.bundle, mesh=asked.mesh)
     with _bars(asked.quiet) as progress:
         return evaluate(
-            pipe,
-            world,
-            named,
-            methods,
-            settings,
-            table=table,
-            minutes=given.get("minutes"),
-            progress=progress,
+            pipe, world, named, methods, settings, table=table, minutes=minutes, progress=progress
         )
 
 
+#: Ways to use the benchmark without a bundle, and the options that go with each.
+_UNDRAWN = {
+    "report": (),
+    "prompts": ("parts", "data", "subjects"),
+    "pictures": ("parts", "data", "subjects", "sheets", "out"),
+}
 _SCENES = "thetas sites order balance phrase"
 _EMOJI = "thetas sites data subjects methods strengths pictures prompts sheets minutes report"
 #: What judges a bundle in each world, and the options that it takes beside those of all.

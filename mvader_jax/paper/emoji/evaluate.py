@@ -5,20 +5,19 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from mvader_jax.data.emoji.world import World
-from mvader_jax.errors import UserError
 from mvader_jax.images.pixels import to_uint8, unit_to_uint8
 from mvader_jax.images.preprocess import to_vae_pixels
 from mvader_jax.paper.emoji.features import SIDE
-from mvader_jax.paper.emoji.methods import KEYS, Methods, Painter, Run, runs
+from mvader_jax.paper.emoji.methods import Methods, Painter, Run, runs
 from mvader_jax.paper.emoji.scores import Scorer
-from mvader_jax.paper.emoji.sheets import Strips
+from mvader_jax.paper.emoji.table import Table
 from mvader_jax.paper.emoji.tasks import RECONSTRUCTION, Benchmark, BenchTask, check
 from mvader_jax.paper.evaluate import Evaluation, Progress, drawn
 from mvader_jax.sampling.pipeline import Pipeline
@@ -87,52 +86,6 @@ def evaluate(
 
 
 _AUTOENCODER = {"method": "autoencoder"}
-
-
-class Table:
-    """The rows that are there, kept after each.
-
-    result: as `evaluate` returns it, of an earlier call that is to be gone on with. save: called with it after each row.
-    strips: where the first pictures of rows go.
-    """
-
-    def __init__(
-        self,
-        result: Mapping[str, Any] | None = None,
-        save: Callable[[dict[str, Any]], None] = lambda result: None,
-        strips: Strips | None = None,
-    ) -> None:
-        self.result, self._save, self._strips = dict(result or {}), save, strips
-
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Raises UserError where the rows that are there are of other settings."""
-        known = self.result.setdefault("settings", settings)
-        for name in [name for name in {**known, **settings} if known.get(name) != settings.get(name)]:
-            raise UserError(
-                f"the numbers that are there are of other settings: {name} is {known.get(name)} there and "
-                f"{settings.get(name)} here; choose another file"
-            )
-        if self._strips is not None:
-            self._strips.begin(settings["weights"])
-
-    def end(self, world: World, tasks: Mapping[str, Sequence[BenchTask]]) -> None:
-        """Writes the contact sheets."""
-        if self._strips is not None:
-            for part in [part for part in tasks if self.result.get(part)]:
-                self._strips.save_sheet(world, part, tasks[part], self.result[part])
-
-    def has(self, part: str, row: Mapping[str, Any]) -> bool:
-        return any(_key(row) == _key(other) for other in self.result.get(part, ()))
-
-    def add(self, part: str, row: Mapping[str, Any], pictures: Pictures, scores: Mapping[str, float]) -> None:
-        self.result.setdefault(part, []).append({**row, "prompts": len(pictures), **scores})
-        if self._strips is not None:
-            self._strips.add(part, row, pictures)
-        self._save(self.result)
-
-
-def _key(row: Mapping[str, Any]) -> list[Any]:
-    return [row.get(name) for name in KEYS]
 
 
 def _counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:

@@ -102,7 +102,12 @@ def runs(tasks: Sequence[BenchTask], methods: Methods) -> Iterator[Run]:
 def best(rows: Sequence[Mapping[str, Any]], method: str) -> Mapping[str, Any] | None:
     """The row of a method whose pictures are right most often, whatever theta, site or strength; the first of equals."""
     own = [row for row in rows if row["method"] == method]
-    return max(own, key=lambda row: row["exact_1"] if "exact_1" in row else row["both"], default=None)
+    return max(own, key=right, default=None)
+
+
+def right(row: Mapping[str, Any]) -> float:
+    """How often a row's pictures are right: exactly, or of two pictures both subjects."""
+    return float(row["exact_1"] if "exact_1" in row else row["both"])
 
 
 def named(row: Mapping[str, Any]) -> str:

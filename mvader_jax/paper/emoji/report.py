@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mvader_jax.errors import UserError
-from mvader_jax.paper.emoji.methods import best, named
-from mvader_jax.paper.emoji.tasks import PARTS
+from mvader_jax.paper.emoji.methods import METHODS, best, named, right
+from mvader_jax.paper.emoji.tasks import ASKED, PARTS
 
 Numbers = Mapping[str, Any]
 #: What must be the same in runs that stand side by side.
@@ -95,7 +95,9 @@ def report(runs: Mapping[str, Numbers]) -> str:
                 f"the runs do not compare: {key} is {first.get(key)} in {next(iter(runs))} and "
                 f"{run['settings'].get(key)} in {name}"
             )
-    return "\n\n".join([_goals(runs), _styles(runs), *(answer(name, run) for name, run in runs.items())])
+    each = [text for name, run in runs.items() for text in (_parts(name, run), *_curves(name, run))]
+    answers = [answer(name, run) for name, run in runs.items()]
+    return "\n\n".join([_goals(runs), *answers, _styles(runs), *each])
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -136,13 +138,57 @@ def _styles(runs: Mapping[str, Numbers]) -> str:
     return _table(["run", "method at its best", *head], lines)
 
 
-def _scores(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    how = named(row).partition(", ")[2]
-    return " / ".join(f"{100 * row[name]:.1f}" for name in ("exact_1", "subject_1", "style_1")) + (
-        f", {how}" if how else ""
+def _parts(name: str, run: Numbers) -> str:
+    """Every part by every method at its best: how often the right picture, or both subjects of two, is drawn."""
+    found = {part: [best(rows, method) for method in METHODS] for part in ASKED if (rows := run.get(part))}
+    return _table(
+        [f"{name}: right at best, percent", *METHODS],
+        [
+            [part, *("" if row is None else f"{100 * right(row):.1f}" for row in rows)]
+            for part, rows in found.items()
+        ],
     )
+
+
+def _curves(name: str, run: Numbers) -> list[str]:
+    """A style's change of unseen pairs, over theta at each site, and over img2img's strength."""
+    rows = run.get(_UNSEEN, ())
+    said = f"{name}, unseen pair: exact / subject / style"
+    first = next((row for row in rows if row["method"] == "prompt" and _itself(row)), None)
+    curve = {
+        (row["site"], row["theta"]): row for row in rows if row["method"] == "prompt" and row is not first
+    }
+    sites, thetas = (list(dict.fromkeys(key[at] for key in curve)) for at in (0, 1))
+    tables = []
+    if curve:
+        lines = [[f"{theta:g}", *(_three(curve.get((site, theta))) for site in sites)] for theta in thetas]
+        # Weights of 1 are the same at every site.
+        lines = [["1", *[_three(first)] * len(sites)], *lines]
+        tables.append(_table([f"{said}; theta", *(f"at {site}" for site in sites)], lines))
+    by_strength: dict[float, dict[str, Any]] = {}
+    for row in [row for row in rows if "strength" in row]:
+        by_strength.setdefault(row["strength"], {})[row["method"]] = row
+    if by_strength:
+        names = list(dict.fromkeys(method for found in by_strength.values() for method in found))
+        lines = [
+            [f"{strength:g}", *(_three(found.get(n)) for n in names)]
+            for strength, found in by_strength.items()
+        ]
+        tables.append(_table([f"{said}; strength", *names], lines))
+    return tables
+
+
+def _three(row: Mapping[str, Any] | None) -> str:
+    return (
+        ""
+        if row is None
+        else " / ".join(f"{100 * row[name]:.1f}" for name in ("exact_1", "subject_1", "style_1"))
+    )
+
+
+def _scores(row: Mapping[str, Any] | None) -> str:
+    how = "" if row is None else named(row).partition(", ")[2]
+    return ", ".join(filter(None, (_three(row), how)))
 
 
 def answer(name: str, run: Numbers) -> str:
@@ -154,13 +200,17 @@ def answer(name: str, run: Numbers) -> str:
         if prompt is None or other is None:
             continue
         ours, theirs = 100 * prompt["exact_1"], 100 * other["exact_1"]
-        ratio = f", {ours / theirs:.1f} times as often" if theirs else ""
+        ratio = f": {ours / theirs:.1f} times as often" if theirs else ""
         said.append(
-            f"of {prompt['prompts']} {what}s the prompt gives the right picture in {ours:.1f} % "
-            f"(its subject in {100 * prompt['subject_1']:.1f} %, the style in {100 * prompt['style_1']:.1f} %; "
-            f"{named(prompt).partition(', ')[2]}), img2img in {theirs:.1f} % "
-            f"({100 * other['subject_1']:.1f} %, {100 * other['style_1']:.1f} %; strength {other['strength']:g}){ratio}"
+            f"in {ours:.1f} % of {prompt['prompts']} {what}s (the right subject in {100 * prompt['subject_1']:.1f} %, the "
+            f"right style in {100 * prompt['style_1']:.1f} %; {named(prompt).partition(', ')[2]}), img2img with the same "
+            f"words at its best strength, {other['strength']:g}, in {theirs:.1f} % ({100 * other['subject_1']:.1f} %, "
+            f"{100 * other['style_1']:.1f} %){ratio}"
         )
     if not said:
         return f"{name}: there are no numbers of a style's change by both prompts and img2img."
-    return f"{name}, a style's change, each method at its best: " + "; ".join(said) + "."
+    return (
+        f"{name}: asked for a picture's subject in another style, the multimodal prompt draws exactly the right picture "
+        + "; ".join(said)
+        + "."
+    )

@@ -10,10 +10,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from mvader_jax.bounds import PositiveInt
 from mvader_jax.data.emoji.prompts import Tasks
 from mvader_jax.data.emoji.relations import root, unseen_subject
 from mvader_jax.data.emoji.words import (
@@ -26,6 +27,7 @@ from mvader_jax.data.emoji.words import (
 )
 from mvader_jax.data.emoji.world import GROUNDS, Pair, Sight, World
 from mvader_jax.errors import UserError
+from mvader_jax.settings import convert
 
 COUNT = 500
 _SEED = 20_220
@@ -64,7 +66,8 @@ class Benchmark:
     """Every part of the benchmark for a world."""
 
     def __init__(self, world: World, count: int = COUNT) -> None:
-        self.world, self.count = world, count
+        """Raises UserError for a count that is not positive."""
+        self.world, self.count = world, cast(int, convert(PositiveInt, count, "count"))
         self._seen, unseen = world.of_split("train"), world.of_split("validation")
         self._pairs = [pair for pair in unseen if not unseen_subject(pair.code)]
         self._subjects = [pair for pair in unseen if unseen_subject(pair.code)]

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import jax.numpy as jnp
 import micro
 import pytest
 from emoji_like import build_set
@@ -13,16 +15,17 @@ from mvader_jax.data.emoji.world import Sight
 from mvader_jax.data.sources import Emoji
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
-from mvader_jax.paper.emoji.evaluate import Table, evaluate
+from mvader_jax.paper.emoji.evaluate import evaluate
 from mvader_jax.paper.emoji.features import SIDE
 from mvader_jax.paper.emoji.folder import judge_folder, write_prompts
 from mvader_jax.paper.emoji.methods import METHODS, Methods, runs
 from mvader_jax.paper.emoji.sheets import Strips
-from mvader_jax.paper.emoji.tables import as_markdown
+from mvader_jax.paper.emoji.table import Table, as_markdown
 from mvader_jax.paper.emoji.tasks import PARTS, Benchmark
 from mvader_jax.paper.evaluate import Evaluation
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
+from mvader_jax.storage.programs import Program
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,8 @@ def test_prompts_are_drawn_once(world):
         assert first.tasks(part) == again.tasks(part)
         assert [task.id for task in first.tasks(part)[:1]] in ([f"{part}-0000"], [])
     assert first.digest() == again.digest() != Benchmark(world, 11).digest()
+    with pytest.raises(UserError, match="count is 0; accepted"):
+        Benchmark(world, 0)
     with pytest.raises(UserError, match="unknown part 'x'; accepted: reconstruction, told, told-unseen-pair"):
         first.tasks("x")
 
@@ -124,10 +129,28 @@ def test_somebodys_pictures_are_judged_by_their_names(world, path, tmp_path, cap
     (tmp_path / "mine").mkdir()
     for task in tasks[1:]:
         save_png(tmp_path / "mine" / f"{task.id}.png", world.render(task.target, SIDE), {})
-    with pytest.raises(UserError, match=r"has no picture of 1 of 4 prompts; the first is told-0000\.png"):
+    count = len(tasks)
+    with pytest.raises(
+        UserError, match=rf"has no picture of 1 of {count} prompts; the first is told-0000\.png"
+    ):
         judge_folder(world, tmp_path / "mine", parts, 4)
+    first = tmp_path / "mine" / f"{tasks[0].id}.png"
+    for content in (b"", b"no picture", (tmp_path / "mine" / f"{tasks[1].id}.png").read_bytes()[:400]):
+        first.write_bytes(content)
+        with pytest.raises(
+            UserError, match=r"the image '.*told-0000\.png' is .*(empty|not an image|truncated|damaged)"
+        ):
+            judge_folder(world, tmp_path / "mine", parts, 4)
+    save_png(first.with_suffix(".jpg.png"), world.render(tasks[0].target, SIDE), {})  # of no prompt
+    first.with_suffix(".webp").write_bytes(b"")
+    with pytest.raises(UserError, match=r"two pictures of one prompt: told-0000\.png and told-0000\.webp"):
+        judge_folder(world, tmp_path / "mine", parts, 4)
+    first.with_suffix(".webp").unlink()
+    first.with_suffix(".txt").write_text("a caption beside it")
+    with pytest.raises(UserError, match="'nowhere' is no folder of pictures"):
+        judge_folder(world, Path("nowhere"), parts, 4)
     # Of another size, as other models draw.
-    save_png(tmp_path / "mine" / f"{tasks[0].id}.png", world.render(tasks[0].target, 2 * SIDE), {})
+    save_png(first, world.render(tasks[0].target, 2 * SIDE), {})
     result = judge_folder(world, tmp_path / "mine", parts, 4)
     for part, names in (
         ("told", ("exact_1", "subject_1")),
@@ -138,15 +161,36 @@ def test_somebodys_pictures_are_judged_by_their_names(world, path, tmp_path, cap
     assert result["style-unseen-pair"][0]["style_1"] == 1.0
     command = ["evaluate", "--world", "emoji", "--data", path, "--count", "4", "--parts", ",".join(parts)]
     capsys.readouterr()
-    assert called(*command, "--pictures", str(tmp_path / "mine"), "--out", str(tmp_path / "out.json")) == 0
+    out, mine = tmp_path / "out.json", str(tmp_path / "mine")
+    assert called(*command, "--pictures", mine, "--out", str(out), "--sheets", str(tmp_path / "sheets")) == 0
     assert as_markdown(result) in capsys.readouterr().out
-    assert json.loads((tmp_path / "out.json").read_text())["told"] == result["told"]
+    assert json.loads(out.read_text())["told"] == result["told"]
+    assert sorted(file.stem for file in (tmp_path / "sheets").glob("*.png")) == sorted(parts)
+    # Numbers of something else are not replaced.
+    out.write_text(json.dumps({**result, "settings": {**result["settings"], "pictures": "others"}}))
+    assert called(*command, "--pictures", mine, "--out", str(out)) == 2
+    assert "of other settings: pictures is others there and" in capsys.readouterr().err
+
+
+def test_a_bundle_is_drawn_with_and_judged(world):
+    methods = Methods(names=("prompt", "img2img"), thetas=(1.0,), strengths=(0.5,))
+    settings = Evaluation(2, 2, SamplingSettings(steps=2, sampler="ddim"))
+    result = evaluate(Pipeline(micro.bundle(micro.NANO)), world, ("style",), methods, settings)
+    assert [row["method"] for row in result["style"]] == ["prompt", "img2img"]
+    assert all(0 <= row["exact_1"] <= row["exact_5"] <= 1 and row["prompts"] == 2 for row in result["style"])
 
 
 def test_all_rows_of_a_kind_are_one_program_and_a_run_goes_on(world, tmp_path, monkeypatch):
     """Few programs, whatever is asked; each row is kept when it is judged, and none is drawn twice."""
     pipe = Pipeline(micro.bundle(micro.NANO))
     drawn = []
+
+    def blank(components, draws, *, static):
+        count = len(draws.seeds)
+        return jnp.full((count, *static.latent_size, 3), 255, jnp.uint8), jnp.ones(count, bool)
+
+    # Counted as the programs that draw are, and compiled at once.
+    pipe._generate = Program(blank, "blank", "of these tests")
     real = pipe.generate
     monkeypatch.setattr(pipe, "generate", lambda draws, static: drawn.append(1) or real(draws, static))
     methods = Methods(thetas=(1.0, 0.5), sites=("decoder", "both"), strengths=(0.5, 1.0))
@@ -188,6 +232,14 @@ def test_all_rows_of_a_kind_are_one_program_and_a_run_goes_on(world, tmp_path, m
         ),
         (["--world", "emoji", "--strengths", "2"], "strengths"),
         (["--world", "emoji", "--data", "nowhere"], "there is no data set at 'nowhere'"),
+        (["--world", "emoji", "--minutes", "0"], "minutes"),
+        (["--world", "emoji", "--report", "x", "--parts", "told"], "parts does not go with --report"),
+        (["--world", "emoji", "--prompts", "x", "--out", "y"], "out does not go with --prompts"),
+        (["--world", "emoji", "--pictures", "x", "--thetas", "1"], "thetas does not go with --pictures"),
+        (
+            ["--world", "emoji", "--prompts", "x", "--parts", "reconstruction"],
+            "unknown part 'reconstruction'",
+        ),
     ],
 )
 def test_what_is_not_taken_is_said(options, message, capsys):
