@@ -1,10 +1,11 @@
-"""The tables of plans in tpu/README.md, and the plans behind them.
+"""The tables in tpu/README.md: what was measured and is predicted of it, and plans; and the plans behind them.
 
     python tpu/table.py                     prints the tables from tpu/plans/*.json
     python tpu/table.py --write             puts them into tpu/README.md
     python tpu/table.py --plan NAME ...     compiles these plans again (of tpu/plans; all of them: --plan all)
     python tpu/table.py --commands          prints the command behind every row
 
+What a plan expects is fitted anew whenever it is printed: a row more in tpu/measured.toml compiles no plan again.
 Each plan is one `mvader plan` with the pod, mesh and microbatches that its file names; in training, latents and image
 features are computed before. The commands are printed as they run.
 """
@@ -23,14 +24,17 @@ sys.path.insert(0, str(HERE.parent))
 
 from mvader_jax.parallel.pods import chips, parse_topology  # noqa: E402
 
-#: Of what is drawn and of what is trained, in the order of the page.
-TABLES = ("drawing", "plans")
+#: Of what was measured, of what is drawn and of what is trained, in the order of the page.
+TABLES = ("measured", "drawing", "plans")
 
 
 def plans() -> dict[str, dict[str, Any]]:
     """{name: plan}, configs together, pods by generation and size."""
+    from mvader_jax.plan.report import from_dict, refitted
+
     found = {
-        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (HERE / "plans").glob("*.json")
+        path.stem: refitted(from_dict(json.loads(path.read_text(encoding="utf-8")))).to_dict()
+        for path in (HERE / "plans").glob("*.json")
     }
     generations = list(chips())
 
@@ -63,7 +67,7 @@ def command(name: str, plan: dict[str, Any]) -> list[str]:
     words += ["--slices", str(topology["slices"])] if topology["slices"] > 1 else []
     words += ["--mesh", mesh_of(plan)]
     if is_drawing(plan):
-        words += ["--job", "sample", "--dtype", settings["dtype"]]
+        words += ["--job", "sample", "--dtype", settings["dtype"], "--batch", str(settings["images"])]
     else:
         words += ["--accumulate", str(settings["microbatches"]), "--precomputed", "latents,features"]
     return [*words, "--out", f"tpu/plans/{name}.json"]
@@ -71,24 +75,31 @@ def command(name: str, plan: dict[str, Any]) -> list[str]:
 
 def table(which: str) -> str:
     """One of TABLES as Markdown."""
+    from mvader_jax.plan.expected import read_measured, recorded
+    from mvader_jax.plan.expected import table as of_measured
     from mvader_jax.plan.request import table as of_training
 
+    if which == "measured":
+        return of_measured(read_measured(), recorded())
     chosen = [plan for plan in plans().values() if is_drawing(plan) == (which == "drawing")]
     return of_drawing(chosen) if which == "drawing" else of_training(chosen)
 
 
 def of_drawing(rows: list[dict[str, Any]]) -> str:
-    head = "| pod | dtype | mesh | pictures at once | peak of HBM, GiB | fits | seconds for all of them, at least | command |"
+    from mvader_jax.plan.request import span
+
+    head = (
+        "| pod | dtype | mesh | pictures at once | peak of HBM, GiB | fits | all of them, at least, s | expected, s | "
+        "from - to | images/s per chip |"
+    )
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for plan in rows:
         f = {name: figure["value"] for name, figure in plan["figures"].items()}
-        settings, pod = plan["settings"], pod_of(plan)
-        cells = [pod, settings["dtype"], mesh_of(plan), str(settings["images"])]
+        settings = plan["settings"]
+        cells = [pod_of(plan), settings["dtype"], mesh_of(plan), str(settings["images"])]
         cells += [f"{f['peak'] / 2**30:.1f} of {f['hbm'] / 2**30:.0f}", "yes" if plan["fits"] else "**no**"]
-        cells.append(f"{f['step_seconds']:.1f}" if "step_seconds" in f else "")
-        words = ["mvader", "plan", f"configs/{plan['title'].split(':')[0]}.py", "--job", "sample"]
-        words += ["--topology", pod, "--mesh", mesh_of(plan), "--dtype", settings["dtype"]]
-        lines.append("| " + " | ".join([*cells, f"`{' '.join(words)}`"]) + " |")
+        cells += [f"{f['step_seconds']:.1f}", f"{f['expected_seconds']:.1f}", span(f, 1.0, 1)]
+        lines.append("| " + " | ".join([*cells, f"{f['images_per_second_per_chip']:.2f}"]) + " |")
     return "\n".join(lines)
 
 

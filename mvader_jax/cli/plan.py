@@ -13,12 +13,14 @@ import typer
 from mvader_jax.bounds import NON_NEGATIVE, POSITIVE, PositiveInt, between
 from mvader_jax.cli._options import Quiet
 from mvader_jax.cli._progress import status, tell
-from mvader_jax.cli._stage import Config, Objective, chosen_stage
+from mvader_jax.cli._stage import Objective, chosen_stage
 from mvader_jax.errors import UserError
 
 
 def plan(
-    config: Config,
+    config: Annotated[
+        str | None, typer.Argument(help="a file, or a name of `mvader configs`; not with --reproduce")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as in stages.diffusion.remat=none")
     ] = None,
@@ -60,6 +62,21 @@ def plan(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="compile again what was compiled before")
     ] = False,
+    reproduce: Annotated[
+        bool,
+        typer.Option(
+            "--reproduce", help="compile the steps that others measured, print predicted beside measured"
+        ),
+    ] = False,
+    measured: Annotated[
+        Path | None, typer.Option(help="with --reproduce: a file of such steps [default: tpu/measured.toml]")
+    ] = None,
+    blocks: Annotated[
+        bool,
+        typer.Option(
+            "--blocks", help="sum XLA's cycles of the UNet's blocks, each compiled alone at default effort"
+        ),
+    ] = False,
     quiet: Quiet = False,
     objective: Objective = None,
 ) -> None:
@@ -70,9 +87,11 @@ def plan(
       mvader plan open_v2 --topology v5e-256 --mesh data=4,fsdp=64
       mvader plan open_v2 --search
       mvader plan open_v2 --job sample --topology v5e-8
+      mvader plan --reproduce
     """
     import dataclasses
 
+    from mvader_jax.cli._witnesses import show_blocks, show_measured
     from mvader_jax.parallel.pods import parse_topology
     from mvader_jax.plan import report
     from mvader_jax.plan.request import Request
@@ -80,6 +99,37 @@ def plan(
     from mvader_jax.storage.atomic import write_file
     from mvader_jax.train.shipped import find_config
 
+    _refuse("a plan without --reproduce", not reproduce, measured=measured)
+    if reproduce:
+        if config is not None:
+            raise UserError(f"{config!r} does nothing for --reproduce, whose steps are given; leave it out")
+        named: dict[str, Any] = {
+            "mesh": mesh,
+            "stage": stage or objective,
+            "accumulate": accumulate,
+            "batch": batch,
+            "dtype": dtype,
+        }
+        named |= {
+            "blocks": blocks or None,
+            "search": search or None,
+            "compiled": compiled,
+            "precomputed": precomputed or None,
+        }
+        usual: dict[str, tuple[Any, Any]] = {
+            "topology": (topology, "v5e-256"),
+            "slices": (slices, 1),
+            "job": (job, "train"),
+            "effort": (effort, -1),
+        }
+        named |= {name: value for name, (value, default) in usual.items() if value != default}
+        _refuse("--reproduce, whose steps are given", True, **named)
+        if out is not None:
+            _check_out(out)
+        show_measured(measured, out, cache=not no_cache, quiet=quiet, as_json=as_json)
+        return
+    if config is None:
+        raise UserError("plan needs a config, a file or a name of `mvader configs`; or --reproduce")
     parse_topology(topology, slices)
     find_config(config)
     if search and job != "train":
@@ -107,6 +157,17 @@ def plan(
         cache=not no_cache,
         search=search,
     )
+    if blocks:
+        given: dict[str, Any] = {
+            "mesh": mesh,
+            "out": out,
+            "search": search or None,
+            "no-cache": no_cache or None,
+        }
+        given |= {"effort": None if effort == -1 else effort, "precomputed": precomputed or None}
+        _refuse("--blocks", True, **given, job=None if job == "train" else job)
+        show_blocks(request, quiet=quiet, as_json=as_json)
+        return
     wanted = 1 if compiled is None else compiled
     with status("starting", quiet or as_json, at_once=True) as say:
         found: dict[str, Any]
@@ -151,8 +212,10 @@ def _check_out(out: Path) -> None:
         return  # nothing, or a device such as /dev/stdout
     try:
         found = json.loads(out.read_text(encoding="utf-8"))
-        known = bool({"title", "candidates"} & found.keys())
-    except (OSError, ValueError, AttributeError):
+        known = bool({"title", "candidates"} & found.keys()) or all(
+            "launches" in one for one in found.values()
+        )
+    except (OSError, ValueError, AttributeError, TypeError):
         known = False
     if not known:
         raise UserError(f"{str(out)!r} exists already and holds no plan; choose another --out")
@@ -170,7 +233,7 @@ def _prefixed(say: Callable[[str], None], mesh: str) -> Callable[[str], None]:
 
 
 def _rank(plan: dict[str, Any]) -> tuple[bool, float]:
-    step = plan["figures"].get("step_seconds", {"value": float("inf")})
+    step = plan["figures"].get("expected_seconds", {"value": float("inf")})
     return (not plan["fits"], step["value"])
 
 

@@ -30,6 +30,7 @@ class Chip:
     name: str
     kinds: tuple[str, ...]
     peak_tflops: float
+    clock_ghz: float
     hbm_gib: float
     hbm_gbps: float
     ici_links: int

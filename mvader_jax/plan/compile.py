@@ -36,9 +36,9 @@ def compile_program(
     """What one run of the program costs per chip, compiled. Raises UserError where XLA refuses the program.
 
     Returns: seconds and cpu_seconds (of tracing and compiling), memory {arguments, outputs, aliased,
-    temporaries, code, peak} in bytes or {needed, limit} where it does not fit, flops, kernel_flops, once_flops,
-    bytes, cycles, saturated, unknown_loops, xla {flops, bytes accessed, optimal_seconds}, collectives [{kind,
-    axes, count, payload, wire, seconds}].
+    temporaries, code, peak} in bytes or {needed, limit} where it does not fit, flops, kernel_flops,
+    convolution_flops, once_flops, bytes, launches, cycles, saturated, unknown_loops, xla {flops, bytes accessed,
+    optimal_seconds}, collectives [{kind, axes, count, payload, wire, seconds}].
     """
     started, worked = time.monotonic(), time.process_time()
     say("tracing the program")
@@ -130,8 +130,10 @@ def measure(text: str, program: Program, topology: Topology) -> Result:
     return {
         "flops": found.flops,
         "kernel_flops": found.kernel_flops,
+        "convolution_flops": found.convolution_flops,
         "once_flops": found.once_flops,
         "bytes": found.bytes,
+        "launches": found.launches,
         "cycles": found.cycles,
         "saturated": found.saturated,
         "unknown_loops": found.unknown_loops,

@@ -1,4 +1,4 @@
-"""What a plan says: figures per chip, each with how it was found, the three times, and what they come to."""
+"""What a plan says: figures per chip, each with how it was found, the bounds, what is expected, and what they come to."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mvader_jax.parallel.pods import Chip, Topology, parse_topology
+from mvader_jax.plan.expected import Features, expect
 
 #: compiled: read from the program that XLA made for the pod. counted: from shapes and shardings, exact.
-#: estimated: divided by the chip's numbers, or modelled.
-Kind = Literal["compiled", "counted", "estimated"]
+#: estimated: divided by the chip's numbers, or modelled. expected: fitted to what was measured on TPUs.
+Kind = Literal["compiled", "counted", "estimated", "expected"]
 #: Memory that a plan wants to see free.
 SPARE = 0.05
 
@@ -110,7 +111,7 @@ def make_plan(subject: Subject, parts: Mapping[str, int], compiled: Mapping[str,
         notes.append(f"it compiles, but leaves less than {SPARE:.0%} of the memory free")
     times = _times(f, compiled, chip)
     notes += _step(f, times, work, topology)
-    notes += _doubts(compiled, times)
+    notes += [*_run(f, work, topology, subject.settings["effort"]), *_doubts(compiled, times)]
     bound = max(times, key=lambda name: times[name])
     return Plan(*whole, tuple(compiled["collectives"]), bound, fits, tuple(notes))
 
@@ -120,8 +121,10 @@ def _times(f: dict[str, Figure], compiled: Mapping[str, Any], chip: Chip) -> dic
     cores, collectives = chip.cores, compiled["collectives"]
     flops, moved = compiled["flops"] * cores, compiled["bytes"] * cores
     f["flops"] = Figure(flops, "compiled", "FLOP")
+    f["convolution_flops"] = Figure(compiled["convolution_flops"] * cores, "compiled", "FLOP")
     f["kernel_flops"] = Figure(compiled["kernel_flops"] * cores, "compiled", "FLOP")
     f["bytes"] = Figure(moved, "compiled", "B")
+    f["launches"] = Figure(compiled["launches"], "compiled", "1")
     f["collective_bytes"] = Figure(sum(r["wire"] for r in collectives) * cores, "compiled", "B")
     times = {
         "arithmetic": flops / chip.peak,
@@ -134,17 +137,12 @@ def _times(f: dict[str, Figure], compiled: Mapping[str, Any], chip: Chip) -> dic
 
 
 def _step(f: dict[str, Figure], times: Mapping[str, float], work: Work, topology: Topology) -> list[str]:
-    """Adds what a step takes and a run costs to the figures; what to doubt of it."""
-    chip, chips = topology.chip, topology.chips
-    best, worst = max(times.values()), sum(times.values())
-    f["step_seconds"] = Figure(best, "estimated", "s")
-    f["step_seconds_without_overlap"] = Figure(worst, "estimated", "s")
-    f["images_per_second"] = Figure(work.images / best, "estimated", "1/s")
+    """Adds a step's bounds and what it needs to the figures; what to doubt of it."""
+    chips = topology.chips
+    f["step_seconds"] = Figure(max(times.values()), "estimated", "s")
+    f["step_seconds_without_overlap"] = Figure(sum(times.values()), "estimated", "s")
     if work.model_flops is not None:
-        needed = work.model_flops / chips
-        f["model_flops"] = Figure(needed, "counted", "FLOP")
-        f["utilisation"] = Figure(needed / chip.peak / best, "estimated", "")
-        f["utilisation_without_overlap"] = Figure(needed / chip.peak / worst, "estimated", "")
+        f["model_flops"] = Figure(work.model_flops / chips, "counted", "FLOP")
     notes = []
     if work.counted_flops is not None:
         f["counted_flops"] = Figure(work.counted_flops / chips, "counted", "FLOP")
@@ -154,10 +152,43 @@ def _step(f: dict[str, Figure], times: Mapping[str, float], work: Work, topology
                 f"the compiled FLOPs are {ratio:.2f} times the counted ones: work is repeated on several chips, or a "
                 "loop was not read"
             )
-    if work.iterations is not None:
-        f["days"] = Figure(best * work.iterations / 86400, "estimated", "d")
-        f["chip_hours"] = Figure(best * work.iterations / 3600 * chips, "estimated", "h")
     return notes
+
+
+def _run(f: dict[str, Figure], work: Work, topology: Topology, effort: float) -> list[str]:
+    """Adds what a step is expected to take, and a run to cost, to the figures; what that rests on."""
+    arithmetic, memory, interconnect = (
+        f[f"{name}_seconds"].value for name in ("arithmetic", "memory", "interconnect")
+    )
+    others = f["convolution_flops"].value + f["kernel_flops"].value
+    features = Features(arithmetic, memory, interconnect, f["launches"].value, 1 - others / f["flops"].value)
+    expected = expect(topology, features, effort, training=work.iterations is not None)
+    seconds = expected.seconds
+    found = {
+        "expected_seconds": Figure(seconds, "expected", "s"),
+        "expected_least": Figure(expected.least, "expected", "s"),
+        "expected_most": Figure(expected.most, "expected", "s"),
+        "images_per_second": Figure(work.images / seconds, "expected", "1/s"),
+        "images_per_second_per_chip": Figure(work.images / seconds / topology.chips, "expected", "1/s"),
+    }
+    if "model_flops" in f:
+        found["utilisation"] = Figure(f["model_flops"].value / topology.chip.peak / seconds, "expected", "")
+    if work.iterations is not None:
+        found["days"] = Figure(seconds * work.iterations / 86400, "expected", "d")
+        found["chip_hours"] = Figure(seconds * work.iterations / 3600 * topology.chips, "expected", "h")
+    f.update(found)
+    return expected.notes
+
+
+def refitted(plan: Plan) -> Plan:
+    """A plan that was kept, with what is expected by the present fit."""
+    if "flops" not in plan.figures:
+        return plan
+    figures, settings = dict(plan.figures), plan.settings
+    work = Work(settings.get("batch") or settings["images"], iterations=settings.get("iterations"))
+    known = [note for note in plan.notes if not note.startswith("expected ")]
+    notes = _run(figures, work, plan.topology, settings["effort"])
+    return dataclasses.replace(plan, figures=figures, notes=(*known, *notes))
 
 
 def _doubts(compiled: Mapping[str, Any], times: Mapping[str, float]) -> list[str]:
@@ -203,7 +234,9 @@ def readable(figure: Figure) -> str:
                 return f"{value / power:.2f} {prefix}FLOP"
     if unit == "":
         return f"{100 * value:.1f} %"
-    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+    if unit == "1":
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 LINES = {
@@ -216,19 +249,24 @@ LINES = {
     "peak": "peak",
     "hbm": "the chip has",
     "flops": "FLOPs, loops multiplied out",
+    "convolution_flops": "of these in convolutions",
     "kernel_flops": "of these in attention kernels",
     "counted_flops": "FLOPs by the jaxpr",
     "model_flops": "FLOPs the mathematics needs",
     "bytes": "bytes of HBM",
+    "launches": "instructions",
     "collective_bytes": "bytes sent to other chips",
     "arithmetic_seconds": "arithmetic",
     "memory_seconds": "memory",
     "interconnect_seconds": "interconnect",
-    "step_seconds": "a step, all three overlapping",
-    "step_seconds_without_overlap": "a step, nothing overlapping",
+    "step_seconds": "a step at least, all overlapping",
+    "step_seconds_without_overlap": "at least, nothing overlapping",
+    "expected_seconds": "a step, expected",
+    "expected_least": "from",
+    "expected_most": "to",
     "images_per_second": "images per second, whole pod",
+    "images_per_second_per_chip": "per chip",
     "utilisation": "model FLOPs utilisation",
-    "utilisation_without_overlap": "the same without overlap",
     "days": "days for the config's iterations",
     "chip_hours": "chip-hours",
 }

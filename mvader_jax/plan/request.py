@@ -185,10 +185,10 @@ def _versions(compiled: Mapping[str, Any]) -> str:
 
 
 def table(plans: Sequence[Mapping[str, Any]]) -> str:
-    """Plans, as `Plan.to_dict` gives them, as a Markdown table."""
+    """Plans of training, as `Plan.to_dict` gives them, as a Markdown table."""
     head = (
-        "| program | pod | mesh | micro-batches | peak of HBM, GiB | fits | FLOPs per chip, T | bound | arithmetic / "
-        "memory / interconnect, ms | step, ms | images/s | utilisation | without overlap | days | chip-hours |"
+        "| program | pod | mesh | micro-batches | peak of HBM, GiB | fits | FLOPs per chip, T | arithmetic / "
+        "memory / interconnect, ms | at least, ms | expected, ms | from - to | images/s | utilisation | days | chip-hours |"
     )
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for p in plans:
@@ -203,14 +203,19 @@ def table(plans: Sequence[Mapping[str, Any]]) -> str:
             times = " / ".join(
                 f"{1e3 * f[f'{name}_seconds']:.0f}" for name in ("arithmetic", "memory", "interconnect")
             )
-            cells += [f"{f['flops'] / 1e12:.1f}", p["bound"], times, f"{1e3 * f['step_seconds']:.0f}"]
-            cells += [f"{f['images_per_second']:,.0f}"]
-            cells += [f"{100 * f[name]:.0f} %" for name in ("utilisation", "utilisation_without_overlap")]
+            cells += [f"{f['flops'] / 1e12:.1f}", times, f"{1e3 * f['step_seconds']:.0f}"]
+            cells += [f"{1e3 * f['expected_seconds']:.0f}", span(f, 1e3)]
+            cells += [f"{f['images_per_second']:,.0f}", f"{100 * f['utilisation']:.0f} %"]
             cells += [f"{f['days']:.1f}", f"{f['chip_hours']:,.0f}"]
         else:
-            cells += ["", p["bound"], *[""] * 7]
+            cells += [""] * 9
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def span(figures: Mapping[str, float], times: float, digits: int = 0) -> str:
+    """From where to where a time is expected, in seconds `times` so much."""
+    return " - ".join(f"{times * figures[f'expected_{end}']:.{digits}f}" for end in ("least", "most"))
 
 
 def main() -> None:

@@ -10,7 +10,11 @@ import pytest
 
 from mvader_jax.cli.main import main
 from mvader_jax.errors import UserError
+from mvader_jax.models.unet import UNetConfig
 from mvader_jax.plan import runner
+from mvader_jax.plan.blocks import Block, blocks
+from mvader_jax.plan.expected import read_measured, recorded, table
+from mvader_jax.settings import from_dict
 
 TESTS = Path(__file__).parents[1]
 CONFIG = f"""
@@ -106,6 +110,16 @@ def test_the_diffusion_step_and_the_sampler_compile(config: Path, capsys: pytest
         (["{config}", "--accumulate", "0"], "--accumulate is 0; accepted: 1 to 2147483647"),
         (["{config}", "--slices", "0"], "--slices is 0"),
         (["{config}", "--batch=-1"], "--batch is -1"),
+        ([], "plan needs a config, a file or a name of `mvader configs`; or --reproduce"),
+        (["{config}", "--measured", "x.toml"], "--measured does nothing for a plan without --reproduce"),
+        (["{config}", "--reproduce"], "does nothing for --reproduce, whose steps are given"),
+        (["--reproduce", "--mesh", "data=2"], "--mesh does nothing for --reproduce"),
+        (["--reproduce", "--topology", "v5e-8"], "--topology does nothing for --reproduce"),
+        (["--reproduce", "--search"], "--search does nothing for --reproduce"),
+        (["{config}", "--blocks", "--effort", "0"], "--effort does nothing for --blocks"),
+        (["{config}", "--blocks", "--topology", "v6e-8"], "what clock TPU v6e runs at"),
+        (["{config}", "--blocks", "--topology", "v5e-64"], "a batch of 16 does not divide over 64 devices"),
+        (["--reproduce", "--measured", "nowhere.toml"], "'nowhere.toml' cannot be read: No such file"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_code_2(
@@ -115,6 +129,50 @@ def test_a_mistake_is_one_sentence_and_code_2(
     assert code == 2 and not out
     lines = [line for line in err.splitlines() if not line.startswith("[")]
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_measured_steps_are_compiled_once_each_and_told_beside_what_is_predicted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def ask(module: str, text: str, say: Any) -> dict[str, Any]:
+        assert module == "mvader_jax.plan.reproduce"
+        asked.append(json.loads(text))
+        return {"step": recorded()[f"{asked[-1]['generation']} x {asked[-1]['batch']}"]}
+
+    monkeypatch.setattr(runner, "ask", ask)
+    out = tmp_path / "programs.json"
+    for _ in range(2):  # the second time it may replace what it wrote itself
+        code, printed, err = run(capsys, "--reproduce", "--out", str(out))
+        assert code == 0, err
+    assert printed.strip() == table(read_measured(), recorded())
+    assert json.loads(out.read_text()) == recorded()
+    assert len(asked) == 2 * len(recorded()) and all(one["cache"] for one in asked)
+    monkeypatch.setattr(runner, "ask", lambda *_: {"error": "it does not fit"})
+    code, printed, err = run(capsys, "--reproduce", "--quiet")
+    assert code == 2 and not printed and err == "mvader: v5p x 32: it does not fit\n"
+
+
+def test_the_blocks_of_a_unet_are_asked_for_once_each_and_summed(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def ask(module: str, text: str, say: Any) -> dict[str, Any]:
+        asked.append((module, json.loads(text)))
+        return {"block": {"cycles": 1.5e6, "kernel_flops": 0.0}}
+
+    monkeypatch.setattr(runner, "ask", ask)
+    code, out, err = run(capsys, str(config), "--blocks", "--topology", "v5e:2x2")
+    assert code == 0, err
+    unet = from_dict(UNetConfig, asked[0][1]["config"])
+    assert [Block(**one["block"]) for _, one in asked] == list(blocks(unet))
+    assert {(module, one["rows"], one["dtype"]) for module, one in asked} == {
+        ("mvader_jax.plan.blocks", 2, "bfloat16")
+    }
+    total = 1.5 * sum(blocks(unet).values())
+    assert f"together {total:.1f} M cycles, {total / 1.5:.1f} ms at 1.5 GHz" in out
 
 
 def test_a_mesh_that_does_not_compile_is_told_even_quietly(

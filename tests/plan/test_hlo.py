@@ -23,6 +23,7 @@ def test_a_loop_counts_as_often_as_it_runs() -> None:
     product = 2 * 64 * 1024 * 1024
     assert found.loops == {"loop": 6} and found.unknown_loops == 0
     assert (found.flops, found.once_flops) == (6 * product, product)
+    assert (found.convolution_flops, found.launches) == (0, 6 * 3)  # the slice, the gather, the product
 
 
 def test_bytes_are_slices_and_what_lies_in_hbm() -> None:
@@ -97,6 +98,7 @@ def test_a_compiled_step_of_convolutions_has_the_flops_of_its_mathematics() -> N
     found = cost(compiled.as_text())
     taps = (3 * side - 2) ** 2  # of 9 at each of 64 positions, less those over the border
     assert found.flops == 3 * layers * 2 * rows * width * width * taps
+    assert found.convolution_flops == found.flops and found.kernel_flops == 0
     assert set(found.loops.values()) == {layers} and found.unknown_loops == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 
 from mvader_jax.parallel.pods import parse_topology
 from mvader_jax.plan.compile import collective_seconds, memory_of, refused_memory
+from mvader_jax.plan.expected import fitted
 from mvader_jax.plan.hlo.cost import Collective
 from mvader_jax.plan.hlo.groups import Groups
-from mvader_jax.plan.report import Plan, Subject, Work, from_dict, make_plan, text
+from mvader_jax.plan.report import Figure, Plan, Subject, Work, from_dict, make_plan, refitted, text
 from mvader_jax.plan.request import table
 
 POD = parse_topology("v5e:16x16")
@@ -19,7 +21,9 @@ COMPILED: dict[str, Any] = {
     "memory": {"temporaries": 4 * 2**30, "peak": 10 * 2**30},
     "flops": 19.7e12,
     "kernel_flops": 1e12,
+    "convolution_flops": 14e12,
     "bytes": 163.8e9,
+    "launches": 5000,
     "saturated": 0,
     "unknown_loops": 0,
     "xla": {"optimal_seconds": 0.3},
@@ -29,12 +33,20 @@ COMPILED: dict[str, Any] = {
 }
 
 
-def plan_of(**changes: Any) -> Plan:
+TRAINING = Work(2048, 256 * 15e12, 256 * 19e12, 60_000)
+
+
+def plan_of(work: Work = TRAINING, **changes: Any) -> Plan:
     compiled = {**COMPILED, **changes}
     mesh = {"replica": 1, "data": 16, "fsdp": 16, "tensor": 1}
-    subject = Subject("open_v2: training step of diffusion", POD, mesh, {"microbatches": 1})
+    subject = Subject(
+        "open_v2: training step of diffusion",
+        POD,
+        mesh,
+        {"microbatches": 1, "batch": 2048, "iterations": 60_000, "effort": -1.0},
+    )
     parts = {"frozen weights": 805_306_368, "trained weights": 268_435_456}
-    return make_plan(subject, parts, compiled, Work(2048, 256 * 15e12, 256 * 19e12, 60_000))
+    return make_plan(subject, parts, compiled, work)
 
 
 def test_the_slowest_of_three_times_bounds_the_step() -> None:
@@ -46,17 +58,46 @@ def test_the_slowest_of_three_times_bounds_the_step() -> None:
     assert plan.bound == "memory"
     assert f["step_seconds"] == pytest.approx(0.2)
     assert f["step_seconds_without_overlap"] == pytest.approx(0.35)
-    assert f["images_per_second"] == pytest.approx(2048 / 0.2)
-    assert f["utilisation"] == pytest.approx(15 / 197 / 0.2)
-    assert f["days"] == pytest.approx(0.2 * 60_000 / 86400)
-    assert f["chip_hours"] == pytest.approx(0.2 * 60_000 / 3600 * 256)
+
+
+def test_what_follows_follows_from_what_is_expected() -> None:
+    plan = plan_of()
+    f = {name: figure.value for name, figure in plan.figures.items()}
+    step, fit = f["expected_seconds"], fitted().fit
+    assert step == pytest.approx(fit.slowness * (0.1 + 0.25 * 0.2 + 0.05) + fit.launch * 5000)
+    assert f["expected_least"] < step < f["expected_most"]
+    assert f["images_per_second"] == pytest.approx(2048 / step)
+    assert f["images_per_second_per_chip"] == pytest.approx(8 / step)
+    assert f["utilisation"] == pytest.approx(15 / 197 / step)
+    assert f["days"] == pytest.approx(step * 60_000 / 86400)
+    assert f["chip_hours"] == pytest.approx(step * 60_000 / 3600 * 256)
+    assert any("no step was measured on v5e" in note for note in plan.notes)
+    assert not any("matrix products" in note for note in plan.notes)  # 4.7 of 19.7 TFLOP
+    assert any("drawing" in note for note in plan_of(Work(256)).notes)
+
+
+def test_a_kept_plan_is_given_what_the_present_fit_expects() -> None:
+    plan = plan_of()
+    old = {
+        **plan.figures,
+        "expected_seconds": Figure(9.0, "expected", "s"),
+        "days": Figure(9.0, "expected", "d"),
+    }
+    again = refitted(
+        dataclasses.replace(plan, figures=old, notes=("expected was something else", *plan.notes))
+    )
+    assert again.figures == plan.figures
+    assert sorted(again.notes) == sorted(plan.notes)
+    refused = plan_of(memory={"needed": 2**35, "limit": 2**34})
+    assert refitted(refused) == refused
 
 
 def test_every_figure_says_how_it_was_found() -> None:
     kinds = {name: figure.kind for name, figure in plan_of().figures.items()}
     assert kinds["frozen_weights"] == kinds["model_flops"] == "counted"
     assert kinds["flops"] == kinds["bytes"] == kinds["activations"] == kinds["peak"] == "compiled"
-    assert kinds["step_seconds"] == kinds["utilisation"] == kinds["days"] == "estimated"
+    assert kinds["step_seconds"] == kinds["memory_seconds"] == "estimated"
+    assert kinds["expected_seconds"] == kinds["utilisation"] == kinds["days"] == "expected"
 
 
 @pytest.mark.parametrize(("peak", "fits"), [(15.2, True), (15.21, False), (16.5, False)])

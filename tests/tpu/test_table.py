@@ -18,7 +18,7 @@ def test_the_readme_s_tables_are_the_plans() -> None:
     text = (ROOT / "tpu" / "README.md").read_text(encoding="utf-8")
     parts = [
         text.split(f"<!-- {which}: begin -->\n")[1].split(f"\n<!-- {which}: end -->")[0].strip()
-        for which in ("drawing", "plans")
+        for which in ("measured", "drawing", "plans")
     ]
     assert run().stdout.strip() == "\n\n".join(parts) and all(parts)
 

@@ -17,6 +17,7 @@ from mvader_jax.plan.hlo.groups import Groups, parse_groups, parse_pairs
 from mvader_jax.plan.hlo.parse import Array, Computation, Instruction, array_of, arrays_of, parse, trip_count
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CONVOLUTION = "conv_general_dilated"
 #: What XLA writes where an estimate of cycles overflowed.
 SATURATED = 2**63 - 1
 COLLECTIVES = (
@@ -54,16 +55,19 @@ class Collective:
 class Cost:
     """Of one run of the program on one chip.
 
-    flops: matrix products, convolutions and kernels; kernel_flops: the kernels' part of them. bytes: of
-    HBM. cycles: sum of XLA's estimates, loops multiplied out; saturated: how many of them overflowed.
+    flops: matrix products, convolutions and kernels; kernel_flops, convolution_flops: the parts of them of attention
+    kernels, and of convolutions and their gradients. bytes: of HBM. launches: instructions that run, numbers alone left out.
+    cycles: sum of XLA's estimates, loops multiplied out; saturated: how many of them overflowed.
     unknown_loops: loops whose trip count could not be read, counted once. once_flops: as if every loop ran
     once, to compare with `cost_analysis`.
     """
 
     flops: float = 0.0
     kernel_flops: float = 0.0
+    convolution_flops: float = 0.0
     once_flops: float = 0.0
     bytes: float = 0.0
+    launches: int = 0
     cycles: float = 0.0
     saturated: int = 0
     unknown_loops: int = 0
@@ -105,10 +109,12 @@ def _walk(
             if inner is not None:
                 _inside(computations, inner, times, total, i, channels)
                 total.bytes += times * _fusion_bytes(here, i, inner)
+                total.launches += times * _is_array(i)
         else:
             _count(computations, here, i, times, total, i, channels)
             if i.opcode not in _FREE:
                 total.bytes += times * _plain_bytes(here, i)
+                total.launches += times * _is_array(i)
 
 
 def _branches(computations: dict[str, Computation], i: Instruction, times: int, total: Cost) -> None:
@@ -124,8 +130,9 @@ def _branches(computations: dict[str, Computation], i: Instruction, times: int, 
             found.append(part)
     if found:
         part = max(found, key=lambda c: (c.flops, c.bytes))
-        for field in ("flops", "kernel_flops", "once_flops", "bytes", "cycles", "saturated", "unknown_loops"):
-            setattr(total, field, getattr(total, field) + getattr(part, field))
+        for field in dataclasses.fields(Cost):
+            if field.name not in ("collectives", "loops"):
+                setattr(total, field.name, getattr(total, field.name) + getattr(part, field.name))
         total.collectives += part.collectives
         total.loops.update(part.loops)
 
@@ -162,6 +169,9 @@ def _count(
         flops = dot_flops(here, i)
     elif i.opcode == "convolution":
         flops = convolution_flops(here, i)
+        # On TPUs products are convolutions too; of whose mathematics it is, its name in the jaxpr tells.
+        if _CONVOLUTION in i.attributes:
+            total.convolution_flops += times * flops
     elif i.opcode == "custom-call" and "tpu_custom_call" in i.attributes:
         flops = kernel_flops(f"{i.name} {i.attributes}", [array_of(here, o) for o in i.operands])
         total.kernel_flops += times * flops
@@ -230,6 +240,11 @@ def _slices_of(inner: Computation, parameter: Instruction) -> float:
         else:
             return float(parameter.bytes)
     return total
+
+
+def _is_array(i: Instruction) -> bool:
+    """Whether it makes more than a number, such as a loop's counter."""
+    return any(array.shape for array in i.arrays)
 
 
 def _hbm(arrays: Iterable[Array]) -> float:
