@@ -123,7 +123,7 @@ class Bench:
             return denoise(x, t)
 
         self._predict = predict
-        self._finish = jax.jit(functools.partial(finished, **fixed))
+        self._finished = jax.jit(functools.partial(finished, **fixed))
         prepare = jax.jit(functools.partial(embedded, model=pipe.model, dtype=jnp.dtype(pipe.dtype)))
         self.parts = [prepare(pipe.bundle.components, part) for part in self.parts]
 
@@ -148,9 +148,19 @@ class Bench:
             noise = initial_noise(draws.seeds, draws.indices, self.shape)
             denoise = functools.partial(self._predict, components, draws)
             latents = sampler(denoise, noise, levels)
-            pixels, finite = self._finish(components, latents)
+            pixels, finite = self.finish(latents)
             pictures.append(np.where(np.asarray(finite)[:, None, None, None], np.asarray(pixels), 0))
         return np.concatenate(pictures)[: len(self.rows)]
+
+    def finish(self, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Latents as pictures, uint8, and whether each means anything."""
+        pixels, finite = self._finished(self.pipe.bundle.components, latents)
+        return pixels, finite
+
+    def scored_of(self, pictures: np.ndarray) -> dict[str, float]:
+        """`scored` of the one scale that there is."""
+        (scale,) = self.scales
+        return self.scored(scale, read_all(pictures))
 
     def scored(self, scale: float, read: list[Scene]) -> dict[str, float]:
         """Of the pictures of one scale, as read: what COLUMNS names, in percent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from mvader_jax.condition import Condition
-from mvader_jax.models.unet import UNet, UNetConfig, cross_attention_paths
+from mvader_jax.diffusion.guidance import alone
+from mvader_jax.models.unet import UNet, UNetConfig, cross_attention_paths, with_keys_values
 from mvader_jax.sampling.generate import Draws, Prompted, generate
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.sampling.steps import begin, go_on
@@ -53,6 +55,32 @@ def test_keys_and_values_are_made_before_the_steps(flops_of_a_step: tuple[float,
     )
     out = [params_at(params, path)["to_k"]["kernel"].shape[1] for path in cross_attention_paths(config)]
     assert step == whole - 2 * 2 * rows * length * width * sum(out)
+
+
+def test_the_compiled_call_computes_and_reads_no_keys_and_values() -> None:
+    """FLOPs and bytes of a step's call as XLA compiled it, keys and values made in it and before it."""
+    config = micro.MODEL.require(UNetConfig)
+    params, length, width = (
+        micro.bundle(micro.MODEL, "unet").components["unet"],
+        40,
+        config.cross_attention_dim,
+    )
+    condition = Condition(jnp.zeros((PICTURES, length, width)), jnp.zeros((PICTURES, length)))
+
+    def call(params: Any, latents: jax.Array, condition: Condition) -> jax.Array:
+        eps: Any = functools.partial(UNet(config).apply, {"params": params})
+        return alone(eps, condition)(latents, jnp.int32(9))
+
+    latents = jnp.zeros((PICTURES, config.sample_size, config.sample_size, config.in_channels))
+    ready = with_keys_values(config, params, condition, jnp.float32)
+    costs: list[Any] = [
+        jax.jit(call).lower(params, latents, one).compile().cost_analysis() for one in (condition, ready)
+    ]
+    out = [params_at(params, path)["to_k"]["kernel"].shape[1] for path in cross_attention_paths(config)]
+    made = 2 * 2 * PICTURES * length * width * sum(out)
+    assert costs[0]["flops"] - costs[1]["flops"] == pytest.approx(made, rel=0.01)
+    kernels = 2 * width * sum(out) * 4
+    assert costs[0]["bytes accessed"] - costs[1]["bytes accessed"] > kernels
 
 
 def test_steps_taken_in_pieces_read_no_keys_and_values_again() -> None:

@@ -19,6 +19,7 @@ from mvader_jax.sampling.steps import Step
 
 PICTURE = np.full((8, 8, 3), 90, np.uint8)
 FROM_PICTURE: dict[str, Any] = {"init_image": PICTURE, "strength": 0.5, "sampler": "ddim", "eta": 0.5}
+SAVED: dict[str, Any] = {"guidance_interval": "0.5,3", "reuse": 2}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,14 @@ def array(pictures: list[Any]) -> np.ndarray:
     return np.stack([np.asarray(picture) for picture in pictures]).astype(int)
 
 
-@pytest.mark.parametrize(("options", "numbers"), [({}, [2, 4, 6, 7]), (FROM_PICTURE, [2, 3])])
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        ({}, [2, 4, 6, 7]),
+        (FROM_PICTURE, [2, 3]),
+        ({**FROM_PICTURE, **SAVED, "negative_strength": 0.5}, [2, 3]),
+    ],
+)
 def test_watching_changes_no_picture(pipe: Pipeline, options: dict[str, Any], numbers: list[int]) -> None:
     """PLMS calls the model once more than its steps; from a picture at strength 0.5 half of the steps are taken."""
     before = pipe.compiled
@@ -100,14 +108,19 @@ def test_a_sampler_that_shows_no_steps(pipe: Pipeline, monkeypatch: pytest.Monke
     monkeypatch.setitem(SAMPLERS, "own", dataclasses.replace(SAMPLERS["euler"], walks=False))
     with pytest.raises(mv.UserError, match="the sampler own cannot be watched; those that can: plms, "):
         pipe("a red circle", sampler="own", progress=True)
+    with pytest.raises(
+        mv.UserError, match="the sampler own reuses nothing between calls; those that can: plms, "
+    ):
+        pipe("a red circle", sampler="own", reuse=2)
 
 
-def test_on_a_mesh_the_same(pipe: Pipeline) -> None:
+@pytest.mark.parametrize("options", [{}, SAVED])
+def test_on_a_mesh_the_same(pipe: Pipeline, options: dict[str, Any]) -> None:
     """Three pictures over two devices, the parameters over two: filled up to four, of which three are shown."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
     on_mesh = Pipeline(pipe.bundle, mesh=mesh)
     steps: list[Step] = []
-    asked: dict[str, Any] = {"steps": 3, "num_images": 3}
+    asked: dict[str, Any] = {"steps": 3, "num_images": 3, **options}
     drawn = on_mesh("a red circle", callback=steps.append, callback_every=3, **asked)
     np.testing.assert_array_equal(array(drawn), array(on_mesh("a red circle", **asked)))
     assert np.abs(array(drawn) - array(pipe("a red circle", **asked))).max() <= 1
