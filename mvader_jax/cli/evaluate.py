@@ -13,6 +13,7 @@ import typer
 
 from mvader_jax.bounds import POSITIVE, Share
 from mvader_jax.cli._options import (
+    BalanceAttention,
     BundleName,
     DrawMesh,
     GuidanceInterval,
@@ -22,6 +23,7 @@ from mvader_jax.cli._options import (
     Sampler,
     Seed,
     Steps,
+    read_balance,
 )
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.seeds import SEED
@@ -64,6 +66,7 @@ def evaluate(
         bool, typer.Option("--image-first", help="change, style, three: the text last")
     ] = False,
     balance: Annotated[bool, typer.Option("--balance", help="curves: weights are total shares")] = False,
+    balance_attention: BalanceAttention = False,
     phrase: Annotated[
         str | None, typer.Option(help="change: the text beside the image [default: a {color} shape]")
     ] = None,
@@ -123,7 +126,7 @@ def evaluate(
         "thetas": thetas and tuple(check_weight(theta, "the curves' image") for theta in thetas.split(",")),
         "sites": _split(sites),
         "order": "image first" if image_first else None,
-        "balance": balance or None,
+        "balance": read_balance(balance, balance_attention) or None,
         "phrase": phrase,
         "data": data,
         "subjects": subjects,

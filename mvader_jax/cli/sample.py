@@ -13,6 +13,7 @@ import typer
 
 from mvader_jax.bounds import POSITIVE, ComputeDtype, between
 from mvader_jax.cli._options import (
+    BalanceAttention,
     BundleName,
     DrawMesh,
     GuidanceInterval,
@@ -22,6 +23,7 @@ from mvader_jax.cli._options import (
     Reuse,
     Seeds,
     Site,
+    read_balance,
 )
 from mvader_jax.cli._progress import bar, status, tell
 from mvader_jax.errors import UserError
@@ -63,6 +65,7 @@ def sample(
     ] = None,
     site: Site = "both",
     balance: Annotated[bool, typer.Option("--balance", help="weights are an element's total share")] = False,
+    balance_attention: BalanceAttention = False,
     long_prompts: LongPrompts = None,
     height: Annotated[int | None, typer.Option(help="pixels [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="pixels [default: the model's]")] = None,
@@ -116,7 +119,7 @@ def sample(
         guidance_scale=guidance_scale,
         seed=seed,  # type: ignore[arg-type]
         site=site,  # type: ignore[arg-type]
-        balance=balance,
+        balance=read_balance(balance, balance_attention),
         long_prompts=long_prompts,  # type: ignore[arg-type]
         negative_strength=negative_strength,
         height=height,

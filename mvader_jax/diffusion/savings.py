@@ -39,10 +39,26 @@ def sigmas(levels: Levels) -> Float64[np.ndarray, " T"]:
     return np.sqrt((1 - levels.table) / levels.table)
 
 
-def guided_within(guided: Denoise, alone: Denoise, guides: Bool[np.ndarray, " T"]) -> Denoise:
-    """`guided` at the timesteps that `guides` names, `alone` at the others."""
+def guided_within(
+    guided: Denoise, alone: Denoise, guides: Bool[np.ndarray, " T"], kept: Kept | None = None
+) -> Denoise:
+    """`guided` at the timesteps that `guides` names, `alone` at the others. kept: what both of them keep."""
     table = jnp.asarray(guides)
-    return lambda x, t: jax.lax.cond(table[t], guided, alone, x, t)
+    if kept is None:
+        return lambda x, t: jax.lax.cond(table[t], guided, alone, x, t)
+
+    def keeping(denoise: Denoise) -> Any:
+        def call(x: jax.Array, t: jax.Array, value: Any) -> tuple[jax.Array, Any]:
+            kept.value = value
+            return denoise(x, t), kept.value
+
+        return call
+
+    def either(x: jax.Array, t: jax.Array) -> jax.Array:
+        predicted, kept.value = jax.lax.cond(table[t], keeping(guided), keeping(alone), x, t, kept.value)
+        return predicted
+
+    return either
 
 
 @flax.struct.dataclass

@@ -15,7 +15,7 @@ from mvader_jax.data.scenes.judge import read_scene
 from mvader_jax.data.scenes.prompts import STYLES, SceneTask, compose, scene_task
 from mvader_jax.data.scenes.world import COLORS, Scene, SceneObject, render, scene_at
 from mvader_jax.errors import UserError
-from mvader_jax.prompt.elements import SITES, Element, Image, Prompt, Text
+from mvader_jax.prompt.elements import SITES, Balance, Element, Image, Prompt, Text, check_balance
 from mvader_jax.settings import Checked
 
 THETAS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.0)
@@ -28,7 +28,7 @@ Order = Literal["text first", "image first"]
 class Curves(Checked):
     """What the curves compare.
 
-    thetas: of the element that carries them; sites: where they act; balance: thetas as shares; order: of the text
+    thetas: of the element that carries them; sites: where they act; balance: thetas as shares (`Prompt`); order: of the text
     and the images; phrase: what the text of `change` says, {color} being the new colour's name. Raises UserError
     for an unknown site, and for a phrase without a colour.
     """
@@ -36,13 +36,15 @@ class Curves(Checked):
     thetas: tuple[NonNegativeFloat, ...] = THETAS
     sites: tuple[str, ...] = SITES
     order: Order = "text first"
-    balance: bool = False
+    balance: Balance = False
     phrase: str = PHRASE
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in [name for name in self.sites if name not in SITES]:
             raise UserError(f"unknown site {name!r}; accepted: {', '.join(SITES)}")
+        for site in self.sites:
+            check_balance(self.balance, site)
         if "{color}" not in self.phrase:
             raise UserError(
                 f"the phrase {self.phrase!r} names no colour; expected {{color}} in it, as in {PHRASE!r}"
@@ -64,7 +66,7 @@ class Asked:
     weighted: int
     right: Callable[[Scene], dict[str, bool]]
 
-    def prompt(self, theta: float, site: Any, balance: bool = False) -> Prompt:
+    def prompt(self, theta: float, site: Any, balance: Balance = False) -> Prompt:
         elements = list(self.elements)
         elements[self.weighted] = dataclasses.replace(elements[self.weighted], weight=theta)
         return Prompt(tuple(elements), site, balance)

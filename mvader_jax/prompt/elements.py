@@ -48,7 +48,7 @@ LongPrompts = Literal["cut", "refuse", "chunk"]
 LONG_PROMPTS: tuple[str, ...] = get_args(LongPrompts)
 
 
-def check_balance(balance: Any, site: Site | None) -> None:
+def check_balance(balance: Any, site: str | None) -> None:
     """Raises UserError for what is no `Balance`, and where it has nothing to move at this site."""
     if not (isinstance(balance, bool) or balance == "attention"):
         raise UserError(f"balance is {balance!r:.80}; accepted: False, True, attention")

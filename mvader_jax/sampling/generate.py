@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt32
 
 from mvader_jax.condition import Array, Condition, PromptBatch, shapes, take
+from mvader_jax.diffusion.balance import balanced, nothing_moved
 from mvader_jax.diffusion.guidance import Eps, alone, guided
 from mvader_jax.diffusion.levels import Kept, Levels, Loop
 from mvader_jax.diffusion.noise import initial_noise, sampler_keys
@@ -21,15 +22,18 @@ from mvader_jax.diffusion.pndm import Denoise
 from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.diffusion.savings import Reuse, guided_within, guides
 from mvader_jax.diffusion.schedule import ScheduleConfig
+from mvader_jax.errors import UserError
 from mvader_jax.images.pixels import to_uint8
+from mvader_jax.models.attention_maps import element_shares
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed_rows
 from mvader_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from mvader_jax.models.unet import UNet, UNetConfig, with_keys_values
+from mvader_jax.models.unet_blocks import ATTENTION
 from mvader_jax.models.vae import VAE, VAEConfig
 from mvader_jax.parallel.sharding import shapes_alone
 from mvader_jax.sampling.seeds import one_seed
-from mvader_jax.sampling.settings import SamplingSettings, StaticSettings
+from mvader_jax.sampling.settings import WHOLE_CALLS, SamplingSettings, StaticSettings
 
 Components = Mapping[str, Any]
 
@@ -192,25 +196,43 @@ def denoiser(
     draws = embedded(components, draws, model=model, dtype=dtype)
     unet, params = UNet(model.require(UNetConfig), dtype=dtype), {"params": components["unet"]}
     scale = jnp.asarray(draws.guidance_scale)
+    condition = _by_picture(draws.prompt)
     if unet.config.distilled:
-        few = functools.partial(unet.apply, params, guidance=scale)
-        return alone(cast(Eps, few), _by_picture(draws.prompt)), None
-    kinds = [kind for kind in (draws.prompt, draws.base, draws.negative) if kind is not None]
-    condition, base, *negative = map(_by_picture, kinds)
-    against = (negative[0], jnp.asarray(draws.negative_strength)) if negative else ()
+        few, kept = _balanced(functools.partial(unet.apply, params, guidance=scale), [condition])
+        return alone(few, condition), kept
+    base = _by_picture(draws.base)
+    against = () if draws.negative is None else (_by_picture(draws.negative), draws.negative_strength)
+    eps, kept = _balanced(functools.partial(unet.apply, params), [base, *against[:1], condition])
+    where = guides(levels, static.guidance_interval)
+
+    def ways(eps: Eps) -> tuple[Denoise, Denoise]:
+        return guided(eps, condition, base, scale, *against), alone(eps, condition)
+
+    if static.reuse == 1:
+        whole, cheap = ways(eps)
+        return (whole if where.all() else guided_within(whole, cheap, where, kept)), kept
+    if kept is not None:
+        raise UserError(WHOLE_CALLS)
 
     def deep_eps(*inputs: Any) -> tuple[jax.Array, Any]:
         predicted, left = unet.apply(params, *inputs, mutable=["intermediates"])
         return cast(jax.Array, predicted), next(iter(jax.tree.leaves(left)), None)
 
-    reuse = Reuse(deep_eps, static.reuse) if static.reuse > 1 else None
-    eps = functools.partial(unet.apply, params) if reuse is None else reuse.eps
-    whole = guided(cast(Eps, eps), condition, base, scale, *against)
-    cheap = alone(cast(Eps, eps), condition)
-    where = guides(levels, static.guidance_interval)
-    if reuse is not None:
-        return reuse.denoise(whole, cheap, latents, None if where.all() else where), reuse.kept
-    return (whole if where.all() else guided_within(whole, cheap, where)), None
+    reuse = Reuse(deep_eps, static.reuse)
+    return reuse.denoise(*ways(reuse.eps), latents, None if where.all() else where), reuse.kept
+
+
+def _balanced(apply: Callable[..., Any], conditions: list[Condition]) -> tuple[Eps, Kept | None]:
+    """A UNet's `apply` under thetas that move, and these; as it is where no condition wants shares."""
+    moved = nothing_moved(conditions)
+    if moved is None:
+        return cast(Eps, apply), None
+
+    def observed(*inputs: Any) -> tuple[jax.Array, Any]:
+        predicted, left = apply(*inputs, mutable=[ATTENTION])
+        return predicted, element_shares(left) if ATTENTION in left else None
+
+    return balanced(observed, moved), moved
 
 
 def embedded(components: Components, draws: Draws, *, model: ModelConfig, dtype: jnp.dtype) -> Draws:

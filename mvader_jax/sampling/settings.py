@@ -31,6 +31,8 @@ STRENGTH = 0.6
 _LARGEST = 3.4028234e38
 #: A guidance interval that every noise lies in.
 ALWAYS = (0.0, _LARGEST)
+#: Why the two settings do not go together.
+WHOLE_CALLS = "balance attention reads the attention of every call, but reuse computes some in part; leave one out"
 #: Negative guidance leads away from the prompt.
 _FLOAT32 = Bound(lambda x: abs(x) <= _LARGEST, "any finite number of float32")
 
@@ -114,6 +116,8 @@ class SamplingSettings(Checked):
             raise UserError(
                 f"eta is {self.eta}, but the sampler {self.sampler} takes none; those that do: {stochastic}"
             )
+        if self.reuse > 1 and self.balance == "attention":
+            raise UserError(WHOLE_CALLS)
         if self.reuse > self.steps:
             raise UserError(
                 f"reuse is {self.reuse}, but there are {self.steps} steps; accepted: 1 to {self.steps}"

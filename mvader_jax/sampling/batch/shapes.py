@@ -21,9 +21,9 @@ from mvader_jax.storage.bundle import Bundle
 @dataclasses.dataclass(frozen=True, order=True)
 class Shape:
     """What a compiled program is made for. static: its settings; factors: shapes of the prompts' factors by
-    layer and head; both: whether the null prompt is needed beside negative prompts of a strength of their own;
-    length: positions of prompts and negative prompts; images: places for images in a prompt; start: the step at which
-    they begin that start from a picture, -1 of the others."""
+    layer and head, and of the shares of attention that their elements want; both: whether the null prompt is needed
+    beside negative prompts of a strength of their own; length: positions of prompts and negative prompts; images:
+    places for images in a prompt; start: the step at which they begin that start from a picture, -1 of the others."""
 
     static: StaticSettings
     factors: tuple[tuple[int, ...], ...]
@@ -112,7 +112,7 @@ def _measure(
     factors = tuple(
         tuple(np.shape(getattr(row, name))[1:])
         for row in rows
-        for name in ("factors", "condition_factors")
+        for name in ("factors", "condition_factors", "wanted")
         if getattr(row, name, None) is not None
     )
     images = rows[0].pixels.shape[1]
