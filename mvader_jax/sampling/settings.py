@@ -32,7 +32,9 @@ _LARGEST = 3.4028234e38
 #: A guidance interval that every noise lies in.
 ALWAYS = (0.0, _LARGEST)
 #: Why the two settings do not go together.
-WHOLE_CALLS = "balance attention reads the attention of every call, but reuse computes some in part; leave one out"
+WHOLE_CALLS = (
+    "balance attention reads the attention of every call, but reuse computes some in part; leave one out"
+)
 #: Negative guidance leads away from the prompt.
 _FLOAT32 = Bound(lambda x: abs(x) <= _LARGEST, "any finite number of float32")
 

@@ -311,7 +311,10 @@ def test_what_is_not_finite_is_not_written(run: Run, loaded: Pipeline, tmp_path:
         (["evaluate", "--parts", "text", "--thetas", "1"], "thetas belongs to change, style, pairs"),
         (["evaluate", "--parts", "pairs", "--phrase", "in {color}"], "phrase belongs to change, which"),
         (["evaluate", "--parts", "text", "--balance"], "balance belongs to change, style, pairs"),
-        (["evaluate", "--balance-attention", "--parts", "pairs"], "their site is decoder; accepted: cross_att"),
+        (
+            ["evaluate", "--balance-attention", "--parts", "pairs"],
+            "their site is decoder; accepted: cross_att",
+        ),
         (["evaluate", "--balance-attention", "--balance"], "--balance and --balance-attention both say"),
         (["evaluate", "--parts", "texts"], "unknown part 'texts'"),
         (["evaluate", "--sites", "x"], "unknown site 'x'"),

@@ -12,8 +12,9 @@ import pytest
 from mvader_jax.condition import PADDING, SUPPRESSED, Condition
 from mvader_jax.diffusion import balance
 from mvader_jax.diffusion.balance import balanced, move, nothing_moved, under
-from mvader_jax.diffusion.guidance import guided
+from mvader_jax.diffusion.guidance import alone, guided
 from mvader_jax.diffusion.samplers import SAMPLERS
+from mvader_jax.diffusion.savings import guided_within
 from mvader_jax.diffusion.schedule import ScheduleConfig
 
 RNG = np.random.default_rng(0)
@@ -99,7 +100,8 @@ def test_every_sampler_carries_thetas_from_call_to_call(name: str) -> None:
         assert kept is not None
         denoise = guided(balanced(observed, kept), CONDITION, NULL, 2.0)
         late = dataclasses.replace(levels.late(start), kept=kept)
-        return sampler(denoise, jnp.ones((2, 2, 2, 1)), late), kept.value
+        keys = jax.random.split(jax.random.key(0), 2)
+        return sampler(denoise, jnp.ones((2, 2, 2, 1)), late, keys=keys), kept.value
 
     for start in (0, 4):
         calls.clear()
@@ -108,6 +110,40 @@ def test_every_sampler_carries_thetas_from_call_to_call(name: str) -> None:
         assert len(calls) == sampler.calls(6 - start) and np.isfinite(latents).all()
         np.testing.assert_allclose(logs[1], moved(len(calls)), atol=1e-5)
         assert np.all(np.asarray(logs[0]) == 0)
+
+
+def test_calls_without_guidance_move_the_prompts_thetas_too() -> None:
+    """A branch of the compiled program calls the prompt's half alone; the negative prompt has more elements."""
+    negative = CONDITION.replace(
+        elements=jnp.pad(CONDITION.elements, ((0, 0), (0, 0), (0, 4))),
+        wanted=jnp.pad(CONDITION.wanted, ((0, 0), (0, 4))),
+    )
+
+    def observed(x: jax.Array, t: jax.Array, condition: Condition) -> tuple[jax.Array, jax.Array]:
+        found = got(condition, jnp.concatenate([SCORES] * (len(x) // 2)))
+        return 0.1 * x + found[:, :1, None, None], found
+
+    sampler = SAMPLERS["ddim"]
+    levels = sampler.levels(ScheduleConfig(), 6)
+
+    @jax.jit
+    def run() -> jax.Array:
+        kept = nothing_moved([NULL, negative, CONDITION])
+        assert kept is not None
+        eps = balanced(observed, kept)
+        denoise = guided_within(
+            guided(eps, CONDITION, NULL, 2.0, negative, 0.5),
+            alone(eps, CONDITION),
+            np.arange(1000) >= levels.timesteps[1],
+            kept,
+        )
+        sampler(denoise, jnp.ones((2, 2, 2, 1)), dataclasses.replace(levels, kept=kept))
+        return kept.value
+
+    logs = run()
+    np.testing.assert_allclose(logs[2, :, :4], moved(6), atol=1e-5)
+    np.testing.assert_allclose(logs[1, :, :4], moved(2), atol=1e-5)
+    assert not logs[0].any() and not logs[:, :, 4:].any()
 
 
 def test_where_nobody_wants_shares_nothing_is_kept() -> None:

@@ -124,3 +124,9 @@ def test_it_is_kept_with_the_picture(pipe: Pipeline) -> None:
     assert picture.info["mvader"]["balance"] == "attention"
     with pytest.raises(UserError, match="their site is decoder"):
         pipe(mv.Prompt.of(PARTS, balance="attention"), site="decoder", **HOW)
+
+
+def test_it_does_not_go_with_calls_in_part(pipe: Pipeline) -> None:
+    for prompt, more in ((PARTS, {"balance": "attention"}), (mv.Prompt.of(PARTS, balance="attention"), {})):
+        with pytest.raises(UserError, match="balance attention reads the attention of every call, but reuse"):
+            pipe(prompt, reuse=2, **more, **HOW)
