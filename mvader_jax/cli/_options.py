@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Balance
+from mvader_jax.sampling.settings import FAST, Changes, SamplingSettings
 
 Seed = Annotated[int, typer.Option(help="same seed, same pictures")]
 Seeds = Annotated[
     str, typer.Option(help="same seed, same pictures; 0:16 (0 to 15) or 0,3,7 draws a picture of each")
 ]
 Steps = Annotated[int, typer.Option(help="sampling steps, 1 to 1000")]
+FastSteps = Annotated[
+    int | None, typer.Option(help="sampling steps, 1 to 1000 [default: 50; with --fast: 4]")
+]
 GuidanceScale = Annotated[float, typer.Option(help="classifier-free guidance")]
 Sampler = Annotated[str, typer.Option(help="plms is the paper's; mvader samplers lists all")]
 GuidanceInterval = Annotated[
@@ -24,6 +28,12 @@ GuidanceInterval = Annotated[
 ]
 Reuse = Annotated[
     int, typer.Option(help="compute the UNet whole every so many calls, in between its outermost layer alone")
+]
+FastSampler = Annotated[
+    str | None, typer.Option(help="mvader samplers lists all [default: plms; with --fast: lcm]")
+]
+Fast = Annotated[
+    bool, typer.Option("--fast", help="draw in few steps, with the UNet that was distilled to them")
 ]
 Site = Annotated[str, typer.Option(help="where weights act: decoder, cross_attention or both")]
 BalanceAttention = Annotated[
@@ -52,3 +62,9 @@ def read_balance(thetas: bool, attention: bool) -> Balance:
     if thetas and attention:
         raise UserError("--balance and --balance-attention both say what a weight is a share of; give one")
     return "attention" if attention else thetas
+
+
+def sampling_of(fast: bool, **flags: Any) -> SamplingSettings:
+    """The settings of flags; of those that are None the defaults, with `fast` the ones of few steps."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return SamplingSettings().changed(**cast(Changes, {**(FAST if fast else {}), **given}))

@@ -16,14 +16,16 @@ from mvader_jax.cli._options import (
     BalanceAttention,
     BundleName,
     DrawMesh,
+    Fast,
+    FastSampler,
+    FastSteps,
     GuidanceInterval,
     GuidanceScale,
     Quiet,
     Reuse,
-    Sampler,
     Seed,
-    Steps,
     read_balance,
+    sampling_of,
 )
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.seeds import SEED
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     bundle: BundleName = "tiny",
+    fast: Fast = False,
     world: Annotated[
         str, typer.Option(help="scenes, or emoji: the benchmark of docs/benchmark.md")
     ] = "scenes",
@@ -50,9 +53,9 @@ def evaluate(
         ),
     ] = None,
     count: Annotated[int, typer.Option(help="held-out scenes, or prompts of each part")] = 500,
-    steps: Steps = SamplingSettings.steps,
+    steps: FastSteps = None,
     guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
-    sampler: Sampler = SamplingSettings.sampler,
+    sampler: FastSampler = None,
     guidance_interval: GuidanceInterval = None,
     reuse: Reuse = SamplingSettings.reuse,
     thetas: Annotated[
@@ -145,15 +148,16 @@ def evaluate(
     for name in [name for name in given if name not in options]:
         takers = ", ".join(other for other, (_, own) in _WORLDS.items() if name in own)
         raise UserError(f"{name} belongs to --world {takers}, not to {world}")
-    sampling = SamplingSettings(
+    sampling = sampling_of(
+        fast,
         steps=steps,
         guidance_scale=guidance_scale,
         sampler=sampler,
         seed=seed,
-        guidance_interval=guidance_interval,  # type: ignore[arg-type]
+        guidance_interval=guidance_interval,
         reuse=reuse,
     )
-    run(_Asked(bundle, _split(parts), count, batch, sampling, mesh, out, quiet), given)
+    run(_Asked(bundle, _split(parts), count, batch, sampling, mesh, out, quiet, fast), given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +172,7 @@ class _Asked:
     mesh: str
     out: Path | None
     quiet: bool
+    fast: bool
 
 
 def _split(text: str | None) -> tuple[str, ...] | None:
@@ -197,7 +202,7 @@ def _scenes(asked: _Asked, given: dict[str, Any]) -> None:
     settings = Evaluation(asked.count, asked.batch, asked.sampling)
     if asked.out is not None:
         check_place(asked.out)
-    pipe = load_pipeline(asked.bundle, mesh=asked.mesh)
+    pipe = load_pipeline(asked.bundle, mesh=asked.mesh, fast=asked.fast)
     with _bars(asked.quiet) as progress:
         result = run(pipe, settings, named, curves=curves, progress=progress)
     print(as_markdown(result))
@@ -281,7 +286,7 @@ def _emoji_bundle(
 
     settings = Evaluation(asked.count, asked.batch, asked.sampling)
     minutes = given.get("minutes")
-    pipe = load_pipeline(asked.bundle, mesh=asked.mesh)
+    pipe = load_pipeline(asked.bundle, mesh=asked.mesh, fast=asked.fast)
     with _bars(asked.quiet) as progress:
         return evaluate(
             pipe, world, named, methods, settings, table=table, minutes=minutes, progress=progress

@@ -17,6 +17,9 @@ def export(
     dtype: Annotated[
         str, typer.Option(help="of the weights written: keep, float32, float16 or bfloat16")
     ] = "keep",
+    fast: Annotated[
+        bool, typer.Option("--fast", help="the UNet that was distilled to few steps, in the other's place")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier export at OUT")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -30,7 +33,7 @@ def export(
     from mvader_jax.convert.export import export as run
 
     with bar("exporting", "B", quiet=quiet) as progress:
-        done = run(bundle, out, to, dtype=dtype, overwrite=overwrite, progress=progress.update)
+        done = run(bundle, out, to, dtype=dtype, fast=fast, overwrite=overwrite, progress=progress.update)
     print(f"wrote {', '.join(done.components)} to {out}")
     for note in done.notes:
         print(note)

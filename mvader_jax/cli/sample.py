@@ -16,6 +16,9 @@ from mvader_jax.cli._options import (
     BalanceAttention,
     BundleName,
     DrawMesh,
+    Fast,
+    FastSampler,
+    FastSteps,
     GuidanceInterval,
     GuidanceScale,
     LongPrompts,
@@ -24,11 +27,12 @@ from mvader_jax.cli._options import (
     Seeds,
     Site,
     read_balance,
+    sampling_of,
 )
 from mvader_jax.cli._progress import bar, status, tell
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.seeds import SEED
-from mvader_jax.sampling.settings import FAST, STRENGTH, SamplingSettings, image_count
+from mvader_jax.sampling.settings import STRENGTH, SamplingSettings, image_count
 from mvader_jax.settings import convert
 
 if TYPE_CHECKING:
@@ -56,13 +60,9 @@ def sample(
         typer.Option(help="pictures of each seed [default: 4; of several seeds, and with --prompts: 1]"),
     ] = None,
     seed: Seeds = str(SEED),
-    steps: Annotated[
-        int | None, typer.Option(help="sampling steps, 1 to 1000 [default: 50; with --fast: 4]")
-    ] = None,
+    steps: FastSteps = None,
     guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
-    sampler: Annotated[
-        str | None, typer.Option(help="mvader samplers lists all [default: plms; with --fast: lcm]")
-    ] = None,
+    sampler: FastSampler = None,
     site: Site = "both",
     balance: Annotated[bool, typer.Option("--balance", help="weights are an element's total share")] = False,
     balance_attention: BalanceAttention = False,
@@ -90,9 +90,7 @@ def sample(
     ] = None,
     mesh: DrawMesh = "",
     bundle: BundleName = "tiny",
-    fast: Annotated[
-        bool, typer.Option("--fast", help="draw in few steps, with the UNet that was distilled to them")
-    ] = False,
+    fast: Fast = False,
     raw: Annotated[
         bool, typer.Option("--raw", help="of a training run: the parameters themselves, not their average")
     ] = False,
@@ -112,20 +110,20 @@ def sample(
       mvader sample --fast "a red circle" --bundle runs/tiny/distill/bundle
     """
     convert(ComputeDtype, dtype, "--dtype")
-    defaults = SamplingSettings().changed(**(FAST if fast else {}))
-    settings = SamplingSettings(
-        steps=defaults.steps if steps is None else steps,
-        sampler=defaults.sampler if sampler is None else sampler,
+    settings = sampling_of(
+        fast,
+        steps=steps,
+        sampler=sampler,
         guidance_scale=guidance_scale,
-        seed=seed,  # type: ignore[arg-type]
-        site=site,  # type: ignore[arg-type]
+        seed=seed,
+        site=site,
         balance=read_balance(balance, balance_attention),
-        long_prompts=long_prompts,  # type: ignore[arg-type]
+        long_prompts=long_prompts,
         negative_strength=negative_strength,
         height=height,
         width=width,
         eta=eta,
-        guidance_interval=guidance_interval,  # type: ignore[arg-type]
+        guidance_interval=guidance_interval,
         reuse=reuse,
     )
     count = None if num_images is None else image_count(num_images)

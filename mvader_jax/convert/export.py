@@ -45,6 +45,7 @@ def export(
     to: str,
     *,
     dtype: str = "keep",
+    fast: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -52,7 +53,8 @@ def export(
 
     to: one of `formats`: "diffusers" (a pipeline's folder), "compvis" (model.safetensors) or "magma"
     (mp_rank_00_model_states.pt, with the semantic biases laid over the language model's); the last two get
-    a config.json with what their shapes do not tell. dtype: one of EXPORT_DTYPES. Raises UserError where
+    a config.json with what their shapes do not tell. dtype: one of EXPORT_DTYPES. fast: the UNet that was
+    distilled to few steps in place of the one that it learnt from. Raises UserError where
     the bundle has nothing of that format, an architecture that it cannot hold, or numbers that the dtype
     cannot.
     """
@@ -61,14 +63,15 @@ def export(
     if dtype not in EXPORT_DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; accepted: {', '.join(EXPORT_DTYPES)}")
     form = formats()[to]
-    job = Job(find_bundle(bundle), EXPORT_DTYPES[dtype])
+    job = Job(find_bundle(bundle), EXPORT_DTYPES[dtype], fast)
     names = job.open(form.holds)
     if not names:
         raise UserError(
             f"{bundle} has nothing that {to} holds ({', '.join(form.holds)}); it has {', '.join(job.held)}"
         )
-    verify(job.path, names)
-    left = [name for name in job.held if name not in names]
+    verify(job.path, [job.places[name] for name in names])
+    taken = {job.places[name] for name in names}
+    left = [name for name in job.held if name not in taken and not (fast and name == "unet")]
     if not form.tokenizer and (job.path / "tokenizer").is_dir():
         left.append("tokenizer")
     total = sum(job.nbytes(name) for name in names)
@@ -80,7 +83,10 @@ def export(
         sources=[job.path],
         needed=total * form.copies,
     ) as work:
-        notes = [f"left out, {to} has no place for it: {name}" for name in left]
+        notes = [
+            f"left out, {to} has no place for it: {name}" + "; --fast takes it" * (name == "unet_fast")
+            for name in left
+        ]
         notes += form.write(job, work)
         write_mark(work, job.path, names)
     return Exported(tuple(names), tuple(notes))
@@ -89,15 +95,22 @@ def export(
 class Job:
     """A bundle being exported."""
 
-    def __init__(self, path: Path, dtype: np.dtype | None) -> None:
+    def __init__(self, path: Path, dtype: np.dtype | None, fast: bool = False) -> None:
+        """places: {component: the directory it is read from}."""
         self.path, self.dtype = path, dtype
         self.model, records = read_model(path)
         self.held = sorted(records)
+        self.places = {name: name for name in self.held}
+        if fast:
+            self.model = self.model.fast
+            self.places["unet"] = self.places.pop("unet_fast", "unet_fast")
         self.readers: dict[str, ComponentReader] = {}
         self.advance: Callable[[int], None] = lambda _: None
 
     def open(self, names: tuple[str, ...]) -> list[str]:
-        self.readers = {name: ComponentReader(self.path / name) for name in names if name in self.held}
+        self.readers = {
+            name: ComponentReader(self.path / self.places[name]) for name in names if name in self.places
+        }
         return list(self.readers)
 
     def tree(self, name: str) -> Any:

@@ -6,6 +6,7 @@ are installed are made anew here as well.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
@@ -124,6 +125,19 @@ def test_bijection(name: str) -> None:
     assert sum(math.prod(shape) for shape in names.values()) == parameters
     ours = sum(math.prod(s) for c in source_map.components for s in shapes(trees[c]).values())
     assert ours == parameters
+
+
+def test_a_public_lcm_of_sd14_has_one_tensor_more() -> None:
+    """As SimianLuo/LCM_Dreamshaper_v7 has it: the guidance scale is projected to the sinusoids' width."""
+    unet = dataclasses.replace(UNetConfig.sd14(), time_cond_proj_dim=256)
+    tree = abstract_components(ModelConfig(unet=unet), ["unet"])[0]
+    names = manifest(sd_diffusers_keys.unet_map(tree["unet"]), tree)
+    assert names == {**recorded("sd14_unet"), "time_embedding.cond_proj.weight": (320, 256)}
+    assert names == on_meta(
+        lambda: UNet2DConditionModel(
+            sample_size=64, cross_attention_dim=768, attention_head_dim=8, time_cond_proj_dim=256
+        )
+    )
 
 
 def test_adapters_have_the_papers_parameters() -> None:

@@ -39,6 +39,7 @@ _CLASSES = {
     "HeunDiscreteScheduler": _KARRAS,
     "KDPM2AncestralDiscreteScheduler": _KARRAS,
     "KDPM2DiscreteScheduler": _KARRAS,
+    "LCMScheduler": _Class(_KARRAS.betas, "scaled_linear", spacing=None, alpha_to_one=True),
     "LMSDiscreteScheduler": _Class(),
     "PNDMScheduler": _LEADING,
     "SASolverScheduler": _Class(),
@@ -48,7 +49,6 @@ _CLASSES = {
 _OTHERS = {
     "FlowM": "a flow-matching model's scheduler (Stable Diffusion 3, FLUX)",
     "EDM": "a scheduler of an EDM model",
-    "LCM": "a scheduler of a latent consistency model, distilled to a few steps",
     "TCD": "a scheduler of a trajectory consistency model, distilled to a few steps",
     "CMStochastic": "a consistency model's scheduler",
     "UnCLIP": "unCLIP's scheduler",
@@ -76,6 +76,9 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "use_karras_sigmas": (False,),
     "use_lu_lambdas": (False,),
 }
+#: What LCMScheduler heeds, of a UNet that was distilled to few steps.
+FEW_STEPS = "LCMScheduler"
+_FEW_STEPS: dict[str, tuple[Any, ...]] = {"clip_sample": (False,), "timestep_scaling": (10.0,)}
 _SAMPLER = "a sampler's own setting; samplers are chosen when drawing"
 _UNUSED = {
     r"_diffusers_version|_use_default_values|_name_or_path|_commit_hash": "how it was saved",
@@ -97,6 +100,8 @@ def schedule_config(settings: Settings) -> tuple[ScheduleConfig, tuple[str, ...]
     name = settings.get("_class_name")
     kind = _class(settings, name)
     settings.require(_ACCEPTED)
+    if name == FEW_STEPS:
+        settings.require(_FEW_STEPS)
     beta_start, beta_end = (
         settings.number(key, default)
         for key, default in zip(("beta_start", "beta_end"), kind.betas, strict=True)
@@ -104,10 +109,10 @@ def schedule_config(settings: Settings) -> tuple[ScheduleConfig, tuple[str, ...]
     if not beta_start <= beta_end < 1:
         raise UserError(f"{settings.where}: beta_start {beta_start} and beta_end {beta_end} are no schedule")
     notes = []
-    if name not in (None, "PNDMScheduler"):
+    if name not in (None, "PNDMScheduler", FEW_STEPS):
         notes.append(f"its sampler is {name}'s; `mvader sample --sampler` chooses one (mvader samplers)")
     offset = settings.whole("steps_offset", 1, least=0)
-    if offset != 1:
+    if offset != 1 and name != FEW_STEPS:  # which has none
         notes.append(
             f"{settings.where} says steps_offset {offset}: 1 is taken, as diffusers' StableDiffusionPipeline does"
         )
@@ -120,6 +125,7 @@ def schedule_config(settings: Settings) -> tuple[ScheduleConfig, tuple[str, ...]
         set_alpha_to_one=settings.flag("set_alpha_to_one", kind.alpha_to_one),
         spacing=settings.get("timestep_spacing", kind.spacing),
         prediction_type=settings.get("prediction_type", "epsilon"),
+        original_steps=settings.whole("original_inference_steps", 50),
     )
     settings.done(_UNUSED)
     return config, tuple(notes)
@@ -143,19 +149,28 @@ def _class(settings: Settings, name: Any) -> _Class:
     )
 
 
-def schedule_settings(config: ScheduleConfig) -> dict[str, Any]:
-    """diffusers' scheduler_config.json."""
+def schedule_settings(config: ScheduleConfig, distilled: bool = False) -> dict[str, Any]:
+    """diffusers' scheduler_config.json. distilled: of a UNet that was distilled to few steps."""
     spacing = {} if config.spacing is None else {"timestep_spacing": config.spacing}
-    return {
+    own: dict[str, Any] = {
         "_class_name": "PNDMScheduler",
         "_diffusers_version": "0.6.0",
+        "skip_prk_steps": True,
+    }
+    if distilled:
+        own = {
+            "_class_name": FEW_STEPS,
+            "_diffusers_version": "0.22.0",
+            "original_inference_steps": config.original_steps,
+        }
+    return {
+        **own,
         "beta_end": config.beta_end,
         "beta_schedule": config.beta_schedule,
         "beta_start": config.beta_start,
         "num_train_timesteps": config.num_train_steps,
         "prediction_type": config.prediction_type,
         "set_alpha_to_one": config.set_alpha_to_one,
-        "skip_prk_steps": True,
         "steps_offset": config.steps_offset,
         "trained_betas": None,
         **spacing,

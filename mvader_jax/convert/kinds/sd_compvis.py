@@ -271,6 +271,10 @@ def write_compvis(job: Job, out: Path) -> list[str]:
     model = job.model
     if "unet" not in job.readers or model.unet is None:
         raise UserError("a CompVis checkpoint is told by its UNet, which this bundle lacks")
+    if model.unet.distilled:
+        raise UserError(
+            "CompVis' UNet takes no guidance scale as an input, as this one does; diffusers holds it"
+        )
     if model.unet.norm_eps != 1e-5:
         raise UserError(f"CompVis' UNet has norms of eps 1e-5, but this one {model.unet.norm_eps}")
     trees = job.trees()

@@ -38,7 +38,6 @@ _UNET_ACCEPTED: dict[str, tuple[Any, ...]] = {
     "resnet_skip_time_act": (False,),
     "resnet_time_scale_shift": ("default",),
     "reverse_transformer_layers_per_block": (),
-    "time_cond_proj_dim": (),
     "time_embedding_act_fn": (),
     "time_embedding_dim": (),
     "time_embedding_type": ("positional",),
@@ -75,6 +74,8 @@ def unet_config(settings: Settings) -> UNetConfig:
         )
     settings.require(_UNET_ACCEPTED)
     widths = settings.many("block_out_channels", [320, 640, 1280, 1280])
+    key = "time_cond_proj_dim"
+    guidance = None if settings.get(key) is None else settings.whole(key, least=4)
     config = UNetConfig(
         in_channels=settings.whole("in_channels", 4),
         out_channels=settings.whole("out_channels", 4),
@@ -89,6 +90,7 @@ def unet_config(settings: Settings) -> UNetConfig:
         norm_groups=settings.whole("norm_num_groups", 32),
         norm_eps=settings.number("norm_eps", 1e-5),
         sample_size=settings.side("sample_size", 64),
+        time_cond_proj_dim=guidance,
     )
     settings.get("attention_head_dim")
     settings.done(_UNET_UNUSED)
@@ -118,9 +120,11 @@ def unet_settings(config: UNetConfig) -> dict[str, Any]:
         else {"transformer_layers_per_block": depth if isinstance(depth, int) else list(depth)}
     )
     linear = {"use_linear_projection": True} if config.linear_projection else {}
+    guided = {"time_cond_proj_dim": config.time_cond_proj_dim} if config.distilled else {}
     return {
         **deep,
         **linear,
+        **guided,
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": "0.6.0",
         "act_fn": "silu",

@@ -49,7 +49,13 @@ _SIGNS = {
     "unet": (r"down_blocks\.0\.resnets\.", r"time_embedding\.linear_1\.", r"up_blocks\.0\.resnets\."),
     "vae": (r"encoder\.down_blocks\.0\.resnets\.", r"post_quant_conv\."),
 }
-_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionPipelineSafe")
+_PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionPipelineSafe",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+)
 
 
 class Diffusers(Kind):
@@ -108,7 +114,13 @@ class Diffusers(Kind):
         if unet is None:
             notes = ()
         elif scheduler is not None and scheduler.is_file():
-            schedule, notes = schedulers.schedule_config(Settings.load(scheduler))
+            said = Settings.load(scheduler)
+            schedule, notes = schedulers.schedule_config(said)
+            if said.get("_class_name") == schedulers.FEW_STEPS and not unet.distilled:
+                raise UserError(
+                    f"{scheduler} is an LCMScheduler's, but its UNet takes no guidance scale as an input (it has no "
+                    "time_cond_proj_dim); of latent consistency models only those that do are drawn with"
+                )
         model = sd_model(unet, vae, text, schedule)
         abstract = abstract_of(model, *found)
         parts = tuple(Part(weights, _MAPS[name](abstract[name])) for name, (weights, _) in found.items())
@@ -236,7 +248,10 @@ _CLASSES = {
 def write_diffusers(job: Job, out: Path) -> list[str]:
     """A pipeline's folder of a bundle's unet, vae and text tower, those that it has."""
     model = job.model
+    distilled = model.unet is not None and model.unet.distilled
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.6.0"}
+    if distilled:
+        index = {"_class_name": "LatentConsistencyModelPipeline", "_diffusers_version": "0.22.0"}
     absent: list[str | None] = [None, None]
     index |= dict.fromkeys(("feature_extractor", "safety_checker", "tokenizer", *PARTS), absent)
     index["requires_safety_checker"] = False
@@ -252,8 +267,9 @@ def write_diffusers(job: Job, out: Path) -> list[str]:
     if model.schedule is not None:
         (out / "scheduler").mkdir()
         file = out / "scheduler" / "scheduler_config.json"
-        job.write_json(file, schedulers.schedule_settings(model.schedule))
-        index["scheduler"] = ["diffusers", "PNDMScheduler"]
+        scheduler = schedulers.schedule_settings(model.schedule, distilled)
+        job.write_json(file, scheduler)
+        index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     if "text_encoder" in job.readers and (job.path / "tokenizer").is_dir() and model.tokenizer is not None:
         (out / "tokenizer").mkdir()
         tokenizer = Tokenizer.load(job.path / "tokenizer", model.tokenizer)
