@@ -190,7 +190,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the numbers as JSON, written after every sampler")
     parser.add_argument("--bundle", default="tiny")
     parser.add_argument("--count", type=int, default=500, help="scenes of each task")
-    parser.add_argument("--samplers", default=",".join(SAMPLERS))
+    parser.add_argument(
+        "--samplers", default=",".join(name for name in SAMPLERS if not SAMPLERS[name].distilled)
+    )
     parser.add_argument("--candidates", action="store_true", help="also changes of PLMS")
     parser.add_argument("--steps", default="10,20,50")
     parser.add_argument("--scales", default="3,8")
