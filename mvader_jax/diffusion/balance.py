@@ -1,9 +1,9 @@
 """Automatic theta: log theta of each element is moved, call by call, until the element gets the share of the UNet's
 cross-attention that its prompt asks for. Nothing is trained.
 
-At the scores of one call and a rate of 1 this is iterative proportional fitting: each column of the attention is
-scaled by wanted / got, and the softmax makes each row sum to 1 again. The scores move from call to call, so the rate
-is less, and the thetas are carried from one call to the next.
+At scores that stand still this is iterative proportional fitting (Sinkhorn's scaling of a matrix's columns, where the
+softmax keeps its rows), which gets nearer with every move. They do not stand still from call to call, so thetas are
+carried on and moved after each.
 
 Its published relative, dynamic attention rebalancing (MICON-Bench, Wu et al. 2026), finds the regions of reference
 images that get too much or too little attention, by the attention itself, and turns them down or up. Here whole
@@ -24,8 +24,6 @@ from jaxtyping import Float32
 from mvader_jax.condition import SUPPRESSED, Condition
 from mvader_jax.diffusion.levels import Kept
 
-#: How much of what is missing in the logarithm of an element's share is made good after each call.
-RATE = 0.5
 #: log theta moves by no more than this, up or down: by a factor of a thousand.
 LIMIT = math.log(1000.0)
 #: A share below which it is not told how small it is.
@@ -92,4 +90,4 @@ def move(
         jnp.where(asked, jnp.maximum(share, _FLOOR), 1.0)
     )
     mean = missing.sum(axis=1, keepdims=True) / jnp.maximum(asked.sum(axis=1, keepdims=True), 1)
-    return jnp.clip(logs + jnp.where(asked, RATE * (missing - mean), 0.0), -LIMIT, LIMIT)
+    return jnp.clip(logs + jnp.where(asked, missing - mean, 0.0), -LIMIT, LIMIT)

@@ -53,7 +53,7 @@ def test_shares_become_what_is_wanted() -> None:
     before, after = shares(CONDITION), shares(under(CONDITION, moved(20)))
     assert np.abs(before - WANTED).max() > 0.1
     np.testing.assert_allclose(after, WANTED, atol=1e-3)
-    assert np.abs(shares(under(CONDITION, moved(6))) - WANTED).max() < 0.03
+    assert np.abs(shares(under(CONDITION, moved(3))) - WANTED).max() < 0.03
 
 
 def test_elements_move_against_each_other_alone() -> None:

@@ -16,14 +16,16 @@ from mvader_jax.paper.emoji.features import SIDE
 from mvader_jax.paper.emoji.scores import renders
 from mvader_jax.paper.emoji.tasks import BenchTask
 from mvader_jax.paper.evaluate import Evaluation, Prepared, prepare
-from mvader_jax.prompt.elements import SITES, Image, Prompt, Site, Text
+from mvader_jax.prompt.elements import SITES, Balance, Image, Prompt, Site, Text
 from mvader_jax.sampling.generate import InitImages
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import image_size
 from mvader_jax.settings import Checked
 
-#: The prompt as it is; parts of it alone; and what the paper compares with.
-METHODS = ("prompt", "text", "told", "picture", "img2img", "img2img-told", "interpolation")
+#: A prompt whose elements are balanced, as flags of the same names do it.
+BALANCED: dict[str, Balance] = {"balance": True, "balance-attention": "attention"}
+#: The prompt as it is, and balanced; parts of it alone; and what the paper compares with.
+METHODS = ("prompt", *BALANCED, "text", "told", "picture", "img2img", "img2img-told", "interpolation")
 #: What of a row tells it from the others of its part.
 KEYS = ("method", "theta", "site", "strength")
 Elements = Sequence[Sight | str]
@@ -49,11 +51,12 @@ class Methods(Checked):
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One row of the table: what its pictures are drawn of. elements: of each prompt, none for the null prompt.
-    starts: what sampling begins from, where it does not from noise."""
+    starts: what sampling begins from, where it does not from noise. balance: as `Prompt` has it."""
 
     row: dict[str, Any]
     elements: Sequence[Elements]
     starts: Sequence[Sequence[Sight]] = ()
+    balance: Balance = False
 
     @property
     def first(self) -> bool:
@@ -81,6 +84,10 @@ def runs(tasks: Sequence[BenchTask], methods: Methods) -> Iterator[Run]:
         curve = [(t, s) for s in methods.sites for t in methods.thetas if t != 1.0] if shown and words else []
         for theta, site in [(1.0, "any"), *curve]:
             yield Run({"method": "prompt", "theta": theta, "site": site}, [task.elements for task in tasks])
+    for name, balance in BALANCED.items():
+        if wanted(name, shown and (words or count > 1)):
+            row = {"method": name, "site": "cross_attention"}
+            yield Run(row, [task.elements for task in tasks], balance=balance)
     if wanted("text", words and shown):
         yield Run({"method": "text"}, [task.words for task in tasks])
     if wanted("told", shown):
@@ -157,6 +164,7 @@ class Painter:
                     for one in elements
                 ],
                 None if site == "any" else site,
+                run.balance,
             )
             for elements in run.elements
         ]
@@ -174,7 +182,9 @@ class Painter:
         return prepare(self.pipe, prompts, settings, init, length=self._lengths[run.shape])
 
 
-def _prompt(elements: Sequence[Text | Image], site: str | None = None) -> Prompt | None:
+def _prompt(
+    elements: Sequence[Text | Image], site: str | None = None, balance: Balance = False
+) -> Prompt | None:
     if not elements:
         return None
-    return Prompt(tuple(elements)) if site is None else Prompt(tuple(elements), site=cast(Site, site))
+    return Prompt(tuple(elements), site=cast(Site, site or "both"), balance=balance)

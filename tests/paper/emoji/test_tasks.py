@@ -100,18 +100,22 @@ def test_methods_are_those_that_the_tasks_allow(world):
     assert named("style") == [
         "prompt",
         "prompt",
+        "balance",
+        "balance-attention",
         "text",
         "told",
         "picture",
         *["img2img"] * 2,
         *["img2img-told"] * 2,
     ]
-    assert named("both") == ["prompt", "told", "picture", "interpolation", "interpolation"]
+    balanced = ["balance", "balance-attention"]
+    assert named("both") == ["prompt", *balanced, "told", "picture", "interpolation", "interpolation"]
     style = list(runs(bench.tasks("style"), few))
     assert [run.row.get("theta") for run in style[:2]] == [1.0, 0.5]
     assert [type(one) for one in style[1].elements[0]] == [str, Sight]
-    assert [type(one) for one in style[2].elements[0]] == [str]
-    assert [type(one) for one in style[4].elements[0]] == [Sight]
+    assert [run.balance for run in style[:5]] == [False, False, True, "attention", False]
+    assert [type(one) for one in style[4].elements[0]] == [str]
+    assert [type(one) for one in style[6].elements[0]] == [Sight]
     assert (style[-1].row["strength"], len(style[-1].starts)) == (0.6, 3)
     with pytest.raises(UserError, match=f"unknown method 'x'; accepted: {', '.join(METHODS)}"):
         Methods(names=("x",))
@@ -203,10 +207,11 @@ def test_all_rows_of_a_kind_are_one_program_and_a_run_goes_on(world, tmp_path, m
 
     parts = ("style", "told-it", "both", "shown", "reconstruction")
     result = evaluate(pipe, world, parts, methods, settings, table=table())
-    # Texts; a picture beside words or alone; two pictures; words or nothing from a picture, and from two.
-    assert pipe.compiled == 5
+    # Texts; a picture beside words or alone; two pictures; words or nothing from a picture, and from two; those of
+    # several elements again with their attention balanced.
+    assert pipe.compiled == 7
     assert [row["method"] for row in result["reconstruction"]] == ["autoencoder"]
-    assert [len(result[part]) for part in parts] == [3 + 3 + 4, 1, 3 + 2, 2 + 4, 1]
+    assert [len(result[part]) for part in parts] == [3 + 2 + 3 + 4, 1, 3 + 2 + 2, 2 + 4, 1]
     assert len(kept) == len(drawn) + 1 == sum(len(result[part]) for part in parts)
     # The prompts themselves come before what they are compared with.
     assert all(len(kept[4][part]) == 1 for part in parts)
