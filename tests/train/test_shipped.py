@@ -37,12 +37,16 @@ def test_an_installed_package_has_them(tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("assets", "__pycache__")
     shutil.copytree(ROOT / "mvader_jax", source / "mvader_jax", symlinks=True, ignore=ignored)
     shutil.copytree(ROOT / "configs", source / "configs", ignore=ignored)
+    shutil.copytree(ROOT / "tpu", source / "tpu", ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     build = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     (wheel,) = (source / "dist").glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    measured = tmp_path / "installed" / "mvader_jax" / "plan" / "measured.toml"
+    assert measured.read_bytes() == (ROOT / "tpu" / "measured.toml").read_bytes()
+    assert (measured.parent / "recorded.json").is_file()
     here.mkdir()
 
     def mvader(*words: str) -> str:
