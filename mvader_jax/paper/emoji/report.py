@@ -73,6 +73,7 @@ GOALS = (
     Goal("shown, seen subject, exact", _prompt("shown", "exact_1"), 90),
     Goal("style change, unseen pair, exact", _prompt(_UNSEEN, "exact_1"), 75),
     Goal("the same at the best theta and site", _best(_UNSEEN, "prompt")),
+    Goal("the same, theta adjusted as it samples", _best(_UNSEEN, "balance-attention")),
     Goal("the same by img2img at its best strength", _best(_UNSEEN, "img2img")),
     Goal("the same by img2img, the right answer told", _best(_UNSEEN, "img2img-told")),
     Goal("two pictures, both subjects found", _prompt("both", "both"), 80),
@@ -130,7 +131,7 @@ def _styles(runs: Mapping[str, Numbers]) -> str:
     """Every method at its best, of those that change a style."""
     lines = []
     for name, run in runs.items():
-        for method in ("prompt", "img2img", "img2img-told", "text", "told", "picture"):
+        for method in METHODS:
             rows = [best(run.get(part, ()), method) for part in _CHANGES]
             if any(rows):
                 lines.append([name, method, *(_scores(row) for row in rows)])
