@@ -93,7 +93,8 @@ def test_sheets_show_what_is_asked_and_each_method_at_its_best(tmp_path):
     tasks = Benchmark(world, 3).tasks("style")
     strips, rows = Strips(tmp_path), []
     strips.begin("0")
-    for run in runs(tasks, Methods(thetas=(1.0, 0.2), sites=("both",), strengths=(0.3, 0.6))):
+    names = ("prompt", "text", "told", "picture", "img2img", "img2img-told")
+    for run in runs(tasks, Methods(names, thetas=(1.0, 0.2), sites=("both",), strengths=(0.3, 0.6))):
         rows.append({**run.row, "exact_1": 0.5 if run.row.get("strength") == 0.6 else 0.1})
         strips.add("style", rows[-1], np.full((3, 64, 64, 3), 9 * len(rows), np.uint8))
     strips.save_sheet(world, "style", tasks, rows)
