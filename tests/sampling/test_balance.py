@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -124,6 +125,20 @@ def test_it_is_kept_with_the_picture(pipe: Pipeline) -> None:
     assert picture.info["mvader"]["balance"] == "attention"
     with pytest.raises(UserError, match="their site is decoder"):
         pipe(mv.Prompt.of(PARTS, balance="attention"), site="decoder", **HOW)
+
+
+def test_a_unet_of_few_steps_balances_too() -> None:
+    """It has no half of the null prompt: the thetas of the prompt's elements are all there are."""
+    unet = dataclasses.replace(micro.NANO.require(UNetConfig), time_cond_proj_dim=8)
+    bundle = micro.bundle(dataclasses.replace(micro.NANO, unet=unet))
+    settings = SamplingSettings(steps=2, sampler="lcm")
+    prompts = [Prompted(bundle.to_batch([one], balance="attention")) for one in (PARTS, None)]
+    fixed = {"model": bundle.model, "static": settings.static(bundle.model), "dtype": "float32"}
+    start, go = (jax.jit(functools.partial(part, **fixed)) for part in (begin, go_on))
+    draws, state, calls = start(bundle.components, Draws.of(settings, *prompts, np.arange(1)))
+    (_, logs), _, _ = go({"unet": bundle.components["unet"]}, draws, state, np.int32(0), calls)
+    assert logs.shape == (1, 1, 4) and logs[0, 0, 1] > 0.1 and not logs[0, 0, 2:].any()
+    np.testing.assert_allclose(logs[0, 0, 0], -logs[0, 0, 1], atol=1e-5)
 
 
 def test_it_does_not_go_with_calls_in_part(pipe: Pipeline) -> None:
