@@ -75,7 +75,7 @@ def sheet(rows: Sequence[Sequence[Cell]], title: str = "") -> PIL.Image.Image:
     """
     columns = max(map(len, rows))
     cells = [cell for row in rows for cell in (*row, *[Cell()] * (columns - len(row)))]
-    side = max(LEGIBLE, *_sides(cell for cell in cells if not cell.given))
+    side = max([LEGIBLE, *_sides(cell for cell in cells if not cell.given)])
     laid = [_card(cell, side) if cell.picture is None else _fitted(cell.picture, side) for cell in cells]
     below = grid(laid, columns, [cell.label for cell in cells], gap=_GAP)
     if not title:
@@ -104,7 +104,8 @@ def _fitted(picture: Any, side: int) -> PIL.Image.Image:
 
 
 def _card(cell: Cell, side: int) -> PIL.Image.Image:
-    """A text as a picture of its own, as large as fits, framed where it is an element; nothing without a text."""
+    """A text as a picture of its own, as large as fits without a broken word, framed where it is an element; nothing
+    without a text."""
     card = PIL.Image.new("RGB", (side, side), _WHITE)
     if not cell.text:
         return card
@@ -115,7 +116,8 @@ def _card(cell: Cell, side: int) -> PIL.Image.Image:
     for size in range(max(14, side // 8), 7, -1):
         letters = Letters(size)
         lines = letters.wrap(cell.text, 0.9 * side)
-        if len(lines) * letters.height <= 0.9 * side:
+        whole = all(letters.length(word) <= 0.9 * side for word in cell.text.split())
+        if whole and len(lines) * letters.height <= 0.9 * side:
             break
     top = (side - len(lines) * letters.height) / 2
     for n, line in enumerate(lines):

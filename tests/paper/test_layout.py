@@ -33,6 +33,15 @@ def test_a_sheet_is_as_large_as_what_was_drawn() -> None:
     assert (pixels[6:134, 274:402] == 99).all()
 
 
+def test_words_of_a_card_are_not_broken() -> None:
+    def lines(text: str) -> int:
+        ink = (np.asarray(sheet([[Cell(text=text)]])) < 128).any((1, 2))
+        return int(np.sum(ink[1:] & ~ink[:-1]))
+
+    assert lines("oberleitungsbus") == lines("mmm") == 1
+    assert lines("mmmmmmmmm mmmmmmmmmmmmmm") == 2
+
+
 def test_a_title_is_wrapped_above() -> None:
     bare = sheet([[Cell(SMALL)]])
     assert sheet([[Cell(SMALL)]], "a title of more than one line").height > bare.height + 2 * 25
