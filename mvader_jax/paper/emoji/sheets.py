@@ -49,8 +49,9 @@ class Strips:
         prompts = []
         for number, task in enumerate(tasks[: min(COUNT, *(strip.shape[1] // SIDE for strip in strips))]):
             cells = [Cell(text=word, label="words") for word in task.words]
-            cells += [Cell(world.render(sight, SIDE), "shown") for sight in task.shown]
-            cells.append(Cell(world.render(task.target, SIDE), "right"))
+            same = task.shown == (task.target,)
+            cells += [Cell(world.render(one, SIDE), "shown" + ", right" * same) for one in task.shown]
+            cells += [] if same else [Cell(world.render(task.target, SIDE), "right")]
             place = slice(number * SIDE, (number + 1) * SIDE)
             cells += [
                 Cell(np.ascontiguousarray(strip[:, place]), named(row))
