@@ -57,7 +57,7 @@ def test_a_fit_finds_what_its_rows_were_made_with() -> None:
 
 
 def test_no_step_is_faster_than_a_bound() -> None:
-    """A program that only moves memory: three quarters of that are no longer hidden behind anything."""
+    """A program that only moves memory: there is nothing to hide it behind."""
     memory = Features(0.001, 3.0, 0.0, 10, 0.3)
     found = expect(parse_topology("v5p-128"), memory, EFFORT, training=False)
     assert found.seconds == fitted().fit.seconds(memory) == found.least == 3.0 < found.most

@@ -10,7 +10,7 @@ import pytest
 
 from mvader_jax.parallel.pods import parse_topology
 from mvader_jax.plan.compile import collective_seconds, memory_of, refused_memory
-from mvader_jax.plan.expected import fitted
+from mvader_jax.plan.expected import EXPOSED, fitted
 from mvader_jax.plan.hlo.cost import Collective
 from mvader_jax.plan.hlo.groups import Groups
 from mvader_jax.plan.report import Figure, Plan, Subject, Work, from_dict, make_plan, refitted, text
@@ -64,7 +64,7 @@ def test_what_follows_follows_from_what_is_expected() -> None:
     plan = plan_of()
     f = {name: figure.value for name, figure in plan.figures.items()}
     step, fit = f["expected_seconds"], fitted().fit
-    assert step == pytest.approx(fit.slowness * (0.1 + 0.25 * 0.2 + 0.05) + fit.launch * 5000)
+    assert step == pytest.approx(fit.slowness * (0.1 + EXPOSED * 0.2 + 0.05) + fit.launch * 5000)
     assert f["expected_least"] < step < f["expected_most"]
     assert f["images_per_second"] == pytest.approx(2048 / step)
     assert f["images_per_second_per_chip"] == pytest.approx(8 / step)
