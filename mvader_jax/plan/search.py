@@ -217,7 +217,7 @@ def _unet_bytes(c: UNetConfig, remat: Remat, width: int) -> float:
 def _walks(work: Work) -> int:
     """How often a step needs the decoder's weights: again in a backward pass, where what trains stands before it
     or in it."""
-    return 1 + bool(work.trained - {"unet", "vae"})
+    return 1 + bool(work.trained - {"unet", "unet_fast", "vae"})
 
 
 def _reduced_activations(work: Work) -> float:

@@ -92,7 +92,7 @@ def trained_records(
     records = {name: dict(bundle.records.get(name, {})) for name in bundle.components}
     for name in names & records.keys():
         records[name]["trained"] = dict(trained)
-    if any("/attn2/to_k" in path for path in groups):
+    if any(path.startswith("unet/") and "/attn2/to_k" in path for path in groups):
         records["unet"].pop("fresh", None)
     return records
 
