@@ -47,7 +47,7 @@ def random_tiny() -> Bundle:
     texts = [caption(scene_at(0, i), rng) for i in range(300)]
     tokenizer = train_tokenizer(texts, model.decoder.vocab_size if model.decoder else 512, max_positions=192)
     components: dict = {}
-    for number, name in enumerate(name for name in COMPONENTS if name != "text_encoder"):
+    for number, name in enumerate(name for name, part in COMPONENTS.items() if getattr(model, part)):
         components[name] = init_component(model, name, jax.random.key(number), None, components)
     return Bundle(dataclasses.replace(model, tokenizer=tokenizer.config), components, tokenizer)
 
