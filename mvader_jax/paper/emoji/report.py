@@ -30,11 +30,19 @@ def read_numbers(path: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """A line of the table. reached: percent, of a run that has it. goal: None where it is only reported."""
+    """A line of the table. reached: percent, of a run that has it. goal: None where it is only reported.
+    after: what must be reached before it: next to nothing is soon within ten points of next to nothing."""
 
     task: str
     reached: Callable[[Numbers], float | None]
     goal: float | None = None
+    after: Goal | None = None
+
+    def met(self, run: Numbers) -> bool:
+        value = self.reached(run)
+        if self.after is not None and not self.after.met(run):
+            return False
+        return value is not None and self.goal is not None and value >= self.goal
 
 
 def _prompt(part: str, score: str) -> Callable[[Numbers], float | None]:
@@ -64,9 +72,10 @@ def _beside_english(language: str) -> Callable[[Numbers], float | None]:
 
 _LANGUAGES = {"de": "German", "fr": "French", "es": "Spanish", "it": "Italian"}
 _UNSEEN = "style-unseen-pair"
+_TOLD = Goal("told, seen pair, exact", _prompt("told", "exact_1"), 95)
 GOALS = (
     Goal("the autoencoder's reconstructions, exact", _prompt("reconstruction", "exact_1"), 99),
-    Goal("told, seen pair, exact", _prompt("told", "exact_1"), 95),
+    _TOLD,
     Goal("told, unseen pair, subject", _prompt("told-unseen-pair", "subject_1"), 75),
     Goal("told, unseen pair, style", _prompt("told-unseen-pair", "style_1"), 80),
     Goal("told, unseen subject, exact", _prompt("told-unseen-subject", "exact_1")),
@@ -78,7 +87,7 @@ GOALS = (
     Goal("the same by img2img, the right answer told", _best(_UNSEEN, "img2img-told")),
     Goal("two pictures, both subjects found", _prompt("both", "both"), 80),
     *(
-        Goal(f"{name} against English, told, exact, points", _beside_english(code), -10)
+        Goal(f"{name} against English, told, exact, points", _beside_english(code), -10, _TOLD)
         for code, name in _LANGUAGES.items()
     ),
 )
@@ -111,7 +120,7 @@ def _goals(runs: Mapping[str, Numbers]) -> str:
         if value is None:
             return ""
         text = f"{value:+.1f}" if (goal.goal or 0) < 0 else f"{value:.1f}"
-        return f"**{text}**" if goal.goal is not None and value >= goal.goal else text
+        return f"**{text}**" if goal.met(run) else text
 
     lines = [
         [

@@ -52,6 +52,10 @@ def test_goals_stand_beside_what_was_reached():
     assert lines["two pictures, both subjects found"] == ["80", "**80.0**", "**80.0** |"]
     assert lines["German against English, told, exact, points"][1] == "-11.0"
     assert lines["French against English, told, exact, points"][1] == "**-6.0**"
+    # Languages that are as bad as a bad English are no success.
+    bad = {**numbers(0.3), "told": [row(0.1, method="prompt", theta=1.0, site="any")]}
+    bad["told-fr"] = [row(0.05, method="prompt", theta=1.0, site="any")]
+    assert "| French against English, told, exact, points | -10 | -5.0 |" in report({"bad": bad})
     assert lines["shown, seen subject, exact"] == ["90", "", " |"]  # not asked
     curve = text[
         text.index("| zero_shot, unseen pair: exact / subject / style; theta | at decoder |") :
