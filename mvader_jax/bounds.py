@@ -72,4 +72,7 @@ Seed = Annotated[int, between(0, _LARGEST_SEED)]
 Workers = Annotated[int, between(0, 1024)]
 #: What a network computes in.
 ComputeDtype = Literal["float32", "bfloat16"]
+#: What parameters that do not train may be kept in: the last two are for the matrices of a decoder's layers
+#: (models/quantised.py).
+FrozenDtype = Literal["float32", "bfloat16", "int8", "int4"]
 RegularExpression = Annotated[str, Bound(_compiles, "a regular expression, as Python's re reads it")]

@@ -54,6 +54,14 @@ BundleName = Annotated[
     typer.Option(help="an embedded bundle, a directory, hf:ORG/NAME, or RUN/STAGE[@STEP] of a training run"),
 ]
 DrawMesh = Annotated[str, typer.Option(help="devices to draw on, as in data=4,fsdp=2 [default: one]")]
+KeptIn = Annotated[
+    str | None,
+    typer.Option(
+        "--frozen-dtype",
+        help="what parameters are kept in: float32, bfloat16; int8 or int4: a decoder's matrices as integers "
+        "[default: what is computed in]",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress shown; problems still are")]
 
 

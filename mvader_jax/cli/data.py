@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -190,7 +191,9 @@ def encode(
     workdir: Annotated[Path | None, typer.Option(help="where runs live [default: runs/NAME]")] = None,
     part: Annotated[
         list[str] | None,
-        typer.Option(help="latents or features; may be repeated [default: what the model has]"),
+        typer.Option(
+            help="latents, features or states; may be repeated [default: latents, features, if the model has them]"
+        ),
     ] = None,
     mesh: Annotated[str, typer.Option(help="axes of the mesh, as in data=4,fsdp=2")] = "data=-1",
     batch_size: Annotated[PositiveInt, typer.Option(help="pictures a step, of all processes together")] = 64,
@@ -199,6 +202,9 @@ def encode(
     objective: Objective = None,
 ) -> None:
     """Compute latents and image features once, before training. Of every picture of a data set, in bfloat16.
+
+    With --part states also the hidden states of each picture's and caption's prompt, in place of which nothing of the
+    decoder is loaded in training.
 
     \b
     Examples:
@@ -244,10 +250,9 @@ def _summary(info: EncodedInfo, check: Check) -> list[str]:
     splits = ", ".join(f"{count:,} {split}" for split, count in info.splits.items())
     lines = [f"records   {total:,} ({splits})", f"encoded   {total - bad:,}"]
     lines += [f"          {count:,} not: {reason}" for reason, count in info.damaged.items()]
-    for name in ("latents", "features"):
-        shape = getattr(info, name)
-        if shape:
-            lines.append(f"{name:9} {' x '.join(map(str, shape))}, bfloat16")
+    for name, shape in info.shapes.items():
+        size = f"{2 * math.prod(shape) / 1000:,.0f} kB a record"
+        lines.append(f"{name:9} {' x '.join(map(str, shape))}, bfloat16, {size}")
     worst = f"at most {check.worst:.1f} units in the last place"
     return [*lines, f"checked   {check.records} records against recomputation: {worst}"]
 

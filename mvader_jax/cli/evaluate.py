@@ -21,6 +21,7 @@ from mvader_jax.cli._options import (
     FastSteps,
     GuidanceInterval,
     GuidanceScale,
+    KeptIn,
     Quiet,
     Reuse,
     Seed,
@@ -107,6 +108,7 @@ def evaluate(
     seed: Seed = SEED,
     batch: Annotated[int, typer.Option(help="pictures drawn at a time")] = 50,
     mesh: DrawMesh = "",
+    frozen_dtype: KeptIn = None,
     out: Annotated[
         Path | None, typer.Option(help="also write the numbers as JSON; emoji: after each row, to go on from")
     ] = None,
@@ -157,7 +159,7 @@ def evaluate(
         guidance_interval=guidance_interval,
         reuse=reuse,
     )
-    run(_Asked(bundle, _split(parts), count, batch, sampling, mesh, out, quiet, fast), given)
+    run(_Asked(bundle, _split(parts), count, batch, sampling, mesh, frozen_dtype, out, quiet, fast), given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +172,7 @@ class _Asked:
     batch: int
     sampling: SamplingSettings
     mesh: str
+    frozen_dtype: str | None
     out: Path | None
     quiet: bool
     fast: bool
@@ -202,7 +205,7 @@ def _scenes(asked: _Asked, given: dict[str, Any]) -> None:
     settings = Evaluation(asked.count, asked.batch, asked.sampling)
     if asked.out is not None:
         check_place(asked.out)
-    pipe = load_pipeline(asked.bundle, mesh=asked.mesh, fast=asked.fast)
+    pipe = load_pipeline(asked.bundle, mesh=asked.mesh, frozen_dtype=asked.frozen_dtype, fast=asked.fast)
     with _bars(asked.quiet) as progress:
         result = run(pipe, settings, named, curves=curves, progress=progress)
     print(as_markdown(result))
@@ -286,7 +289,7 @@ def _emoji_bundle(
 
     settings = Evaluation(asked.count, asked.batch, asked.sampling)
     minutes = given.get("minutes")
-    pipe = load_pipeline(asked.bundle, mesh=asked.mesh, fast=asked.fast)
+    pipe = load_pipeline(asked.bundle, mesh=asked.mesh, frozen_dtype=asked.frozen_dtype, fast=asked.fast)
     with _bars(asked.quiet) as progress:
         return evaluate(
             pipe, world, named, methods, settings, table=table, minutes=minutes, progress=progress

@@ -51,9 +51,15 @@ def plan(
     ] = None,
     precomputed: Annotated[
         str,
-        typer.Option(help="parts of the batch that come computed: latents, features, or latents,features"),
+        typer.Option(help="parts of the batch that come computed, as in latents,features or latents,states"),
     ] = "",
     dtype: Annotated[str | None, typer.Option(help="sample: float32 or bfloat16 [default: bfloat16]")] = None,
+    frozen_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="sample: what parameters are kept in, as mvader sample takes it [default: --dtype]"
+        ),
+    ] = None,
     effort: Annotated[
         float, between(-1, 1), typer.Option(help="of XLA, -1 (quick) to 1; 0 is its default")
     ] = -1.0,
@@ -137,6 +143,10 @@ def plan(
     named = {"stage": stage or objective, "accumulate": accumulate, "precomputed": precomputed or None}
     _refuse("--job sample", job == "sample", **named)
     _refuse("--job train", job == "train", batch=batch, dtype=dtype)
+    if job == "train" and frozen_dtype is not None:
+        raise UserError(
+            "--frozen-dtype is for --job sample; a stage has its own, as in stages.diffusion.frozen_dtype=int8"
+        )
     _refuse("--search, which tries them all", search, mesh=mesh, accumulate=accumulate)
     _refuse("a plan without --search", not search, compiled=compiled)
     if out is not None:
@@ -152,6 +162,7 @@ def plan(
         accumulate=accumulate,
         batch=batch or 0,
         dtype=dtype or Request.dtype,  # type: ignore[arg-type]
+        frozen_dtype=frozen_dtype,  # type: ignore[arg-type]
         precomputed=tuple(part for part in precomputed.replace(" ", "").split(",") if part),
         effort=effort,
         cache=not no_cache,

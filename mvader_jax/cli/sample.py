@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvader_jax.bounds import POSITIVE, ComputeDtype, between
+from mvader_jax.bounds import POSITIVE, ComputeDtype, FrozenDtype, between
 from mvader_jax.cli._options import (
     BalanceAttention,
     BundleName,
@@ -21,6 +21,7 @@ from mvader_jax.cli._options import (
     FastSteps,
     GuidanceInterval,
     GuidanceScale,
+    KeptIn,
     LongPrompts,
     Quiet,
     Reuse,
@@ -96,6 +97,7 @@ def sample(
     ] = False,
     out: Annotated[Path, typer.Option(help="directory for the pictures")] = Path("outputs"),
     dtype: Annotated[str, typer.Option(help="compute dtype: float32 or bfloat16")] = "float32",
+    frozen_dtype: KeptIn = None,
     quiet: Quiet = False,
 ) -> int:
     """Draw pictures of a prompt, or of every prompt of a file. A prompt's parts are texts and image files, in order.
@@ -110,6 +112,7 @@ def sample(
       mvader sample --fast "a red circle" --bundle runs/tiny/distill/bundle
     """
     convert(ComputeDtype, dtype, "--dtype")
+    convert(FrozenDtype | None, frozen_dtype, "--frozen-dtype")
     settings = sampling_of(
         fast,
         steps=steps,
@@ -127,7 +130,7 @@ def sample(
         reuse=reuse,
     )
     count = None if num_images is None else image_count(num_images)
-    place = _Place(bundle, dtype, mesh, out, quiet, raw, fast)
+    place = _Place(bundle, dtype, frozen_dtype, mesh, out, quiet, raw, fast)
     given = {"strength": strength, "fraction": fraction}
     task_options = {name: value for name, value in given.items() if value is not None}
     if prompts is not None:
@@ -155,6 +158,7 @@ class _Place:
 
     bundle: str
     dtype: str
+    frozen_dtype: str | None
     mesh: str
     out: Path
     quiet: bool
@@ -162,7 +166,14 @@ class _Place:
     fast: bool
 
     def load(self) -> Pipeline:
-        return load_pipeline(self.bundle, dtype=self.dtype, mesh=self.mesh, raw=self.raw, fast=self.fast)
+        return load_pipeline(
+            self.bundle,
+            dtype=self.dtype,
+            frozen_dtype=self.frozen_dtype,
+            mesh=self.mesh,
+            raw=self.raw,
+            fast=self.fast,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +217,8 @@ def _sample_parts(asked: _Asked, settings: SamplingSettings, count: int, place: 
         except NotFiniteError as error:
             images, failure = error.pictures, error
     recorded = {**asked.recorded(), **settings.recorded(), "bundle": place.bundle, "dtype": place.dtype}
+    if place.frozen_dtype is not None:
+        recorded["frozen_dtype"] = place.frozen_dtype
     if images and first_process():
         for path in write_pictures(place.out, images, recorded):
             print(path)
@@ -243,7 +256,13 @@ def _sample_file(
 
 
 def load_pipeline(
-    bundle: str, *, dtype: str = "float32", mesh: str = "", raw: bool = False, fast: bool = False
+    bundle: str,
+    *,
+    dtype: str = "float32",
+    frozen_dtype: str | None = None,
+    mesh: str = "",
+    raw: bool = False,
+    fast: bool = False,
 ) -> Pipeline:
     """A bundle, or a step of a training run, ready to draw on the mesh of a command's `--mesh`.
 
@@ -257,7 +276,10 @@ def load_pipeline(
 
     if raw and not is_run(bundle):
         raise UserError("--raw belongs to RUN/STAGE[@STEP]; a bundle has one set of parameters")
-    pipe = Pipeline.load(bundle, dtype=dtype, mesh=open_mesh(mesh), raw=raw, fast=fast, cache=True)
+    where = open_mesh(mesh)
+    pipe = Pipeline.load(
+        bundle, dtype=dtype, frozen_dtype=frozen_dtype, mesh=where, raw=raw, fast=fast, cache=True
+    )
     if is_fresh(pipe.bundle.records) and first_process():
         tell(f"{bundle}: {FRESH}")
     return pipe

@@ -17,6 +17,7 @@ from mvader_jax.convert.kinds.base import Export
 from mvader_jax.convert.mark import not_an_export, write_mark
 from mvader_jax.convert.tensors import DTYPES, cast
 from mvader_jax.errors import UserError
+from mvader_jax.models.quantised import SCALE
 from mvader_jax.storage.atomic import whole_directory
 from mvader_jax.storage.bundle import verify
 from mvader_jax.storage.bundle_config import find_bundle, read_model
@@ -69,6 +70,11 @@ def export(
         raise UserError(
             f"{bundle} has nothing that {to} holds ({', '.join(form.holds)}); it has {', '.join(job.held)}"
         )
+    for name, reader in job.readers.items():
+        if any(path.endswith(f"/{SCALE}") for path in reader.paths):
+            raise UserError(
+                f"the {name} of {bundle} is stored as integers, for which {to} has no place; export the bundle it was made of"
+            )
     verify(job.path, [job.places[name] for name in names])
     taken = {job.places[name] for name in names}
     left = [name for name in job.held if name not in taken and not (fast and name == "unet")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,13 @@ from mvader_jax.data.buckets import Buckets
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.decode import Size, decode, encoder_pixels
 from mvader_jax.data.order import Damage, Reader, Record
-from mvader_jax.data.sources.encoded import BF16
+from mvader_jax.data.sources.encoded import BF16, EncodedShapes
 from mvader_jax.errors import UserError
 
 Batch = dict[str, Any]
 BatchFn = Callable[[int], tuple[Batch, list[Damage]]]
 #: Where the records of each step are read: all in one order, or a bucket of pictures of one shape at a time.
 Feed = Reader | Buckets
-
-
-class EncodedShapes(NamedTuple):
-    """Shapes of what comes precomputed of a picture: latents (2, h, w, C), features (T, C); None for what does not."""
-
-    latents: tuple[int, ...] | None = None
-    features: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +145,19 @@ def moments(
         if "latents" in record:
             out[:, row] = record["latents"]
     return {"latent_mean": out[0], "latent_logvar": out[1]}
+
+
+def states(
+    records: Sequence[Record], shape: tuple[int, ...], kind: str
+) -> BFloat16[np.ndarray, "{len(records)} _ {shape[3]}"]:
+    """Hidden states of records' prompts of a kind, "image" or "caption"; zeros for records without."""
+    images, words, _, width = shape
+    here = slice(images) if kind == "image" else slice(images, images + words)
+    out = np.zeros((len(records), here.stop - (here.start or 0), width), BF16)
+    for row, record in zip(out, records, strict=True):
+        if "states" in record:
+            row[:] = record["states"][here]
+    return out
 
 
 def encoder_input(

@@ -25,7 +25,7 @@ class DataConfig(Checked):
     flip: Share = 0.0
     #: Sides (height, width) that whole batches take, nearest to each picture's own shape; empty for square pictures.
     aspect_buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
-    #: Folders of latents and features written by `mvader data encode`, read in place of the source's pictures (and
+    #: Folders of latents, features and states written by `mvader data encode`, read in place of the source's pictures (and
     #: mixed by its `weights`).
     precomputed: tuple[str, ...] = ()
     #: Of the order, of crops, and of what a source draws.

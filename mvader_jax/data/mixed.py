@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mvader_jax.condition import PromptBatch
 from mvader_jax.data.batches import (
     Batch,
     Canvas,
@@ -15,15 +16,19 @@ from mvader_jax.data.batches import (
     encoder_input,
     moments,
     read_one,
+    states,
 )
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.order import Damage, DamagedRecord, Reader, Record
 from mvader_jax.data.prompts import caption_rows, image_rows
 from mvader_jax.data.rows import IMAGE, INTERLEAVED, RowLayout, interleaved_before, kinds
-from mvader_jax.data.sources.encoded import encoded_shapes
+from mvader_jax.data.sources.encoded import encoded_shapes, null_states
 from mvader_jax.prompt.elements import Image, Text
 from mvader_jax.prompt.layout import lay_out
 from mvader_jax.prompt.tokenizer import Tokenizer
+
+#: Hidden states in a batch: of image prompts, of captions, of the null prompt.
+STATES = ("image_states", "text_states", "null_states")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,8 @@ class MixedBatches:
     whose.
 
     Of precomputed records "latent_mean" and "latent_logvar", bfloat16 [B, h, w, C], stand for "pixels", and
-    features [N, 1, T, C] for the image prompt's pixels.
+    features [N, 1, T, C] for the image prompt's pixels. With hidden states, bfloat16 [rows, length, D] under the names
+    of `STATES`, there are no pixels; the null prompt's are there once for each group of rows.
     With interleaved prompts also "interleaved_prompt" and "use_interleaved", and beside latents
     "interleaved_pixels", the targets of these rows.
     """
@@ -59,7 +65,8 @@ class MixedBatches:
         """interleaved: where prompts of several elements are read, if a share of the samples has some."""
         self._feed, self._interleaved, self._rows = feed, interleaved, rows
         self._data, self._shape, self._tokenizer = data, shape, tokenizer
-        self._latents, self._features = encoded_shapes(data)
+        self._latents, self._features, self._states = encoded_shapes(data)
+        self._null = null_states(data) if self._states and self._states[2] else None
         self._groups = shape.groups // shape.process_count
 
     def __call__(self, step: int) -> tuple[Batch, list[Damage]]:
@@ -70,22 +77,34 @@ class MixedBatches:
         number = np.arange(len(records)).reshape(kind.shape)
         with_image = [records[i] for i in number[:, : layout.image_rows].reshape(-1)]
         # Where two kinds overlap, the row that is not used may have no caption.
-        captions = [records[i].get("caption", "") for i in number[:, layout.text_start :].reshape(-1)]
-        pixels = encoder_input(with_image, shape, self._features)
+        with_text = [records[i] for i in number[:, layout.text_start :].reshape(-1)]
+        captions = [record.get("caption", "") for record in with_text]
         batch: Batch = {
             **(canvas.batch() if self._latents is None else moments(records, self._latents)),
-            "image_prompt": image_rows(pixels, shape.image_tokens),
+            "image_prompt": self._image_prompts(with_image),
             "text_prompt": caption_rows(
                 self._tokenizer, captions, self._rows.caption_length, shape.encoder_size
             ),
             "use_image": kind.reshape(-1) == IMAGE,
         }
+        if self._states is not None:
+            batch[STATES[0]] = states(with_image, self._states, "image")
+            batch[STATES[1]] = states(with_text, self._states, "caption")
+            if self._null is not None:
+                batch[STATES[2]] = np.stack([self._null] * self._groups)
         if layout.interleaved_rows:
             end = layout.interleaved_start + layout.interleaved_rows
             middle = number[:, layout.interleaved_start : end].reshape(-1)
             batch |= self._mixed([records[i] for i in middle])
             batch["use_interleaved"] = kind.reshape(-1) == INTERLEAVED
         return batch, damage
+
+    def _image_prompts(self, records: Sequence[Record]) -> PromptBatch:
+        shape = self._shape
+        if self._states is None:
+            return image_rows(encoder_input(records, shape, self._features), shape.image_tokens)
+        nothing = np.zeros((len(records), 0, shape.encoder_size, shape.encoder_size, 3), np.float32)
+        return dataclasses.replace(image_rows(nothing[:, :, 0, 0], shape.image_tokens), pixels=nothing)
 
     def _first_group(self, step: int) -> int:
         """The first of this process's groups of rows in a step, counted over the run."""
@@ -107,7 +126,7 @@ class MixedBatches:
                 mixed += 1
             else:
                 seen = row % layout.samples < layout.image_rows
-                needs = ("latents", "features") if seen else ("latents",)
+                needs = ("latents", "features") if seen and self._states is None else ("latents",)
                 record, passed = read_one(source, place - mixed, self._data, size=size, needs=needs)
             records.append(canvas.take(row, record))
             damage += passed

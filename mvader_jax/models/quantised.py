@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,8 +27,6 @@ from mvader_jax.parallel.sharding import Tree, gathered, partitioned
 
 Dtype = Any
 SCALE = "kernel_scale"
-#: What frozen parameters may be kept in: the last two are for the matrices of a decoder's layers.
-FrozenDtype = Literal["float32", "bfloat16", "int8", "int4"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Integers:
     rows: int = 0
 
 
-#: The names of FrozenDtype that are integers.
+#: The names of `bounds.FrozenDtype` that are integers.
 INTEGERS: Mapping[str, Integers] = {
     "int8": Integers(jnp.int8, 127),
     "int4": Integers(jnp.int4, 7, rows=128),
@@ -112,19 +110,36 @@ def _groups(rows: int, most: int) -> int:
 _compiled = jax.jit(integers, static_argnames="name")
 
 
+def kept_in(frozen_dtype: str, dtype: str) -> tuple[str, str | None]:
+    """(what parameters are kept in that are no integers, which integers the decoder's matrices become, if any)."""
+    return (dtype, frozen_dtype) if frozen_dtype in INTEGERS else (frozen_dtype, None)
+
+
+def is_matrix(path: tuple[str, ...]) -> bool:
+    """Whether a parameter, `component/path`, is one of those that integers may stand for."""
+    return path[:2] == ("decoder", "layers") and path[-1] == "kernel"
+
+
+def has_integers(component: Tree) -> bool:
+    """Whether a component's matrices are integers."""
+    return any(path[-1] == SCALE for path in flatten_dict(component))
+
+
 def quantised(components: Mapping[str, Tree], name: str) -> dict[str, Tree]:
     """Components with the matrices of the decoder's layers as integers, of arrays or of shapes alike.
 
-    Raises UserError where there are no such matrices.
+    Raises UserError where there are no such matrices, or they are other integers already.
     """
     flat = flatten_dict(dict(components))
-    matrices = [path for path in flat if path[:2] == ("decoder", "layers") and path[-1] == "kernel"]
+    matrices = list(filter(is_matrix, flat))
     if not matrices:
         raise UserError(
             f"frozen_dtype {name} is for the matrices of a decoder that stays frozen; there are none among "
             f"{', '.join(sorted(components)) or 'no components'}"
         )
     for path in matrices:
+        if not jnp.issubdtype(flat[path].dtype, jnp.floating) and flat[path].dtype != name:
+            raise UserError(f"the decoder is stored in {flat[path].dtype}; {name} cannot be made of it")
         if jnp.issubdtype(flat[path].dtype, jnp.floating):
             abstract = isinstance(flat[path], jax.ShapeDtypeStruct)
             made = jax.eval_shape if abstract else (lambda make, kernel: make(kernel))

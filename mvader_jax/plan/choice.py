@@ -15,22 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from mvader_jax.condition import PromptBatch
-from mvader_jax.data.batches import EncodedShapes
-from mvader_jax.data.sources.encoded import parts_of
+from mvader_jax.data.sources.encoded import EncodedShapes, parts_of
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.models.embed import embedder_of
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh, process_share
 from mvader_jax.parallel.pods import Topology, found_topology
 from mvader_jax.parallel.processes import by_first, initialize_distributed
 from mvader_jax.parallel.sharding import MESH_AXES, ShardingError, Tree, bytes_per_device, param_shardings
 from mvader_jax.plan import search
 from mvader_jax.plan.counted import kept_flops
+from mvader_jax.plan.program import drawing_components
 from mvader_jax.plan.search import Candidate, Work, powers
 from mvader_jax.storage.checkpoint import newest_metadata
 from mvader_jax.train.assemble import batch_shape, split
@@ -95,7 +93,7 @@ def choose(
 
 
 def choose_sampling(
-    topology: Topology, model: ModelConfig, images: int, dtype: str
+    topology: Topology, model: ModelConfig, images: int, dtype: str, frozen_dtype: str | None = None
 ) -> tuple[MeshConfig, str]:
     """(the mesh that divides the weights over the fewest devices that hold them, why in a sentence).
 
@@ -105,8 +103,7 @@ def choose_sampling(
         raise UserError(
             f"{images} images do not divide over the {topology.devices} devices of {topology.name}"
         )
-    shapes, axes = abstract_components(model, (*embedder_of(model).components, "unet", "vae"))
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
+    shapes, axes = drawing_components(model, dtype, frozen_dtype)
     inside = topology.devices // topology.slices
     meshes = [MeshConfig(topology.slices, inside // n, n) for n in powers(inside) if inside % n == 0]
     found = []

@@ -18,6 +18,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embedder_of
+from mvader_jax.models.quantised import kept_in, quantised, with_scales
 from mvader_jax.parallel.sharding import batch_sharding, param_shardings, replicated
 from mvader_jax.sampling.generate import Draws, Prompted, generate
 from mvader_jax.sampling.settings import SamplingSettings
@@ -25,6 +26,7 @@ from mvader_jax.train.assemble import assemble, batch_groups, batch_shape, batch
 from mvader_jax.train.check import check_stage
 from mvader_jax.train.config import Stage, TrainConfig
 from mvader_jax.train.sizes import encoded_parts
+from mvader_jax.train.start import check_states
 
 Tree = Any
 
@@ -68,13 +70,15 @@ def train_program(
     objective = stage.objective
     model = objective.extended(config.model)
     objective.check_model(model)
+    states = check_states(model, stage) if "states" in known else None
     shapes, _ = abstract_components(model, objective.components(model, known, drawn=stage.sample_every > 0))
     # Its numbers come from the data; a plan needs its shape.
     whitening = np.eye(objective.condition_width(model)) if stage.optimizer.whiten else None
     assembly, trainable, frozen = assemble(model, shapes, stage, mesh, whitening)
     state = assembly.abstract_state(trainable, frozen)
     data, shape = batch_shape(model, stage, batch_groups(stage, mesh))
-    abstract = objective.abstract_batch(data, shape, model.tokenizer, encoded_parts(model, data, known))
+    encoded = encoded_parts(model, data, known, states)
+    abstract = objective.abstract_batch(data, shape, model.tokenizer, encoded)
     batch = jax.tree.map(lambda x: _placed(x, batch_sharding(mesh, x.ndim)), abstract)
     return Program(
         function=assembly.step(),
@@ -99,10 +103,12 @@ def sample_program(
     settings: SamplingSettings | None = None,
     *,
     dtype: str = "bfloat16",
+    frozen_dtype: str | None = None,
 ) -> Program:
     """Drawing `images` pictures, a prompt of one image and a caption each, in one program.
 
-    Raises UserError where they do not divide over the mesh, or the model lacks a part.
+    dtype, frozen_dtype: as `Pipeline.load` takes them. Raises UserError where the pictures do not divide over the mesh,
+    or the model lacks a part.
     """
     if model.unet is None or model.vae is None:
         raise UserError("sampling needs a unet and a vae in the model's config")
@@ -110,8 +116,7 @@ def sample_program(
     if images % ways:
         raise UserError(f"{images} images do not divide over {ways} chips")
     embedder = embedder_of(model)
-    shapes, axes = abstract_components(model, (*embedder.components, "unet", "vae"))
-    shapes = _cast(shapes, jnp.dtype(dtype))
+    shapes, axes = drawing_components(model, dtype, frozen_dtype)
     components = jax.tree.map(_placed, shapes, param_shardings(shapes, axes, mesh))
     encoder = embedder.image_encoder
     tokens, side = (encoder.num_tokens, encoder.image_size) if encoder else (0, 0)
@@ -143,15 +148,21 @@ def sample_program(
     )
 
 
+def drawing_components(model: ModelConfig, dtype: str, frozen_dtype: str | None) -> tuple[Tree, Tree]:
+    """Shapes and logical axes of what draws, as `Pipeline.load` keeps it."""
+    shapes, axes = abstract_components(model, (*embedder_of(model).components, "unet", "vae"))
+    kept, integers = kept_in(frozen_dtype or dtype, dtype)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(kept)), shapes)
+    if integers is not None:
+        shapes = quantised(shapes, integers)
+    return shapes, with_scales(axes, shapes)
+
+
 def _known(precomputed: Collection[str]) -> frozenset[str]:
     for name in precomputed:
         if name not in PARTS:
             raise UserError(f"unknown precomputed part {name!r}; accepted: {', '.join(PARTS)}")
     return frozenset(precomputed)
-
-
-def _cast(tree: Tree, dtype: Any) -> Tree:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
 
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from mvader_jax.bounds import NonNegativeInt, PositiveInt, between
+from mvader_jax.bounds import FrozenDtype, NonNegativeInt, PositiveInt, between
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.libtpu import prepare
 from mvader_jax.parallel.pods import Topology, parse_topology
@@ -28,9 +28,10 @@ class Request(Checked):
     """What is to be planned.
 
     config, overrides, stage: as `mvader train`; job: "train" or "sample"; mesh: axes as `mvader train --mesh`, empty
-    for one that is chosen; accumulate: microbatches, None for the stage's own; batch, dtype: of the sample job, images
-    per run and what it computes in; precomputed: parts of the batch that come computed before; effort: XLA's, -1 to
-    1; cache: whether kept results may be taken; search: rank meshes instead of compiling one.
+    for one that is chosen; accumulate: microbatches, None for the stage's own; batch, dtype, frozen_dtype: of the sample
+    job, images per run, what it computes in and what it keeps parameters in; precomputed: parts of the batch that come
+    computed before; effort: XLA's, -1 to 1; cache: whether kept results may be taken; search: rank meshes instead of
+    compiling one.
     """
 
     config: str
@@ -43,6 +44,7 @@ class Request(Checked):
     accumulate: PositiveInt | None = None
     batch: NonNegativeInt = 0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    frozen_dtype: FrozenDtype | None = None
     precomputed: tuple[str, ...] = ()
     effort: Annotated[float, between(-1, 1)] = -1.0
     cache: bool = True
@@ -73,6 +75,7 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
     prepare()
     from mvader_jax.parallel.sharding import bytes_per_device
     from mvader_jax.plan.compile import compile_program
+    from mvader_jax.plan.states import states_note
 
     if request.job not in ("train", "sample"):
         raise UserError(f"unknown job {request.job!r}; accepted: train, sample")
@@ -89,6 +92,11 @@ def plan(request: Request, say: Say = lambda message: None) -> Plan:
         "by": _versions(compiled),
     }
     made = make_plan(dataclasses.replace(subject, settings=settings), parts, compiled, work)
+    if "states" in request.precomputed:
+        states = config.stage(request.stage).objective.states(config.model)
+        step = made.figures.get("step_seconds")
+        samples = program.images
+        notes.append(states_note(states, program.arguments[1], samples, step.value if step else None))
     return dataclasses.replace(made, notes=(*notes, *made.notes))
 
 
@@ -103,11 +111,19 @@ def _sampling(request: Request, config: TrainConfig, topology: Topology, say: Sa
     if request.mesh:
         mesh = parse_mesh(request.mesh)
     else:
-        mesh, why = choose_sampling(topology, config.model, images, request.dtype)
+        mesh, why = choose_sampling(topology, config.model, images, request.dtype, request.frozen_dtype)
         notes.append(why)
         say(why)
-    program = sample_program(config.model, make_mesh(mesh, devices(topology)), images, dtype=request.dtype)
+    program = sample_program(
+        config.model,
+        make_mesh(mesh, devices(topology)),
+        images,
+        dtype=request.dtype,
+        frozen_dtype=request.frozen_dtype,
+    )
     settings = {"images": images, "dtype": request.dtype, "steps": 50, "sampler": "plms"}
+    if request.frozen_dtype is not None:
+        settings["kept in"] = request.frozen_dtype
     subject = Subject(f"{config.name}: sampling", topology, dict(program.mesh.shape), settings)
     return Planned(program, subject, Work(images), notes)
 

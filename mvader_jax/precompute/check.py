@@ -33,7 +33,7 @@ def check(job: Job, out: str, sample: int) -> Check:
     chosen = rng.permutation(len(stored))[: max(sample // job.rows, 1) * job.rows]
     compared, worst = 0, 0.0
     for at in range(0, len(chosen), job.rows):
-        kept, pictures = [], []
+        kept, pictures, captions = [], [], []
         for number in chosen[at : at + job.rows]:
             row = job.picture("train", int(number))
             with contextlib.suppress(DamagedRecord):
@@ -41,7 +41,8 @@ def check(job: Job, out: str, sample: int) -> Check:
                 if "image" in row:
                     kept.append(record)
                     pictures.append(row["image"])
-        arrays = job.arrays(pictures)
+                    captions.append(row["captions"])
+        arrays = job.arrays(pictures, captions)
         compared += len(kept)
         for part, values in arrays.items():
             for value, record in zip(values, kept, strict=True):

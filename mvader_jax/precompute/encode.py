@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.scenes.world import Split
-from mvader_jax.data.sources.encoded import INFO, PARTS, EncodedInfo, pack, read_info, shard_path
+from mvader_jax.data.sources.encoded import INFO, NULL, PARTS, EncodedInfo, pack, read_info, shard_path
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.processes import barrier, by_first, first_process
 from mvader_jax.precompute.check import Check, check
@@ -123,7 +123,7 @@ def _shard(job: Job, directory: Path, shard: tuple[Split, int] | None, steps: in
     """Encodes one file (or joins in for others), and yields after every step."""
     if shard is None:
         for step in range(1, steps + 1):
-            job.arrays([])
+            job.arrays([], [])
             yield step
         return
     split, number = shard
@@ -138,7 +138,8 @@ def _shard(job: Job, directory: Path, shard: tuple[Split, int] | None, steps: in
     try:
         for step in range(1, steps + 1):
             batch = list(itertools.islice(rows, job.rows))
-            arrays = job.arrays([row["image"] for row in batch if "image" in row])
+            whole = [row for row in batch if "image" in row]
+            arrays = job.arrays([row["image"] for row in whole], [row["captions"] for row in whole])
             place = 0
             for row in batch:
                 if "image" not in row:
@@ -146,7 +147,7 @@ def _shard(job: Job, directory: Path, shard: tuple[Split, int] | None, steps: in
                     writer.write(f"! {row['reason']}".encode())
                     continue
                 values = [arrays[part][place] if part in arrays else None for part in PARTS]
-                writer.write(pack(values[0], values[1], row["captions"]))
+                writer.write(pack(values[0], values[1], row["captions"], values[2]))
                 place += 1
             yield step
     finally:
@@ -173,7 +174,10 @@ def _finish(job: Job, directory: Path) -> EncodedInfo:
         for number in range(len(job.info.shards(split))):
             damaged.update(json.loads(_report(directory, split, number).read_text()))
     info = dataclasses.replace(job.info, damaged=dict(damaged.most_common()))
+    states = job.null_states()
     if first_process():
+        if states is not None:
+            write_file(directory / NULL, states.tobytes())
         write_file(directory / INFO, json.dumps(info.to_json(), indent=1))
     barrier()
     return info

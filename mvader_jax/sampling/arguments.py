@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from mvader_jax.bounds import ComputeDtype
+from mvader_jax.bounds import ComputeDtype, FrozenDtype
 from mvader_jax.condition import Array, Condition, take
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
@@ -30,6 +30,11 @@ T = TypeVar("T")
 def compute_dtype(value: Any) -> str:
     """Raises UserError for what nothing is computed in."""
     return str(convert(ComputeDtype, value, "dtype"))
+
+
+def frozen_dtype(value: Any, dtype: str) -> str:
+    """What parameters are kept in; None: `dtype`. Raises UserError for what they are not kept in."""
+    return dtype if value is None else str(convert(FrozenDtype, value, "frozen_dtype"))
 
 
 def instance(value: Any, kind: type[T], name: str, hint: str = "") -> T:

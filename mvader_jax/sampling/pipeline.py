@@ -22,6 +22,7 @@ from mvader_jax.images.pixels import from_unit, to_float, to_unit
 from mvader_jax.images.preprocess import to_vae_pixels
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed
+from mvader_jax.models.quantised import kept_in
 from mvader_jax.models.unet import UNet
 from mvader_jax.parallel.processes import gather_rows
 from mvader_jax.prompt.elements import ImageSource, LongPrompts, Prompt, PromptLike, Site
@@ -79,6 +80,7 @@ class Pipeline:
         name: str | Path = "tiny",
         *,
         dtype: str = "float32",
+        frozen_dtype: str | None = None,
         mesh: Mesh | None = None,
         raw: bool = False,
         fast: bool = False,
@@ -87,12 +89,16 @@ class Pipeline:
         """Loads a bundle by the name of an embedded one, its directory or hf:ORG/NAME[@REVISION]; or RUN/STAGE[@STEP],
         a checkpoint of a training run, the newest or that of a step.
 
+        frozen_dtype: what the parameters are kept in, `dtype` where it is None; "int8" or "int4": the matrices of the
+        decoder's layers as integers with scales, the rest in `dtype`.
         raw: of a run, the parameters themselves in place of their average. fast: draw with the UNet that was distilled
         to few steps, `unet_fast`, in place of the one that it learnt from. cache: call `compilation_cache` first,
         which changes JAX's settings for the whole process.
-        Raises UserError for an unknown or damaged bundle or run.
+        Raises UserError for an unknown or damaged bundle or run, and for integers where there is no decoder.
         """
         dtype, mesh = arguments.compute_dtype(dtype), arguments.mesh(mesh)
+        kept, integers = kept_in(arguments.frozen_dtype(frozen_dtype, dtype), dtype)
+        where: dict[str, Any] = {"mesh": mesh, "dtype": kept, "integers": integers}
         if not isinstance(name, (str, Path)):
             raise UserError(f"a bundle is named by {name!r:.80}; expected a string or a path")
         if raw and not is_run(name):
@@ -102,9 +108,9 @@ class Pipeline:
         if is_run(name):  # what reads runs lies above this room: it is loaded for them alone
             from mvader_jax.train.snapshot import Snapshot, load_snapshot
 
-            bundle = load_snapshot(Snapshot.of(name, raw=raw), mesh=mesh, dtype=dtype)
+            bundle = load_snapshot(Snapshot.of(name, raw=raw), **where)
             return cls(bundle.fast() if fast else bundle, dtype=dtype, mesh=mesh)
-        return cls(load_bundle(name, mesh=mesh, dtype=dtype, fast=fast), dtype=dtype, mesh=mesh)
+        return cls(load_bundle(name, fast=fast, **where), dtype=dtype, mesh=mesh)
 
     def __repr__(self) -> str:
         model, mesh = self.model, self.placement.mesh

@@ -25,6 +25,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embedder_of, find_embedder
+from mvader_jax.models.quantised import INTEGERS, SCALE, quantised, with_scales
 from mvader_jax.models.unet import factors_shape
 from mvader_jax.parallel.processes import first_process
 from mvader_jax.parallel.sharding import Tree, param_shardings
@@ -110,13 +111,15 @@ def load_bundle(
     mesh: Mesh | None = None,
     dtype: str | jnp.dtype | None = None,
     fast: bool | None = None,
+    integers: str | None = None,
 ) -> Bundle:
     """Reads a bundle, or those of its `components` that are named. fast: which of two UNets is read alone; with True
     the few-step one, as `Bundle.fast` has it.
 
     On a mesh every device reads only its own shards, by the table in `parallel/sharding.py`;
     without one the parameters come to the default device. dtype: what floating parameters are cast
-    to; None keeps them as stored. Raises UserError for an unknown bundle, or a component it lacks.
+    to; None keeps them as stored. integers: "int8" or "int4", what the matrices of the decoder become, one after the
+    other (`models/quantised.py`). Raises UserError for an unknown bundle, a component it lacks, or no such matrices.
     """
     path = find_bundle(name)
     model, records = read_model(path)
@@ -134,6 +137,11 @@ def load_bundle(
             f"bundle {str(name)!r} has no {' and no '.join(missing)}; it holds {', '.join(sorted(records))}"
         )
     abstract, axes = abstract_components(model, wanted)
+    for stored in INTEGERS.keys() & set(records.get("decoder", {}).get("dtypes", ())):
+        abstract = quantised(abstract, stored) if "decoder" in abstract else abstract
+    axes = with_scales(axes, abstract)
+    if integers is not None:
+        quantised(abstract, integers)  # refuses before anything is read
     trees = {}
     for component in wanted:
         target = jax.tree.map(
@@ -145,6 +153,8 @@ def load_bundle(
         tree = checkpoint.restore_tree(place, abstract=target, shardings=shardings, dtype=dtype)
         if records[component].get("dtypes") == sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tree)}):
             _compare(place, tree, expected.get(places[component]))
+        if integers is not None and component == "decoder":
+            tree = quantised({component: tree}, integers)[component]
         # device_put, not jnp.asarray: that compiles a program for every shape.
         trees[component] = tree if mesh is not None else jax.device_put(tree)
     tokenizer = None
@@ -227,8 +237,8 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
 
 
 def parameter_count(tree: Tree) -> int:
-    """The numbers of a component."""
-    return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
+    """The numbers of a component; integers are as many as the numbers that they stand for."""
+    return sum(int(leaf.size) for path, leaf in flatten_dict(tree).items() if path[-1] != SCALE)
 
 
 def summary(tree: Tree) -> dict[str, Any]:

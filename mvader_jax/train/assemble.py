@@ -20,7 +20,7 @@ from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.models.quantised import INTEGERS, quantised, with_scales
+from mvader_jax.models.quantised import has_integers, is_matrix, kept_in, quantised, with_scales
 from mvader_jax.models.remat import Remat
 from mvader_jax.parallel.mesh import compiler_options
 from mvader_jax.parallel.sharding import mesh_axes, param_shardings, replicated
@@ -127,10 +127,20 @@ def split(components: Mapping[str, Tree], stage: Stage) -> tuple[Tree, Tree, dic
     """`partition` by the stage's groups, each part in the dtype that the stage keeps it in."""
     trainable, frozen, groups = partition(components, _patterns(stage))
     trainable = jax.tree.map(lambda x: _cast(x, jnp.float32), trainable)
-    if stage.frozen_dtype in INTEGERS:
-        frozen = quantised(frozen, stage.frozen_dtype)
+    dtype, integers = kept_in(stage.frozen_dtype, stage.dtype)
+    if any(is_matrix(tuple(path.split("/"))) for path in groups):
+        if integers is not None:
+            raise UserError(
+                f"frozen_dtype {integers} is for a decoder that stays frozen; here its matrices train"
+            )
+        if has_integers(components["decoder"]):
+            raise UserError(
+                "the decoder that the stage starts from is stored as integers; its matrices cannot train"
+            )
+    if integers is not None:
+        frozen = quantised(frozen, integers)
     # Integers and keys stay what they are.
-    kept = jnp.dtype(stage.frozen_float)
+    kept = jnp.dtype(dtype)
     frozen = jax.tree.map(lambda x: _cast(x, kept) if jnp.issubdtype(x.dtype, jnp.floating) else x, frozen)
     return trainable, frozen, groups
 

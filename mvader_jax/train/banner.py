@@ -10,7 +10,7 @@ import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from mvader_jax.models.quantised import SCALE
+from mvader_jax.models.quantised import SCALE, kept_in
 from mvader_jax.parallel.sharding import bytes_per_device
 from mvader_jax.train.config import Stage
 from mvader_jax.train.job import Job
@@ -64,9 +64,9 @@ def _frozen(run: Run) -> str:
     if not count:
         return "nothing"
     parts = ", ".join(f"{component} {size:,}" for component, size in count.items())
-    kept, rest = str(run.stage.frozen_dtype), run.stage.frozen_float
-    if kept != rest:
-        kept = f"{kept} (the decoder's matrices) and {rest}"
+    kept, integers = kept_in(run.stage.frozen_dtype, run.stage.dtype)
+    if integers is not None:
+        kept = f"{integers} (the decoder's matrices) and {kept}"
     return f"{count.total():,} parameters in {kept} ({parts})"
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar
 from mvader_jax.bounds import (
     Bound,
     ComputeDtype,
+    FrozenDtype,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
@@ -24,7 +25,6 @@ from mvader_jax.bounds import (
 from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.models.quantised import INTEGERS, FrozenDtype
 from mvader_jax.models.remat import Remat
 from mvader_jax.settings import Checked, convert, nearest, override, type_hints
 from mvader_jax.train.objectives import Objective
@@ -123,11 +123,6 @@ class Stage(Checked):
             "kl_weight",
         )
     }
-
-    @property
-    def frozen_float(self) -> str:
-        """What those frozen parameters are kept in that are no integers."""
-        return self.dtype if self.frozen_dtype in INTEGERS else self.frozen_dtype
 
 
 @dataclasses.dataclass(frozen=True)

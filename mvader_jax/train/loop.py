@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from mvader_jax.images.png import save_png
 from mvader_jax.parallel.mesh import make_global
 from mvader_jax.storage.atomic import check_place, local, whole_directory
-from mvader_jax.storage.bundle import Bundle, carry_over, write_bundle
+from mvader_jax.storage.bundle import Bundle
 from mvader_jax.storage.bundle_config import not_ours
 from mvader_jax.storage.lock import only_user
 from mvader_jax.train.banner import banner
@@ -163,5 +163,4 @@ def write_result(run: Run, state: TrainState, path: Path, config: TrainConfig, s
     trained = trained_by(config, stage_name, run.stage.steps, code_version())
     bundle = dataclasses.replace(bundle, records=trained_records(bundle, run.groups, trained))
     with whole_directory(path, overwrite=True, not_ours=not_ours) as work:
-        write_bundle(work, bundle)
-        carry_over(work, run.start.unused)
+        run.start.write(work, bundle, run.groups)

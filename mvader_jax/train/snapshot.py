@@ -6,13 +6,15 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mvader_jax.errors import UserError
+from mvader_jax.models.quantised import quantised
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.settings import from_dict, modern
 from mvader_jax.storage.atomic import whole_directory
-from mvader_jax.storage.bundle import Bundle, carry_over, load_bundle, write_bundle
+from mvader_jax.storage.bundle import Bundle, load_bundle
 from mvader_jax.storage.bundle_config import RUN, not_ours
 from mvader_jax.storage.checkpoint import read_step
 from mvader_jax.train.assemble import split
@@ -53,30 +55,39 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(place.name) for place in places if place.name.isdigit() and place.is_dir())
 
 
-def load_snapshot(snapshot: Snapshot, *, mesh: Mesh | None = None, dtype: str | None = None) -> Bundle:
+def load_snapshot(
+    snapshot: Snapshot, *, mesh: Mesh | None = None, dtype: str | None = None, integers: str | None = None
+) -> Bundle:
     """The model as the step has it, with all components that the stage's result would hold.
 
-    Raises UserError as `_gather`.
+    dtype, integers: as `load_bundle` takes them. Raises UserError as `_gather`, and as `load_bundle` for `integers`.
     """
-    bundle, start = _gather(snapshot, mesh)
+    bundle, start, _ = _gather(snapshot, mesh)
     for name, path in start.unused.items():
         other = load_bundle(path.parent, components=[name], mesh=mesh)
         bundle.components[name], bundle.records[name] = other.components[name], other.records[name]
     if dtype is not None:
-        bundle.components = jax.tree.map(lambda leaf: leaf.astype(dtype), bundle.components)
+        bundle.components = jax.tree.map(
+            lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+            bundle.components,
+        )
+    if integers is not None:
+        bundle.components = quantised(bundle.components, integers)
     return bundle
 
 
 def write_snapshot(snapshot: Snapshot, out: Path, *, overwrite: bool = False) -> None:
     """Writes the same as a bundle. Raises UserError as `load_snapshot`, and where `out` cannot be written."""
-    bundle, start = _gather(snapshot, None)
+    bundle, start, groups = _gather(snapshot, None)
     with whole_directory(out, overwrite=overwrite, not_ours=not_ours, sources=[snapshot.directory]) as work:
-        write_bundle(work, bundle)
-        carry_over(work, start.unused)
+        start.write(work, bundle, groups)
 
 
-def _gather(snapshot: Snapshot, mesh: Mesh | None) -> tuple[Bundle, Start]:
-    """Raises UserError where the step cannot be read, or the bundles that the stage started from are gone or others."""
+def _gather(snapshot: Snapshot, mesh: Mesh | None) -> tuple[Bundle, Start, dict[str, str]]:
+    """(the model, what the stage started from, the group of every path that trained).
+
+    Raises UserError where the step cannot be read, or the bundles that the stage started from are gone or others.
+    """
     directory = snapshot.directory
     saved, metadata = read_step(
         directory / "checkpoints" / str(snapshot.step), "trainable" if snapshot.raw else "ema"
@@ -94,4 +105,4 @@ def _gather(snapshot: Snapshot, mesh: Mesh | None) -> tuple[Bundle, Start]:
     trainable = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), trainable, saved)
     bundle = dataclasses.replace(start.bundle, components=merge(trainable, frozen))
     trained = trained_by(config, metadata["stage"], snapshot.step, metadata.get("version", "unknown"))
-    return dataclasses.replace(bundle, records=trained_records(bundle, groups, trained)), start
+    return dataclasses.replace(bundle, records=trained_records(bundle, groups, trained)), start, groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from mvader_jax.data.config import DataConfig
 from mvader_jax.data.loader import captions_of
-from mvader_jax.data.sources.encoded import parts_of, read_info
+from mvader_jax.data.sources.encoded import encoded_shapes, parts_of, read_info
 from mvader_jax.errors import UserError
 from mvader_jax.models.components import COPIES, abstract_components, init_component
 from mvader_jax.models.config import ModelConfig
-from mvader_jax.models.embed import embedder_kind
+from mvader_jax.models.embed import embedder_kind, embedder_of
+from mvader_jax.models.quantised import has_integers, kept_in
 from mvader_jax.prompt.tokenizer import Tokenizer, train_tokenizer
-from mvader_jax.storage.bundle import Bundle, load_bundle
+from mvader_jax.storage.bundle import Bundle, carry_over, load_bundle, write_bundle
 from mvader_jax.storage.bundle_config import find_bundle, read_model
 from mvader_jax.train.config import Stage, TrainConfig
 
@@ -34,11 +34,24 @@ _WORDS_OF = 2_000
 @dataclasses.dataclass
 class Start:
     """bundle: the components this stage computes with; unused: {component: its directory}, components of
-    the earlier bundles that only travel on to this stage's result."""
+    the earlier bundles that only travel on to this stage's result; read: the same of those that were read."""
 
     bundle: Bundle
     unused: dict[str, Path]
     fresh: tuple[str, ...]
+    read: dict[str, Path]
+
+    def write(self, path: Path, bundle: Bundle, groups: Iterable[str]) -> None:
+        """Writes a stage's result, with the unused components, into a directory that exists.
+
+        What was made integers and did not train goes on as the earlier bundle has it. groups: paths of parameters
+        that trained.
+        """
+        trained = {name.split("/")[0] for name in groups}
+        kept = {c: p for c, p in self.read.items() if c not in trained and has_integers(bundle.components[c])}
+        own = {c: tree for c, tree in bundle.components.items() if c not in kept}
+        write_bundle(path, dataclasses.replace(bundle, components=own))
+        carry_over(path, {**self.unused, **kept})
 
 
 def needed_components(model: ModelConfig, stage: Stage) -> tuple[str, ...]:
@@ -55,7 +68,7 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
     stage.objective.check_model(model)
     needed = needed_components(model, stage)
     abstract_components(model, needed)  # says what the model lacks before anything is read
-    check_precomputed(stage.data, sources)
+    check_precomputed(model, stage, sources)
     if tokenizer is None and stage.objective.reads_text:
         if model.tokenizer is None or model.decoder is None:
             raise UserError(
@@ -82,15 +95,22 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
             # What stays frozen is read straight into its dtype: it is never there twice. What another is to start
             # from is rounded later.
             whole = component in copied or trains(model, component, stage)
-            dtype = None if whole else stage.frozen_float
-            loaded = load_bundle(sources[component], components=[component], mesh=mesh, dtype=dtype)
+            dtype, integers = (None, None) if whole else kept_in(stage.frozen_dtype, stage.dtype)
+            loaded = load_bundle(
+                sources[component],
+                components=[component],
+                mesh=mesh,
+                dtype=dtype,
+                integers=integers if component == "decoder" else None,
+            )
             components[component] = loaded.components[component]
             records[component] = loaded.records[component]
         else:
             fresh.append(component)
             components[component] = init_component(model, component, key, mesh, components)
     unused = {c: path / c for c, path in sources.items() if c not in components}
-    return Start(Bundle(model, components, tokenizer, records), unused, tuple(fresh))
+    read = {c: path / c for c, path in sources.items() if c in components}
+    return Start(Bundle(model, components, tokenizer, records), unused, tuple(fresh), read)
 
 
 def trains(model: ModelConfig, component: str, stage: Stage) -> bool:
@@ -134,9 +154,30 @@ def component_hash(path: Path, component: str) -> str | None:
     return read_model(path)[1][component].get("sha256")
 
 
-def check_precomputed(data: DataConfig, sources: Mapping[str, Path]) -> None:
-    """Raises UserError if precomputed data was made by other parameters than the stage starts from."""
-    for path in data.precomputed:
+def check_states(model: ModelConfig, stage: Stage) -> tuple[int, ...]:
+    """The shape of the hidden states of a stage's prompts. Raises UserError where a stage cannot do with stored ones."""
+    shape = stage.objective.states(model)
+    for component in embedder_of(model).components:
+        if trains(model, component, stage):
+            raise UserError(
+                f"states cannot be computed before a stage in which {component} train: they change with every step"
+            )
+    if stage.sample_every or stage.optimizer.whiten:
+        setting = "sample_every" if stage.sample_every else "optimizer.whiten"
+        raise UserError(f"{setting} needs the decoder, which a stage with precomputed states does not load")
+    return shape
+
+
+def check_precomputed(model: ModelConfig, stage: Stage, sources: Mapping[str, Path]) -> None:
+    """Raises UserError if precomputed data was made by other parameters than the stage starts from, or of other
+    prompts."""
+    stored = encoded_shapes(stage.data).states
+    if stored is not None and stored != check_states(model, stage):
+        raise UserError(
+            f"the precomputed states are of {stored[0]} positions for a picture, {stored[1]} for a caption and "
+            f"{stored[2]} for the null prompt, {stored[3]} wide; the stage's are {stage.objective.states(model)}"
+        )
+    for path in stage.data.precomputed:
         for component, theirs in read_info(path).components.items():
             mine = component_hash(sources[component], component) if component in sources else None
             if mine and theirs and mine != theirs:

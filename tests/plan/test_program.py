@@ -11,12 +11,14 @@ import micro
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mvader_jax.data.mixed import STATES
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, compiler_options, make_mesh
 from mvader_jax.parallel.pods import parse_topology
 from mvader_jax.parallel.sharding import bytes_per_device, constrain
 from mvader_jax.plan.counted import step_flops
 from mvader_jax.plan.program import sample_program, train_program
+from mvader_jax.plan.states import states_note
 from mvader_jax.plan.topology import devices
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.train.assemble import batch_shape
@@ -61,7 +63,7 @@ def test_a_batch_that_does_not_divide_is_one_sentence() -> None:
         UserError, match="a batch of 12 does not divide into 8 groups of rows: 8 for the mesh"
     ):
         train_program(config, config.stages["diffusion"], make_mesh(MeshConfig(data=8)))
-    with pytest.raises(UserError, match="accepted: latents, features"):
+    with pytest.raises(UserError, match="accepted: latents, features, states"):
         train_program(config, config.stages["diffusion"], make_mesh(MeshConfig(data=8)), ("pixels",))
 
 
@@ -103,3 +105,21 @@ def test_gathered_weights_do_not_become_loops() -> None:
     text = lowered.compile(compiler_options={**quick, **compiler_options(mesh)}).as_text()
     assert " while(" not in text and "all-gather" in text
     assert compiler_options(make_mesh(MeshConfig(fsdp=8))) == {}
+
+
+def test_states_stand_for_the_decoder_and_what_is_in_front_of_it() -> None:
+    """A step loads the UNet alone; both kinds of rows are as long as their prompts, and their bytes are told."""
+    config = load_config(CONFIGS / "open_v2.py")
+    stage = config.stages["diffusion"]
+    mesh = make_mesh(MeshConfig(data=8))
+    program = train_program(config, dataclasses.replace(stage, batch_size=80), mesh, ("latents", "states"))
+    state, batch = program.arguments
+    assert not state.frozen and set(state.trainable) == {"unet"}
+    assert [batch[name].shape for name in STATES] == [(16, 144, 4096), (64, 77, 4096), (8, 8, 4096)]
+    said = states_note((144, 77, 8, 4096), batch, 80, 2.0)
+    # 221 positions against (16 x 144 + 64 x 77) / 80.
+    assert said.startswith("states: 1.81 MB a sample in the bucket, 0.1 GB/s from the bucket at this step;")
+    assert said.endswith("of 2.4 epochs, so that they save work from epoch 3 on")
+    v1 = load_config(CONFIGS / "open_v1.py")
+    with pytest.raises(UserError, match="in which biases train"):
+        train_program(v1, v1.stages["diffusion"], mesh, ("states",))

@@ -43,6 +43,10 @@ LOADING: Calls = {
     "name": (lambda: unchecked.Pipeline.load(5), "a bundle is named by 5; expected a string or a path"),
     "none": (lambda: unchecked.Pipeline.load(None), "a bundle is named by None"),
     "load dtype": (lambda: unchecked.Pipeline.load("tiny", dtype="f16"), "accepted: float32, bfloat16"),
+    "load frozen_dtype": (
+        lambda: unchecked.Pipeline.load("tiny", frozen_dtype="int2"),
+        "accepted: float32, bfloat16, int8, int4",
+    ),
     "load mesh": (lambda: unchecked.Pipeline.load("tiny", mesh=2), "mesh is 2; expected a Mesh"),
     "raw": (lambda: unchecked.Pipeline.load("tiny", raw=True), "raw belongs to RUN/STAGE[@STEP]"),
 }

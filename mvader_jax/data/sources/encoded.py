@@ -1,8 +1,9 @@
-"""Latents and image features computed once, and read in training in place of the pictures.
+"""Latents, image features and hidden states computed once, and read in training in place of the pictures.
 
 A folder: `encoded.json`, and for each split ArrayRecord files of `shard_size` records each. A record is
-raw bfloat16: the latents' mean and log variance, then the features, whichever the set holds, then its
-captions as UTF-8. A record of a picture that could not be read holds the reason instead.
+raw bfloat16: the latents' mean and log variance, then the features, then the hidden states of its image prompt and
+of its caption, whichever the set holds, then its captions as UTF-8. A record of a picture that could not be read
+holds the reason instead. The hidden states of the null prompt are a file of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -28,7 +29,20 @@ from mvader_jax.errors import UserError
 INFO = "encoded.json"
 BF16 = np.dtype(ml_dtypes.bfloat16)
 #: What a set may hold.
-PARTS = ("latents", "features")
+PARTS = ("latents", "features", "states")
+NULL = "null_states"
+
+
+class EncodedShapes(NamedTuple):
+    """Shapes of what comes precomputed of a picture: latents (2, h, w, C), features (T, C); None for what does not.
+
+    states: (T, S, N, D), positions of the hidden states of its image prompt, of its caption and of the null prompt, and
+    their width.
+    """
+
+    latents: tuple[int, ...] | None = None
+    features: tuple[int, ...] | None = None
+    states: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +51,8 @@ class EncodedInfo:
 
     latents: (2, h, w, C), mean and log variance of the VAE's posterior, unscaled; None where there are none.
     features: (T, C), the image encoder's output for a picture; None where there are none.
+    states: (T, S, N, D), positions of an image prompt, of a caption and of the null prompt, and the width of their
+    hidden states; None where there are none.
     image_size, encoder_size: sides in pixels of the target, and of the encoder's input (0 without features).
     splits: records of each. shard_size: records a file. origin: which pictures.
     components: {component: SHA-256 of the parameters that computed it, where known}.
@@ -52,15 +68,24 @@ class EncodedInfo:
     origin: Mapping[str, Any]
     components: Mapping[str, str | None]
     damaged: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    states: tuple[int, ...] | None = None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each part in a record, in its order."""
+        held = {"latents": self.latents, "features": self.features}
+        if self.states is not None:
+            images, words, _, width = self.states
+            held["states"] = (images + words, width)
+        return {part: shape for part, shape in held.items() if shape is not None}
 
     @property
     def parts(self) -> frozenset[str]:
-        return frozenset(part for part in PARTS if getattr(self, part) is not None)
+        return frozenset(self.shapes)
 
     def describe(self) -> str:
         """As in "latents 2 x 8 x 8 x 4 and features 16 x 384"."""
-        held = {part: getattr(self, part) for part in PARTS}
-        return " and ".join(f"{part} {' x '.join(map(str, shape))}" for part, shape in held.items() if shape)
+        return " and ".join(f"{part} {' x '.join(map(str, shape))}" for part, shape in self.shapes.items())
 
     def shards(self, split: str) -> list[range]:
         """The record numbers of each file of a split."""
@@ -72,7 +97,8 @@ class EncodedInfo:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EncodedInfo:
-        fields = {f.name: value[f.name] for f in dataclasses.fields(cls)}
+        fields = {f.name: value[f.name] for f in dataclasses.fields(cls) if f.name != "states"}
+        fields["states"] = value.get("states")  # sets of before have none
         counts = [fields["shard_size"], *(fields["splits"][split] for split in ("train", "validation"))]
         if not all(isinstance(count, int) and count >= 0 for count in counts) or not counts[0]:
             raise ValueError(f"its numbers of records are {counts}")
@@ -95,24 +121,35 @@ def read_info(path: str | os.PathLike[str]) -> EncodedInfo:
         ) from None
 
 
-def encoded_shapes(config: DataConfig) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Shapes of a record's latents and features in the precomputed sets; None for what they do not hold.
+def encoded_shapes(config: DataConfig) -> EncodedShapes:
+    """Shapes of what the records of the precomputed sets hold.
 
     Raises UserError where the sets differ: each stands for its own records, whole.
     """
     sets = {path: read_info(path) for path in config.precomputed}
-    shapes = {(info.latents, info.features) for info in sets.values()}
+    shapes = {EncodedShapes(info.latents, info.features, info.states) for info in sets.values()}
     if len(shapes) > 1:
         raise UserError(
             "every precomputed set must hold the same arrays of its pictures (both parts are encoded into one set), but "
             + ", ".join(f"{path} holds {info.describe()}" for path, info in sets.items())
         )
-    return shapes.pop() if shapes else (None, None)
+    return shapes.pop() if shapes else EncodedShapes()
 
 
 def parts_of(config: DataConfig) -> frozenset[str]:
     """Which of PARTS training need not compute: those that the precomputed sets hold."""
-    return frozenset(part for part, shape in zip(PARTS, encoded_shapes(config), strict=True) if shape)
+    return frozenset(part for part, shape in encoded_shapes(config)._asdict().items() if shape)
+
+
+def null_states(config: DataConfig) -> BFloat16[np.ndarray, "N D"]:
+    """The null prompt's hidden states of the precomputed sets. Raises UserError where they cannot be read."""
+    path = config.precomputed[0]
+    *_, length, width = read_info(path).states or (0, 0)
+    try:
+        data = (epath.Path(path) / NULL).read_bytes()
+        return np.frombuffer(data, BF16).reshape(length, width)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path!r} has no hidden states of the null prompt: {error}") from None
 
 
 def shard_path(path: str | os.PathLike[str], split: str, shard: int) -> epath.Path:
@@ -123,15 +160,17 @@ def pack(
     latents: BFloat16[np.ndarray, "2 h w C"] | None,
     features: BFloat16[np.ndarray, "T D"] | None,
     captions: Sequence[str],
+    states: BFloat16[np.ndarray, "P W"] | None = None,
 ) -> bytes:
     """A record's bytes from bfloat16 arrays."""
-    arrays = [np.ascontiguousarray(part).tobytes() for part in (latents, features) if part is not None]
+    parts = (latents, features, states)
+    arrays = [np.ascontiguousarray(part).tobytes() for part in parts if part is not None]
     return b"".join([*arrays, "\n".join(captions).encode()])
 
 
 class Encoded:
-    """{"latents": (2, h, w, C), "features": (T, C), both bfloat16 and where the set holds them; "caption";
-    "picture": gives the picture itself when called, for rows that need it}.
+    """{"latents": (2, h, w, C), "features": (T, C), "states": (T + S, D), all bfloat16 and where the set holds them;
+    "caption"; "picture": gives the picture itself when called, for rows that need it}.
 
     Where the source words its captions anew at each reading, so it does here, exactly as where the pictures
     are drawn.
@@ -142,9 +181,9 @@ class Encoded:
         self.path, self.split, self._config = path, split, config
         self.info = read_info(path)
         self._check()
-        shapes = [(part, getattr(self.info, part)) for part in PARTS]
+        shapes = self.info.shapes
         #: (part, its shape, its bytes), in the order of a record.
-        self._layout = [(p, shape, math.prod(shape) * BF16.itemsize) for p, shape in shapes if shape]
+        self._layout = [(p, shape, math.prod(shape) * BF16.itemsize) for p, shape in shapes.items()]
         self._least = sum(size for _, _, size in self._layout)
         self._open()
 

@@ -308,5 +308,7 @@ class _reading:
 
 
 def _digest(pipe: Pipeline) -> str:
-    """A short hash of what the bundle's components are."""
-    return fingerprint({name: record.get("sha256", "") for name, record in pipe.bundle.records.items()})
+    """A short hash of what the bundle's components are, and of what they are kept in where they are not computed so."""
+    about = {name: record.get("sha256", "") for name, record in pipe.bundle.records.items()}
+    kept = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(pipe.bundle.components)})
+    return fingerprint(about if kept == [pipe.dtype] else {**about, "kept in": " ".join(kept)})

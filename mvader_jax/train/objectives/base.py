@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Float32, Shaped
 
-from mvader_jax.condition import Array
-from mvader_jax.data.batches import Batch, BatchFn, EncodedShapes, Feed, Shape
+from mvader_jax.condition import Array, PromptBatch
+from mvader_jax.data.batches import Batch, BatchFn, Feed, Shape
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.order import Dataset
 from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.encoded import EncodedShapes
 from mvader_jax.data.sources.open import open_pictures
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
@@ -116,6 +117,15 @@ class Objective(Choice, abc.ABC):
         Raises UserError where it shows none.
         """
         raise UserError(f"the {self.kind} objective shows no pictures to an image encoder")
+
+    def states(self, model: ModelConfig) -> tuple[int, ...]:
+        """`EncodedShapes.states` of its prompts. Raises UserError where hidden states cannot be computed before."""
+        raise UserError(f"the {self.kind} objective reads no precomputed states")
+
+    def null_prompt(self, model: ModelConfig) -> PromptBatch | None:
+        """The prompt, one row, that stands for rows whose condition is dropped; None where none does."""
+        del model
+        return None
 
     def condition_width(self, model: ModelConfig) -> int:
         """Width of the hidden states that a network reads as its condition. Raises UserError where none does."""

@@ -15,7 +15,6 @@ from mvader_jax.condition import Array
 from mvader_jax.data.batches import (
     Batch,
     BatchFn,
-    EncodedShapes,
     Feed,
     Shape,
     abstract_encoder_input,
@@ -26,7 +25,7 @@ from mvader_jax.data.config import DataConfig
 from mvader_jax.data.order import Damage
 from mvader_jax.data.prompts import abstract_rows, captioning_rows
 from mvader_jax.data.scenes.world import Split
-from mvader_jax.data.sources.encoded import encoded_shapes
+from mvader_jax.data.sources.encoded import EncodedShapes, encoded_shapes
 from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
@@ -75,7 +74,7 @@ class Captioning(Objective):
         """{"prompt": PromptBatch of [image] and caption, "labels": int32 [B, S], IGNORED where not learnt}."""
         tokens = needed_tokenizer(self, tokenizer)
         needs = ("features",) if self.images else ()
-        _, features = encoded_shapes(data)
+        features = encoded_shapes(data).features
 
         def make(step: int) -> tuple[Batch, list[Damage]]:
             records, damage = read(feed, shape, step, data, needs=needs)

@@ -16,7 +16,6 @@ from mvader_jax.condition import PADDING, Array, Condition
 from mvader_jax.data.batches import (
     Batch,
     BatchFn,
-    EncodedShapes,
     Feed,
     Shape,
     abstract_encoder_input,
@@ -27,6 +26,7 @@ from mvader_jax.data.decode import encoder_pixels
 from mvader_jax.data.order import Damage, Dataset
 from mvader_jax.data.prompts import abstract_rows, caption_length, caption_rows, image_rows
 from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.encoded import EncodedShapes
 from mvader_jax.data.sources.open import open_pairs
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat

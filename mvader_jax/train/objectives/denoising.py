@@ -8,8 +8,8 @@ Condition. `data/rows.py` lays the rows out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Collection, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,18 @@ from mvader_jax.condition import Array, Condition, PromptBatch, spread, spread_r
 from mvader_jax.data.batches import (
     Batch,
     BatchFn,
-    EncodedShapes,
     Feed,
     Shape,
     abstract_encoder_input,
     abstract_pixels,
 )
 from mvader_jax.data.config import DataConfig
-from mvader_jax.data.mixed import MixedBatches, MixedRows
+from mvader_jax.data.mixed import STATES, MixedBatches, MixedRows
 from mvader_jax.data.order import Reader
 from mvader_jax.data.prompts import abstract_rows, caption_length, null_row
 from mvader_jax.data.rows import RowLayout, row_layout
 from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.encoded import EncodedShapes
 from mvader_jax.data.sources.open import open_interleaved
 from mvader_jax.diffusion.schedule import Schedule
 from mvader_jax.errors import UserError
@@ -106,7 +106,7 @@ class Denoising(Objective):
         known = () if self.p_interleaved else known
         # Latents need no autoencoder to be trained on, but one to be looked at.
         vae = ("vae",) if "latents" not in known or drawn else ()
-        reads = embedder_of(model).components
+        reads = () if "states" in known else embedder_of(model).components
         embedder = (name for name in reads if name != "image_encoder" or "features" not in known)
         return (*embedder, *self.unets, *vae)
 
@@ -144,13 +144,17 @@ class Denoising(Objective):
         groups = shape.groups // shape.process_count
         images, texts = groups * layout.image_rows, groups * layout.text_rows
         side = shape.encoder_size
+        seen = None if encoded.states else abstract_encoder_input(images, shape, encoded)
         batch: Batch = {
-            "image_prompt": abstract_rows(
-                images, shape.image_tokens, pixels=abstract_encoder_input(images, shape, encoded)
-            ),
+            "image_prompt": abstract_rows(images, shape.image_tokens, pixels=seen, side=side),
             "text_prompt": abstract_rows(texts, caption_length(tokenizer, self.caption_length), side=side),
             "use_image": jax.ShapeDtypeStruct((shape.rows,), jnp.bool_),
         }
+        if encoded.states:
+            *lengths, width = encoded.states
+            for name, count, length in zip(STATES, (images, texts, groups), lengths, strict=True):
+                if length or name != STATES[2]:
+                    batch[name] = jax.ShapeDtypeStruct((count, length, width), jnp.bfloat16)
         mixed = groups * layout.interleaved_rows
         if encoded.latents is None:
             batch["pixels"] = abstract_pixels(shape.rows, data.image_size)
@@ -206,7 +210,8 @@ class Denoising(Objective):
     def conditions_of(
         self, model: ModelConfig, dtype: str, remat: Remat
     ) -> Callable[..., tuple[Condition, Condition]]:
-        """(components, batch, groups) -> (what each sample's UNet attends to, the null condition: one row)."""
+        """(components, batch, groups) -> (what each sample's UNet attends to, the null condition: one row, or with
+        precomputed states one for each sample)."""
         null_prompt = self.null_prompt(model)
 
         def conditions(components: Components, batch: Batch, groups: int) -> tuple[Condition, Condition]:
@@ -215,7 +220,12 @@ class Denoising(Objective):
             prompts = [batch["image_prompt"], batch["text_prompt"]]
             prompts += [batch["interleaved_prompt"]] if layout.interleaved_rows else []
             prompts += [null_prompt] if null_prompt is not None else []
-            image, text, *rest = embed_rows(model, components, prompts, dtype=jnp.dtype(dtype), remat=remat)
+            if STATES[0] in batch:
+                image, text, *rest = _stored(batch, prompts, jnp.dtype(dtype))
+            else:
+                image, text, *rest = embed_rows(
+                    model, components, prompts, dtype=jnp.dtype(dtype), remat=remat
+                )
 
             def spread_out(rows: Condition, start: int) -> Condition:
                 return spread(rows, groups, layout.samples, start)
@@ -239,6 +249,22 @@ class Denoising(Objective):
         if model.unet is None:
             return super().condition_width(model)
         return model.unet.cross_attention_dim
+
+
+def _stored(batch: Batch, prompts: Sequence[PromptBatch], dtype: Any) -> list[Condition]:
+    """The conditions of prompts whose hidden states were computed before; of the null prompt, one for each sample."""
+    count = batch["use_image"].shape[0]
+    found = []
+    for name, prompt in zip(STATES, prompts, strict=False):
+        condition = prompt.condition(batch[name].astype(dtype))
+        if name == STATES[2]:
+            # Each group of rows brings its own copy: none has to be sent between devices.
+            condition = Condition(
+                jnp.repeat(condition.hidden, count // condition.hidden.shape[0], axis=0),
+                jnp.broadcast_to(condition.log_weights, (count, condition.log_weights.shape[1])),
+            )
+        found.append(condition)
+    return found
 
 
 def losses_by_prompt(

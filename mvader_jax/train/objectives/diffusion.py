@@ -11,9 +11,12 @@ import jax.numpy as jnp
 from mvader_jax.bounds import Share
 from mvader_jax.condition import PromptBatch, where
 from mvader_jax.data.batches import Batch
+from mvader_jax.data.prompts import caption_length
 from mvader_jax.diffusion.loss import diffusion_loss
 from mvader_jax.diffusion.schedule import Schedule, ScheduleConfig
+from mvader_jax.errors import UserError
 from mvader_jax.models.config import ModelConfig
+from mvader_jax.models.embed import embedder_of
 from mvader_jax.models.remat import Remat
 from mvader_jax.models.unet import UNet, UNetConfig
 from mvader_jax.train.objectives.base import Components, LossFn, Metrics, mean_metric
@@ -33,6 +36,16 @@ class Diffusion(Denoising):
 
     def null_prompt(self, model: ModelConfig) -> PromptBatch | None:
         return None if self.null == "zeros" else super().null_prompt(model)
+
+    def states(self, model: ModelConfig) -> tuple[int, ...]:
+        if self.p_interleaved:
+            raise UserError(
+                "states are computed of pictures and captions alone: objective.p_interleaved goes without them"
+            )
+        embedder, null = embedder_of(model), self.null_prompt(model)
+        images = embedder.image_encoder.num_tokens if embedder.image_encoder is not None else 0
+        words = caption_length(model.tokenizer, self.caption_length)
+        return images, words, 0 if null is None else null.token_ids.shape[1], embedder.width
 
     def loss(self, model: ModelConfig, *, dtype: str = "float32", remat: Remat = "none") -> LossFn:
         """Of `batches`' batches, by the embedder, the unet, and the vae where a batch holds pixels."""

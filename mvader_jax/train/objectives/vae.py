@@ -21,7 +21,6 @@ from mvader_jax.bounds import NonNegativeFloat
 from mvader_jax.data.batches import (
     Batch,
     BatchFn,
-    EncodedShapes,
     Feed,
     Shape,
     abstract_pixels,
@@ -29,6 +28,7 @@ from mvader_jax.data.batches import (
 )
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.encoded import EncodedShapes
 from mvader_jax.images.pixels import to_float
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat

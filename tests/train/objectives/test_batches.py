@@ -11,9 +11,8 @@ import micro
 import numpy as np
 import pytest
 
-from mvader_jax.data.batches import EncodedShapes
 from mvader_jax.data.prompts import null_row
-from mvader_jax.data.sources.encoded import encoded_shapes
+from mvader_jax.data.sources.encoded import EncodedShapes, encoded_shapes
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.precompute.encode import encode
 from mvader_jax.precompute.job import Options

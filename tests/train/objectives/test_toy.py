@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import micro
 import pytest
 
-from mvader_jax.data.batches import EncodedShapes
+from mvader_jax.data.sources.encoded import EncodedShapes
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.plan.program import train_program

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from mvader_jax.bounds import NonNegativeFloat
-from mvader_jax.data.batches import Batch, BatchFn, EncodedShapes, Feed, Shape, abstract_pixels, pixel_batch
+from mvader_jax.data.batches import Batch, BatchFn, Feed, Shape, abstract_pixels, pixel_batch
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.order import Damage
 from mvader_jax.data.scenes.world import Split
+from mvader_jax.data.sources.encoded import EncodedShapes
 from mvader_jax.images.pixels import to_float
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
