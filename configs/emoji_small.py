@@ -2,7 +2,7 @@
 
 The stages are those of `configs/emoji.py`, with smaller batches:
 
-    for stage in vae language encoder captioning contrastive; do
+    for stage in vae language encoder; do
         mvader train configs/emoji_small.py --stage $stage
     done
     mvader data encode configs/emoji_small.py emoji runs/emoji_small/encoded
@@ -27,8 +27,6 @@ SIZES = {
     "vae": (4_000, 16),
     "language": (2_000, 32),
     "encoder": (800, 48),
-    "captioning": (3_000, 32),
-    "contrastive": (150, 64),
     "diffusion": (8_000, 48),
     "interleaved": (3_000, 48),
     "distill": (3_000, 48),
@@ -42,5 +40,5 @@ def get_config() -> TrainConfig:
         stage = config.stages[name]
         source = dataclasses.replace(stage.data.source, subjects=SUBJECTS)
         data = dataclasses.replace(stage.data, source=source, workers=0)
-        stages[name] = dataclasses.replace(stage, data=data, steps=steps, batch_size=batch)
+        stages[name] = dataclasses.replace(stage, data=data, steps=steps, batch_size=batch, dtype="float32")
     return dataclasses.replace(config, name="emoji_small", stages=stages)
