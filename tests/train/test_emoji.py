@@ -49,7 +49,7 @@ def test_every_stage_has_a_step(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_stage_takes_a_step_and_the_last_bundle_draws(tmp_path: Path) -> None:
     config = small("emoji", build_set(tmp_path / "emoji"))
-    assert list(config.stages)[-2:] == ["diffusion", "interleaved"]
+    assert list(config.stages)[-3:] == ["diffusion", "interleaved", "distill"]
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     for name in config.stages:
         assert train(config, name, tmp_path / "run", mesh, quiet=True) == 0
@@ -72,5 +72,5 @@ def test_the_model_fits_into_forty_megabytes_of_bfloat16() -> None:
 def test_what_the_stages_read(name: str) -> None:
     stages = load_config(CONFIGS / f"{name}.py").stages
     languages = {stage: len(one.data.source.languages) for stage, one in stages.items()}
-    assert languages == {stage: 1 if stage in ("diffusion", "interleaved") else 5 for stage in stages}
+    assert languages == {stage: 1 if stage in ("diffusion", "interleaved", "distill") else 5 for stage in stages}
     assert {one.data.source.subjects for one in stages.values()} == {0 if name == "emoji" else 300}
