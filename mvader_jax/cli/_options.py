@@ -30,7 +30,7 @@ Reuse = Annotated[
     int, typer.Option(help="compute the UNet whole every so many calls, in between its outermost layer alone")
 ]
 FastSampler = Annotated[
-    str | None, typer.Option(help="mvader samplers lists all [default: plms; with --fast: lcm]")
+    str | None, typer.Option(help="mvader samplers lists all [default: ddim; with --fast: lcm]")
 ]
 Fast = Annotated[
     bool, typer.Option("--fast", help="draw in few steps, with the UNet that was distilled to them")

@@ -111,11 +111,11 @@ def _runge_kutta(steps: int) -> int:
 #: The PNDM paper takes alpha-bar one timestep after the one that the model is told.
 _paper_levels = partial(levels_of, alpha_later=1)
 
-#: `plms` is what Stable Diffusion ran and this project's default.
+#: `plms` is what Stable Diffusion ran and, likely, the paper; `ddim` is the default (docs/samplers.md says why).
 SAMPLERS: dict[str, Sampler] = {
     "plms": Sampler(
         pndm.plms,
-        "PNDM as Stable Diffusion ran it; the default",
+        "PNDM as Stable Diffusion ran it, and likely the paper",
         extra_calls=lambda _: 1,
         walks=True,
     ),
@@ -147,7 +147,7 @@ SAMPLERS: dict[str, Sampler] = {
     ),
     "ddim": Sampler(
         solvers.ddim,
-        "DDIM; eta from 0 (deterministic) to 1 (fresh noise every step)",
+        "DDIM, the default; eta from 0 (deterministic) to 1 (fresh noise every step)",
         stochastic=True,
         walks=True,
     ),

@@ -138,7 +138,7 @@ def sample_program(
         indices=each(jnp.int32),
         guidance_scale=each(jnp.float32),
     )
-    static = (settings or SamplingSettings()).static(model)
+    static = (settings or SamplingSettings(sampler="plms")).static(model)
     return Program(
         function=functools.partial(generate, model=model, static=static, dtype=dtype),
         arguments=(components, draws),

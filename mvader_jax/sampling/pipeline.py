@@ -125,7 +125,7 @@ class Pipeline:
 
     @property
     def defaults(self) -> SamplingSettings:
-        """How it draws where nothing is said: the paper's way, or the few steps that its UNet was distilled to."""
+        """How it draws where nothing is said: as `SamplingSettings`, or in the few steps its UNet was distilled to."""
         return SamplingSettings.of(self.model)
 
     @property

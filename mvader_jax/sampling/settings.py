@@ -64,7 +64,7 @@ FAST: Changes = {"steps": 4, "sampler": "lcm"}
 
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings(Checked):
-    """How a picture is drawn; the defaults are the paper's. No JAX is loaded before one is made.
+    """How a picture is drawn; the defaults are the paper's but for its sampler, `plms`. No JAX is loaded before one is made.
 
     steps: 1 to 1000, and no more than the model's schedule has. sampler: a name in `SAMPLERS`.
     guidance_scale: of classifier-free guidance. seed: 0 to 2**32 - 1, or several as `seeds.read_seeds` takes them
@@ -87,7 +87,7 @@ class SamplingSettings(Checked):
     """
 
     steps: Annotated[int, between(1, 1000)] = 50
-    sampler: str = "plms"
+    sampler: str = "ddim"
     guidance_scale: Annotated[float, _FLOAT32] = 8.0
     seed: Seeds = SEED
     site: Site | None = None

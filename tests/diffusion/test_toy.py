@@ -61,4 +61,4 @@ def test_it_draws_and_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     samplers()
     listed = capsys.readouterr().out
     assert "heun                100  Heun's method in sigma\n" in listed
-    assert "plms                 51  PNDM as Stable Diffusion ran it; the default\n" in listed
+    assert "plms                 51  PNDM as Stable Diffusion ran it, and likely the paper\n" in listed

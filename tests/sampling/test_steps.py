@@ -34,7 +34,7 @@ def array(pictures: list[Any]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("options", "numbers"),
     [
-        ({}, [2, 4, 6, 7]),
+        ({"sampler": "plms"}, [2, 4, 6, 7]),
         (FROM_PICTURE, [2, 3]),
         ({**FROM_PICTURE, **SAVED, "negative_strength": 0.5}, [2, 3]),
     ],
