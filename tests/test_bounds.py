@@ -30,7 +30,7 @@ from mvader_jax.models.clip_text import ClipTextConfig
 from mvader_jax.models.decoder import AdaptersConfig
 from mvader_jax.plan.request import Request
 from mvader_jax.sampling.settings import StaticSettings
-from mvader_jax.settings import Checked, convert, from_dict, override, to_dict, type_hints
+from mvader_jax.settings import Checked, Choice, convert, from_dict, override, to_dict, type_hints
 from mvader_jax.train.config import Group, load_config
 
 #: One of each class that has no defaults.
@@ -84,7 +84,9 @@ def checked_classes() -> list[type[Checked]]:
             yield from below(sub)
 
     made = {cls for cls in below(Checked) if dataclasses.is_dataclass(cls)}
-    found = {cls for cls in made if cls.__module__.startswith("mvader_jax.")}
+    # What several kinds share is no kind, and holds no settings of a person's.
+    shared = {cls for cls in made if issubclass(cls, Choice) and cls not in cls.kinds.values()}
+    found = {cls for cls in made - shared if cls.__module__.startswith("mvader_jax.")}
     return sorted(found, key=lambda cls: (cls.__module__, cls.__name__))
 
 
@@ -293,10 +295,10 @@ def commands() -> dict[str, Any]:
 INTO_SETTINGS = {
     *(f"build.{name}" for name in type_hints(FilterConfig)),
     *(f"sample.{n}" for n in ("negative_strength", "num_images", "seed", "steps", "guidance_scale")),
-    *(f"sample.{name}" for name in ("height", "width", "eta")),
+    *(f"sample.{name}" for name in ("height", "width", "eta", "reuse")),
     *("demo.num_images", "demo.seed", "demo.steps"),
     *(f"figure.{name}" for name in ("strength", "seed", "steps", "guidance_scale")),
-    *(f"evaluate.{name}" for name in ("count", "steps", "guidance_scale", "seed", "batch")),
+    *(f"evaluate.{name}" for name in ("count", "steps", "guidance_scale", "reuse", "seed", "batch")),
 }
 
 

@@ -126,8 +126,9 @@ def describe(
 ) -> tuple[Work, Callable[[MeshConfig], bool]]:
     """(what a step has to do, its FLOPs left open; whether the table of shardings takes a mesh)."""
     objective = stage.objective
-    needed = objective.components(config.model, precomputed, drawn=stage.sample_every > 0)
-    shapes, axes = abstract_components(config.model, needed)
+    model = objective.extended(config.model)
+    needed = objective.components(model, precomputed, drawn=stage.sample_every > 0)
+    shapes, axes = abstract_components(model, needed)
     trained, frozen, _ = split(shapes, stage)
 
     def divides(mesh: MeshConfig) -> bool:
@@ -137,13 +138,11 @@ def describe(
             return False
         return True
 
-    batch = objective.abstract_batch(
-        *batch_shape(config.model, stage), config.model.tokenizer, EncodedShapes()
-    )
+    batch = objective.abstract_batch(*batch_shape(model, stage), model.tokenizer, EncodedShapes())
     prompts = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, PromptBatch))
     tokens = sum(p.token_ids.size for p in prompts if isinstance(p, PromptBatch))
     work = Work(
-        model=config.model,
+        model=model,
         stage=stage,
         components=frozenset(needed),
         trained=frozenset(trained),

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from mvader_jax.bounds import Share
 from mvader_jax.condition import Condition
 from mvader_jax.data.batches import Batch, EncodedShapes, Shape
 from mvader_jax.data.config import DataConfig
@@ -47,8 +48,8 @@ POSITIONS = 77
 class StatesKnown(Diffusion):
     """`Diffusion` on text states that stand in the batch, nothing of them dropped."""
 
-    p_image: float = 0.0
-    dropout: float = 0.0
+    p_image: Share = 0.0
+    dropout: Share = 0.0
 
     def check_model(self, model: ModelConfig) -> None:
         del model

@@ -220,7 +220,7 @@ class StaticSettings(Checked):
     latent_size: tuple[PositiveInt, PositiveInt]
     start: NonNegativeInt = 0
     eta: Share = 0.0
-    guidance_interval: tuple[float, float] = ALWAYS
+    guidance_interval: tuple[NonNegativeFloat, PositiveFloat] = ALWAYS
     reuse: PositiveInt = 1
 
 

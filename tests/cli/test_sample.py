@@ -222,7 +222,7 @@ def test_tasks_and_figures(run: Run, tmp_path: Path) -> None:
         (["red", "--batch", "4"], "--batch belongs to --prompts"),
         (["red", "--negative-strength", "0.5"], "there is no negative prompt"),
         (["red", "--guidance-scale", "1e39"], "guidance_scale is 1e+39"),
-        (["red", "--eta", "0.5"], "takes none; those that do: ddim"),
+        (["red", "--sampler", "plms", "--eta", "0.5"], "takes none; those that do: ddim"),
         (["red", "--height", "65"], "multiples of 16"),
         (["--prompts", "p.jsonl", "--batch", "0"], "--batch is 0"),
         (["--prompts", "p.jsonl", "--out", "taken"], "taken/holiday-000.png' exists already"),

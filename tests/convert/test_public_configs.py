@@ -237,7 +237,6 @@ def test_what_is_not_computed_here_is_refused_by_name(
         {"sample_size": [64, 96]},
         {"layers_per_block": [2, 2, 2, 1]},
         {"transformer_layers_per_block": [1, 2, 10, 10]},
-        {"time_cond_proj_dim": 256},
         {"class_embed_type": "projection"},
         {"encoder_hid_dim": 4096},
         {"mid_block_type": None, "mid_block_only_cross_attention": True},

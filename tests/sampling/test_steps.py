@@ -66,7 +66,7 @@ def test_a_preview_of_a_model_that_predicts_velocity() -> None:
 def test_any_number_of_steps_together_is_one_program(pipe: Pipeline) -> None:
     def draw(every: int) -> list[int]:
         numbers: list[int] = []
-        pipe("a red circle", steps=6, callback=lambda step: numbers.append(step.number), callback_every=every)
+        pipe("a red circle", steps=7, callback=lambda step: numbers.append(step.number), callback_every=every)
         return numbers
 
     assert draw(1) == [1, 2, 3, 4, 5, 6, 7]
@@ -83,7 +83,7 @@ def test_the_watcher_ends_it(pipe: Pipeline) -> None:
         return None if step.number < 2 else step.number != 3
 
     with pytest.raises(mv.Cancelled, match="cancelled after step 3 of 7") as caught:
-        pipe("a red circle", steps=6, callback=at_third)
+        pipe("a red circle", steps=7, callback=at_third)
     assert seen == [1, 2, 3] and len(caught.value.step.preview) == 1
     assert pipe("a red circle", steps=6, callback=lambda step: 0) is not None
 
@@ -95,7 +95,7 @@ def test_the_watcher_ends_it(pipe: Pipeline) -> None:
 
 
 def test_progress_is_a_line_on_standard_error(pipe: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
-    pipe("a red circle", steps=6, progress=True)
+    pipe("a red circle", steps=7, progress=True)
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.endswith("\n") and shown.err.count("\n") == 1
     lines = shown.err.strip().split("\r")
@@ -120,7 +120,7 @@ def test_on_a_mesh_the_same(pipe: Pipeline, options: dict[str, Any]) -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
     on_mesh = Pipeline(pipe.bundle, mesh=mesh)
     steps: list[Step] = []
-    asked: dict[str, Any] = {"steps": 3, "num_images": 3, **options}
+    asked: dict[str, Any] = {"steps": 4, "num_images": 3, **options}
     drawn = on_mesh("a red circle", callback=steps.append, callback_every=3, **asked)
     np.testing.assert_array_equal(array(drawn), array(on_mesh("a red circle", **asked)))
     assert np.abs(array(drawn) - array(pipe("a red circle", **asked))).max() <= 1

@@ -117,13 +117,15 @@ GOOD = {
     "guidance_scale": st.floats(-10, 10),
     "sampler": st.sampled_from(["plms", "ddim", "euler"]),
     "site": st.sampled_from(["both", "decoder", "cross_attention"]),
-    "balance": st.booleans(),
+    "balance": st.one_of(st.booleans(), st.just("attention")),
     "negative_strength": st.floats(0, 3),
     "height": st.sampled_from([8, 16, 64]),
     "width": st.sampled_from([8, 16, 64]),
     "eta": st.floats(0, 1),
     "long_prompts": st.sampled_from(["cut", "refuse"]),
     "strength": st.floats(0, 1),
+    "guidance_interval": st.one_of(st.lists(st.floats(0, 9), min_size=2, max_size=2), st.just("0.3,5")),
+    "reuse": st.integers(1, 4),
 }
 OBJECT: Any = st.fixed_dictionaries(
     {},

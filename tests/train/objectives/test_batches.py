@@ -21,7 +21,14 @@ from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.storage.bundle import Bundle, save_bundle
 from mvader_jax.train.assemble import batch_shape
 from mvader_jax.train.config import Stage
-from mvader_jax.train.objectives import Autoencoding, Captioning, Contrastive, Diffusion, Objective
+from mvader_jax.train.objectives import (
+    Autoencoding,
+    Captioning,
+    Contrastive,
+    Diffusion,
+    Distillation,
+    Objective,
+)
 from mvader_jax.train.run import stage_loader
 
 MIXED = Diffusion(caption_length=24, p_interleaved=0.5)
@@ -37,6 +44,7 @@ OBJECTIVES = [
     MIXED,
     dataclasses.replace(MIXED, p_image=0.0, interleaved_images=3, interleaved_length=60),
     Diffusion(p_image=0.2, p_interleaved=0.8),
+    Distillation(caption_length=24, p_interleaved=0.5),
 ]
 
 
