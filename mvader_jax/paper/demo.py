@@ -36,8 +36,8 @@ INPUTS = {
 TASKS = {
     "text": ("a large solid green triangle at the top on a white background",),
     "variation": ("cross.png",),
-    "style": ("a hollow shape", "circle.png@0.2"),
-    "element": ("a green shape", "circle.png@0.1"),
+    "style": ("a hollow shape", "circle.png"),
+    "element": ("a green shape", "circle.png"),
     "composition": ("circle.png", "square.png"),
 }
 
@@ -118,5 +118,4 @@ def demo(
 
 
 def _located(part: str, inputs: dict[str, Path]) -> str:
-    name, at, weight = part.partition("@")
-    return f"{inputs[name]}{at}{weight}" if name in inputs else part
+    return str(inputs.get(part, part))

@@ -14,6 +14,6 @@ def test_the_demo_draws_every_task_and_names_its_command(tmp_path) -> None:
         assert picture.width > 128 * 3 and picture.text["AI-generated"] == "true"
         assert one.command.startswith("mvader sample ")
     element = drawn[list(TASKS).index("element")]
-    assert '"a green shape"' in element.command and "inputs/circle.png@0.1" in element.command
+    assert '"a green shape"' in element.command and "inputs/circle.png" in element.command
     style = drawn[list(TASKS).index("style")]
-    assert '"a hollow shape"' in style.command and "inputs/circle.png@0.2" in style.command
+    assert '"a hollow shape"' in style.command and "inputs/circle.png" in style.command
