@@ -56,7 +56,10 @@ def test_integers_of_a_bundle_do_not_train() -> None:
         ("language", "frozen_dtype int8 is for a decoder that stays frozen; here its matrices train"),
     ],
 )
-def test_without_a_frozen_decoder_it_is_refused(stage: str, message: str, tmp_path: Path) -> None:
+def test_without_a_frozen_decoder_it_is_refused(
+    stage: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvader_jax.train.start.TOKENIZER_CAPTIONS", 300)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(UserError, match=message):
         begin(micro.nano_config(frozen_dtype="int8"), stage, tmp_path, mesh)
