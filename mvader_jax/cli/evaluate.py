@@ -166,16 +166,27 @@ def evaluate(
 class _Asked:
     """What is asked of any world. parts: None for those that the world takes by itself."""
 
-    bundle: str
-    parts: tuple[str, ...] | None
-    count: int
-    batch: int
-    sampling: SamplingSettings
-    mesh: str
-    frozen_dtype: str | None
-    out: Path | None
-    quiet: bool
-    fast: bool
+    bundle: str = "tiny"
+    parts: tuple[str, ...] | None = None
+    count: int = 500
+    batch: int = 50
+    sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
+    mesh: str = ""
+    frozen_dtype: str | None = None
+    out: Path | None = None
+    quiet: bool = False
+    fast: bool = False
+
+    @property
+    def given(self) -> list[str]:
+        """What is not as it is where nothing is said."""
+        own = [f.name for f in dataclasses.fields(self) if f.name != "sampling"]
+        drawing = [f.name for f in dataclasses.fields(self.sampling)]
+        usual = _Asked()
+        return [
+            *(name for name in own if getattr(self, name) != getattr(usual, name)),
+            *(n for n in drawing if getattr(self.sampling, n) != getattr(usual.sampling, n)),
+        ]
 
 
 def _split(text: str | None) -> tuple[str, ...] | None:
@@ -225,9 +236,8 @@ def _emoji(asked: _Asked, given: dict[str, Any]) -> None:
 
     way = next((name for name in _UNDRAWN if name in given), None)
     if way is not None:
-        shared = {"parts": asked.parts, "out": asked.out}
-        for name in [*given, *(name for name, value in shared.items() if value is not None)]:
-            if name not in (way, *_UNDRAWN[way]):
+        for name in [*given, *asked.given]:
+            if name not in (way, "quiet", *_UNDRAWN[way]):
                 raise UserError(f"{name} does not go with --{way}: no bundle draws")
     if way == "report":
         paths = [Path(path) for path in given["report"]]
@@ -299,8 +309,8 @@ def _emoji_bundle(
 #: Ways to use the benchmark without a bundle, and the options that go with each.
 _UNDRAWN = {
     "report": (),
-    "prompts": ("parts", "data", "subjects"),
-    "pictures": ("parts", "data", "subjects", "sheets", "out"),
+    "prompts": ("parts", "count", "data", "subjects"),
+    "pictures": ("parts", "count", "data", "subjects", "sheets", "out"),
 }
 _SCENES = "thetas sites order balance phrase"
 _EMOJI = "thetas sites data subjects methods strengths pictures prompts sheets minutes report"

@@ -115,6 +115,7 @@ def plan(
             "accumulate": accumulate,
             "batch": batch,
             "dtype": dtype,
+            "frozen-dtype": frozen_dtype,
         }
         named |= {
             "blocks": blocks or None,

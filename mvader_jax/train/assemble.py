@@ -126,6 +126,11 @@ def assemble(
 def split(components: Mapping[str, Tree], stage: Stage) -> tuple[Tree, Tree, dict[str, str]]:
     """`partition` by the stage's groups, each part in the dtype that the stage keeps it in."""
     trainable, frozen, groups = partition(components, _patterns(stage))
+    for name in stage.objective.teachers:
+        if name in trainable:
+            raise UserError(
+                f"the groups train the {name}, the teacher of the {stage.objective.kind} objective, which stays as it is"
+            )
     trainable = jax.tree.map(lambda x: _cast(x, jnp.float32), trainable)
     dtype, integers = kept_in(stage.frozen_dtype, stage.dtype)
     if any(is_matrix(tuple(path.split("/"))) for path in groups):

@@ -115,6 +115,7 @@ def test_the_diffusion_step_and_the_sampler_compile(config: Path, capsys: pytest
         (["{config}", "--reproduce"], "does nothing for --reproduce, whose steps are given"),
         (["--reproduce", "--mesh", "data=2"], "--mesh does nothing for --reproduce"),
         (["--reproduce", "--topology", "v5e-8"], "--topology does nothing for --reproduce"),
+        (["--reproduce", "--frozen-dtype", "int8"], "--frozen-dtype does nothing for --reproduce"),
         (["--reproduce", "--search"], "--search does nothing for --reproduce"),
         (["{config}", "--blocks", "--effort", "0"], "--effort does nothing for --blocks"),
         (["{config}", "--blocks", "--topology", "v6e-8"], "what clock TPU v6e runs at"),

@@ -60,6 +60,8 @@ class Objective(Choice, abc.ABC):
 
     #: Components that train whole, whose running average the loss reads too, as `average_of(NAME)`.
     averages: ClassVar[tuple[str, ...]] = ()
+    #: Components that what trains learns from, which no group may train.
+    teachers: ClassVar[tuple[str, ...]] = ()
 
     def check(self, data: DataConfig) -> None:
         """Raises UserError for settings of the data that it cannot use."""

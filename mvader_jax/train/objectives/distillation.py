@@ -58,6 +58,7 @@ class Distillation(Denoising):
 
     unets: ClassVar[tuple[str, ...]] = ("unet", "unet_fast")
     averages: ClassVar[tuple[str, ...]] = ("unet_fast",)
+    teachers: ClassVar[tuple[str, ...]] = ("unet",)
     of_interleaved: ClassVar[tuple[str, ...]] = (*Denoising.of_interleaved, "p_theta", "theta")
 
     def __post_init__(self) -> None:

@@ -241,6 +241,11 @@ def test_all_rows_of_a_kind_are_one_program_and_a_run_goes_on(world, tmp_path, m
         (["--world", "emoji", "--report", "x", "--parts", "told"], "parts does not go with --report"),
         (["--world", "emoji", "--prompts", "x", "--out", "y"], "out does not go with --prompts"),
         (["--world", "emoji", "--pictures", "x", "--thetas", "1"], "thetas does not go with --pictures"),
+        (["--world", "emoji", "--pictures", "x", "--bundle", "y"], "bundle does not go with --pictures"),
+        (["--world", "emoji", "--pictures", "x", "--steps", "9"], "steps does not go with --pictures"),
+        (["--world", "emoji", "--prompts", "x", "--seed", "1"], "seed does not go with --prompts"),
+        (["--world", "emoji", "--report", "x", "--count", "9"], "count does not go with --report"),
+        (["--world", "emoji", "--report", "x", "--fast"], "fast does not go with --report"),
         (
             ["--world", "emoji", "--prompts", "x", "--parts", "reconstruction"],
             "unknown part 'reconstruction'",

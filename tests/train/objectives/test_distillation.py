@@ -16,11 +16,12 @@ from flax.traverse_util import flatten_dict
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.sources import Scenes
 from mvader_jax.errors import UserError
-from mvader_jax.models.components import init_component
+from mvader_jax.models.components import abstract_components, init_component
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.plan.program import train_program
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.storage.bundle import Bundle, load_bundle, save_bundle
+from mvader_jax.train.assemble import split
 from mvader_jax.train.config import Group, TrainConfig
 from mvader_jax.train.loop import train
 from mvader_jax.train.objectives import Distillation
@@ -89,6 +90,18 @@ def test_what_it_cannot_start_from_is_refused() -> None:
         Distillation(guidance=(9.0, 3.0))
     with pytest.raises(UserError, match=r"objective.p_theta is set, but p_interleaved is 0"):
         Distillation(p_theta=0.3).check(DATA)
+
+
+def test_a_group_that_trains_the_teacher_is_refused() -> None:
+    stage = config("unread").stages["distill"]
+    groups = {**stage.groups, "teacher": Group("unet/.*", 1e-3)}
+    model = STUDENT.extended(micro.NANO)
+    shapes, _ = abstract_components(model, ["unet", "unet_fast"])
+    assert set(split(shapes, stage)[0]) == {"unet_fast"}
+    with pytest.raises(
+        UserError, match="the groups train the unet, the teacher of the distillation objective"
+    ):
+        split(shapes, dataclasses.replace(stage, groups=groups))
 
 
 def test_the_elements_of_half_its_prompts_are_weighted() -> None:
