@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, cast
 
 import typer
 
 from mvader_jax.bounds import POSITIVE, Share
+from mvader_jax.cli._given import refuse
+from mvader_jax.cli._judges import WAYS, Asked
 from mvader_jax.cli._options import (
     BalanceAttention,
     BundleName,
@@ -33,14 +32,9 @@ from mvader_jax.sampling.seeds import SEED
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.settings import convert
 
-if TYPE_CHECKING:
-    from mvader_jax.cli._progress import Bar
-    from mvader_jax.data.emoji.world import World
-    from mvader_jax.paper.emoji.methods import Methods
-    from mvader_jax.paper.emoji.table import Table
-
 
 def evaluate(
+    context: typer.Context,
     bundle: BundleName = "tiny",
     fast: Fast = False,
     world: Annotated[
@@ -127,6 +121,12 @@ def evaluate(
     """
     from mvader_jax.prompt.checks import check_weight
 
+    if world not in ("scenes", "emoji"):
+        raise UserError(f"unknown world {world!r}; accepted: scenes, emoji")
+    undrawn = {"report": report, "prompts": prompts, "pictures": pictures} if world == "emoji" else {}
+    way = next((name for name, value in undrawn.items() if value is not None), world)
+    run, what, takes = WAYS[way]
+    refuse(context, what, {*takes.split(), way, "world", "quiet"})
     chosen = {
         "thetas": thetas and tuple(check_weight(theta, "the curves' image") for theta in thetas.split(",")),
         "sites": _split(sites),
@@ -135,7 +135,7 @@ def evaluate(
         "phrase": phrase,
         "data": data,
         "subjects": subjects,
-        "methods": _split(methods),
+        "names": _split(methods),
         "strengths": strengths and tuple(check_share(share) for share in strengths.split(",")),
         "pictures": pictures,
         "prompts": prompts,
@@ -143,13 +143,6 @@ def evaluate(
         "minutes": minutes,
         "report": _split(report),
     }
-    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    if world not in _WORLDS:
-        raise UserError(f"unknown world {world!r}; accepted: {', '.join(_WORLDS)}")
-    run, options = _WORLDS[world]
-    for name in [name for name in given if name not in options]:
-        takers = ", ".join(other for other, (_, own) in _WORLDS.items() if name in own)
-        raise UserError(f"{name} belongs to --world {takers}, not to {world}")
     sampling = sampling_of(
         fast,
         steps=steps,
@@ -159,34 +152,8 @@ def evaluate(
         guidance_interval=guidance_interval,
         reuse=reuse,
     )
-    run(_Asked(bundle, _split(parts), count, batch, sampling, mesh, frozen_dtype, out, quiet, fast), given)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What is asked of any world. parts: None for those that the world takes by itself."""
-
-    bundle: str = "tiny"
-    parts: tuple[str, ...] | None = None
-    count: int = 500
-    batch: int = 50
-    sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
-    mesh: str = ""
-    frozen_dtype: str | None = None
-    out: Path | None = None
-    quiet: bool = False
-    fast: bool = False
-
-    @property
-    def given(self) -> list[str]:
-        """What is not as it is where nothing is said."""
-        own = [f.name for f in dataclasses.fields(self) if f.name != "sampling"]
-        drawing = [f.name for f in dataclasses.fields(self.sampling)]
-        usual = _Asked()
-        return [
-            *(name for name in own if getattr(self, name) != getattr(usual, name)),
-            *(n for n in drawing if getattr(self.sampling, n) != getattr(usual.sampling, n)),
-        ]
+    asked = Asked(bundle, _split(parts), count, batch, sampling, mesh, frozen_dtype, out, quiet, fast)
+    run(asked, {name: value for name, value in chosen.items() if value is not None})
 
 
 def _split(text: str | None) -> tuple[str, ...] | None:
@@ -195,145 +162,7 @@ def _split(text: str | None) -> tuple[str, ...] | None:
 
 def check_share(text: str) -> float:
     """A strength. Raises UserError unless it is a number from 0 to 1."""
-    from typing import cast
-
     value: float | str = text.strip()
     with contextlib.suppress(ValueError):
         value = float(value)  # .5 as well as 0.5
     return cast(float, convert(Share, value, "strengths"))
-
-
-def _scenes(asked: _Asked, given: dict[str, Any]) -> None:
-    from mvader_jax.cli.sample import load_pipeline
-    from mvader_jax.paper.curves import Curves, check_options
-    from mvader_jax.paper.evaluate import DEFAULT, Evaluation, as_markdown, check, check_place, save
-    from mvader_jax.paper.evaluate import evaluate as run
-
-    named = asked.parts or DEFAULT
-    check(named)
-    check_options(given, named)
-    curves = Curves(**given)
-    settings = Evaluation(asked.count, asked.batch, asked.sampling)
-    if asked.out is not None:
-        check_place(asked.out)
-    pipe = load_pipeline(asked.bundle, mesh=asked.mesh, frozen_dtype=asked.frozen_dtype, fast=asked.fast)
-    with _bars(asked.quiet) as progress:
-        result = run(pipe, settings, named, curves=curves, progress=progress)
-    print(as_markdown(result))
-    if asked.out is not None:
-        save(result, asked.out)
-
-
-def _emoji(asked: _Asked, given: dict[str, Any]) -> None:
-    from mvader_jax.data.sources import Emoji
-    from mvader_jax.paper.emoji.folder import judge_folder, write_prompts
-    from mvader_jax.paper.emoji.methods import Methods
-    from mvader_jax.paper.emoji.report import read_numbers, report
-    from mvader_jax.paper.emoji.sheets import Strips
-    from mvader_jax.paper.emoji.table import Table, as_markdown
-    from mvader_jax.paper.emoji.tasks import ASKED, PARTS, check
-    from mvader_jax.paper.evaluate import check_place, save
-
-    way = next((name for name in _UNDRAWN if name in given), None)
-    if way is not None:
-        for name in [*given, *asked.given]:
-            if name not in (way, "quiet", *_UNDRAWN[way]):
-                raise UserError(f"{name} does not go with --{way}: no bundle draws")
-    if way == "report":
-        paths = [Path(path) for path in given["report"]]
-        print(report({path.stem: read_numbers(path) for path in paths}))
-        return
-    accepted = tuple(PARTS) if way is None else ASKED
-    named = asked.parts or accepted
-    check(named, accepted)
-    fields = {"methods": "names", "thetas": "thetas", "sites": "sites", "strengths": "strengths"}
-    methods = Methods(**{field: given[name] for name, field in fields.items() if name in given})
-    if asked.out is not None:
-        check_place(asked.out, tuple(PARTS))
-    world = Emoji(given.get("data", Emoji.path), given.get("subjects", 0)).world()
-    if way == "prompts":
-        written = write_prompts(world, given["prompts"], named, asked.count)
-        print(
-            f"{written:,} prompts in {given['prompts']}; draw each as ID.png and judge them with --pictures"
-        )
-        return
-    strips = Strips(given["sheets"]) if "sheets" in given else None
-    if way == "pictures":
-        result = judge_folder(world, given["pictures"], named, asked.count, strips)
-    else:
-        table = Table(_known(asked.out), _kept(asked.out), strips)
-        result = _emoji_bundle(asked, given, world, named, methods, table)
-    print(as_markdown(result))
-    if asked.out is not None:
-        Table(_known(asked.out)).begin(result["settings"])
-        save(result, asked.out)
-
-
-def _known(out: Path | None) -> dict[str, Any] | None:
-    """The numbers that are there. Raises UserError where a file holds something else."""
-    from mvader_jax.paper.emoji.report import read_numbers
-
-    return read_numbers(out) if out is not None and out.is_file() else None
-
-
-def _kept(out: Path | None) -> Callable[[dict[str, Any]], None]:
-    """Writes the numbers after each row; a pipe gets them once, at the end."""
-    from mvader_jax.paper.evaluate import save
-
-    if out is None or (out.exists() and not out.is_file()):
-        return lambda result: None
-    return functools.partial(save, path=out)
-
-
-def _emoji_bundle(
-    asked: _Asked,
-    given: dict[str, Any],
-    world: World,
-    named: Sequence[str],
-    methods: Methods,
-    table: Table,
-) -> dict[str, Any]:
-    from mvader_jax.cli.sample import load_pipeline
-    from mvader_jax.paper.emoji.evaluate import evaluate
-    from mvader_jax.paper.evaluate import Evaluation
-
-    settings = Evaluation(asked.count, asked.batch, asked.sampling)
-    minutes = given.get("minutes")
-    pipe = load_pipeline(asked.bundle, mesh=asked.mesh, frozen_dtype=asked.frozen_dtype, fast=asked.fast)
-    with _bars(asked.quiet) as progress:
-        return evaluate(
-            pipe, world, named, methods, settings, table=table, minutes=minutes, progress=progress
-        )
-
-
-#: Ways to use the benchmark without a bundle, and the options that go with each.
-_UNDRAWN = {
-    "report": (),
-    "prompts": ("parts", "count", "data", "subjects"),
-    "pictures": ("parts", "count", "data", "subjects", "sheets", "out"),
-}
-_SCENES = "thetas sites order balance phrase"
-_EMOJI = "thetas sites data subjects methods strengths pictures prompts sheets minutes report"
-#: What judges a bundle in each world, and the options that it takes beside those of all.
-_WORLDS: dict[str, tuple[Callable[[_Asked, dict[str, Any]], None], tuple[str, ...]]] = {
-    "scenes": (_scenes, tuple(_SCENES.split())),
-    "emoji": (_emoji, tuple(_EMOJI.split())),
-}
-
-
-@contextlib.contextmanager
-def _bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar after another, named by what is drawn."""
-    from mvader_jax.cli._progress import bar
-
-    with contextlib.ExitStack() as shown:
-        bars: dict[str, Bar] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                shown.close()
-                bars[what] = shown.enter_context(bar(what, "images", quiet=quiet))
-                bars[what].begin(total, done)  # the first pictures waited for the compiler too
-            bars[what].update(done)
-
-        yield progress

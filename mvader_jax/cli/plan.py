@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mvader_jax.bounds import NON_NEGATIVE, POSITIVE, PositiveInt, between
+from mvader_jax.cli._given import refuse
 from mvader_jax.cli._options import Quiet
 from mvader_jax.cli._progress import status, tell
 from mvader_jax.cli._stage import Objective, chosen_stage
 from mvader_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from mvader_jax.plan.request import Request
+
 
 def plan(
+    context: typer.Context,
     config: Annotated[
         str | None, typer.Argument(help="a file, or a name of `mvader configs`; not with --reproduce")
     ] = None,
@@ -95,63 +101,34 @@ def plan(
       mvader plan open_v2 --job sample --topology v5e-8
       mvader plan --reproduce
     """
-    import dataclasses
-
     from mvader_jax.cli._witnesses import show_blocks, show_measured
     from mvader_jax.parallel.pods import parse_topology
     from mvader_jax.plan import report
     from mvader_jax.plan.request import Request
-    from mvader_jax.plan.runner import ask, run_request
+    from mvader_jax.plan.runner import run_request
     from mvader_jax.storage.atomic import write_file
     from mvader_jax.train.shipped import find_config
 
-    _refuse("a plan without --reproduce", not reproduce, measured=measured)
-    if reproduce:
-        if config is not None:
-            raise UserError(f"{config!r} does nothing for --reproduce, whose steps are given; leave it out")
-        named: dict[str, Any] = {
-            "mesh": mesh,
-            "stage": stage or objective,
-            "accumulate": accumulate,
-            "batch": batch,
-            "dtype": dtype,
-            "frozen-dtype": frozen_dtype,
-        }
-        named |= {
-            "blocks": blocks or None,
-            "search": search or None,
-            "compiled": compiled,
-            "precomputed": precomputed or None,
-        }
-        usual: dict[str, tuple[Any, Any]] = {
-            "topology": (topology, "v5e-256"),
-            "slices": (slices, 1),
-            "job": (job, "train"),
-            "effort": (effort, -1),
-        }
-        named |= {name: value for name, (value, default) in usual.items() if value != default}
-        _refuse("--reproduce, whose steps are given", True, **named)
-        if out is not None:
-            _check_out(out)
-        show_measured(measured, out, cache=not no_cache, quiet=quiet, as_json=as_json)
-        return
-    if config is None:
+    if config is None and not reproduce:
         raise UserError("plan needs a config, a file or a name of `mvader configs`; or --reproduce")
-    parse_topology(topology, slices)
-    find_config(config)
-    if search and job != "train":
-        raise UserError("--search ranks meshes for training; name a mesh for --job sample")
-    named = {"stage": stage or objective, "accumulate": accumulate, "precomputed": precomputed or None}
-    _refuse("--job sample", job == "sample", **named)
-    _refuse("--job train", job == "train", batch=batch, dtype=dtype)
-    if job == "train" and frozen_dtype is not None:
+    if job not in ("train", "sample"):
+        raise UserError(f"unknown job {job!r}; accepted: train, sample")
+    way = "reproduce" if reproduce else "blocks" if blocks else "search" if search else job
+    if way == "train" and frozen_dtype is not None:
         raise UserError(
             "--frozen-dtype is for --job sample; a stage has its own, as in stages.diffusion.frozen_dtype=int8"
         )
-    _refuse("--search, which tries them all", search, mesh=mesh, accumulate=accumulate)
-    _refuse("a plan without --search", not search, compiled=compiled)
+    what, takes = _WAYS[way]
+    refuse(context, what, {*takes.split(), "as_json", "quiet"})
+    if way in ("blocks", "search") and job != "train":
+        raise UserError(f"--{way} is for --job train")
     if out is not None:
         _check_out(out)
+    if config is None:
+        show_measured(measured, out, cache=not no_cache, quiet=quiet, as_json=as_json)
+        return
+    parse_topology(topology, slices)
+    find_config(config)
     request = Request(
         config=config,
         topology=topology,
@@ -170,49 +147,54 @@ def plan(
         search=search,
     )
     if blocks:
-        given: dict[str, Any] = {
-            "mesh": mesh,
-            "out": out,
-            "search": search or None,
-            "no-cache": no_cache or None,
-        }
-        given |= {"effort": None if effort == -1 else effort, "precomputed": precomputed or None}
-        _refuse("--blocks", True, **given, job=None if job == "train" else job)
         show_blocks(request, quiet=quiet, as_json=as_json)
         return
     wanted = 1 if compiled is None else compiled
     with status("starting", quiet or as_json, at_once=True) as say:
-        found: dict[str, Any]
-        if search:
-            ranked = ask("mvader_jax.plan.request", request.to_json(), say)
-            if "error" in ranked:
-                raise UserError(ranked["error"])
-            found = {**ranked, "plans": []}
-            for best in ranked["candidates"]:
-                if len(found["plans"]) >= wanted:
-                    break
-                chosen = dataclasses.replace(
-                    request, search=False, mesh=best["mesh"], accumulate=best["microbatches"]
-                )
-                try:
-                    found["plans"].append(run_request(chosen, _prefixed(say, best["mesh"])))
-                except UserError as error:
-                    tell(f"mvader: {best['mesh']}: {error}")
-            found["plans"].sort(key=_rank)
-        else:
-            found = {"plans": [run_request(request, say)]}
+        found = _searched(request, wanted, say) if search else {"plans": [run_request(request, say)]}
     if out is not None:
-        write_file(out, json.dumps(found["plans"][0] if found.get("plans") else found, indent=1) + "\n")
+        write_file(out, json.dumps(found["plans"][0] if found["plans"] else found, indent=1) + "\n")
     if as_json:
         print(json.dumps(found, indent=1))
         return
     if search:
-        print(_table(found["candidates"][:10]))
-        print()
+        print(_table(found["candidates"][:10]), end="\n\n")
     for one in found["plans"]:
         print(report.text(report.from_dict(one)))
     if not found["plans"] and wanted:
         raise UserError("none of the meshes compiles")
+
+
+#: What may be asked for: how it is called, and the parameters that go with it alone.
+_JOB = "config overrides topology slices job "
+_PLAN = _JOB + "effort out no_cache "
+_WAYS = {
+    "train": ("--job train", _PLAN + "mesh stage objective accumulate precomputed"),
+    "sample": ("--job sample", _PLAN + "mesh batch dtype frozen_dtype"),
+    "search": ("--search", _PLAN + "search compiled stage objective precomputed"),
+    "blocks": ("--blocks", _JOB + "blocks stage objective accumulate"),
+    "reproduce": ("--reproduce, whose steps are given", "reproduce measured out no_cache"),
+}
+
+
+def _searched(request: Request, wanted: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """The meshes, ranked, and the plans of the `wanted` best that compile."""
+    from mvader_jax.plan.runner import ask, run_request
+
+    ranked = ask("mvader_jax.plan.request", request.to_json(), say)
+    if "error" in ranked:
+        raise UserError(ranked["error"])
+    plans: list[dict[str, Any]] = []
+    for best in ranked["candidates"]:
+        if len(plans) >= wanted:
+            break
+        mesh = best["mesh"]
+        chosen = dataclasses.replace(request, search=False, mesh=mesh, accumulate=best["microbatches"])
+        try:
+            plans.append(run_request(chosen, _prefixed(say, mesh)))
+        except UserError as error:
+            tell(f"mvader: {mesh}: {error}")
+    return {**ranked, "plans": sorted(plans, key=_rank)}
 
 
 def _check_out(out: Path) -> None:
@@ -231,13 +213,6 @@ def _check_out(out: Path) -> None:
         known = False
     if not known:
         raise UserError(f"{str(out)!r} exists already and holds no plan; choose another --out")
-
-
-def _refuse(what: str, chosen: bool, **flags: object) -> None:
-    """Raises UserError for a flag that was given and does nothing for `what`."""
-    for name, value in flags.items():
-        if chosen and value is not None:
-            raise UserError(f"--{name} does nothing for {what}; leave it out")
 
 
 def _prefixed(say: Callable[[str], None], mesh: str) -> Callable[[str], None]:
