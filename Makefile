@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo install test lint slow clean
+.PHONY: demo install docs test lint slow clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mvader demo --out outputs/demo
@@ -17,6 +17,10 @@ test: $(VENV)/.test lint
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html is the first page; its search needs a server: $(BIN)/mkdocs serve"
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,6 +31,11 @@ $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) ..."
 	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	@echo "installing what the site needs ..."
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 # clip-anytorch holds the PyTorch ModifiedResNet the parity tests compare with; its own requirements

@@ -26,7 +26,7 @@ EVERY = [*PAGES, *CONFIGS]
 #: Files that pages name and readers have.
 PICTURES = (
     *(f"{name}.png" for name in ("photo", "circle", "square", "cross", "a", "b", "mask", "ugly")),
-    *("cup.jpg", "red_cup.jpg"),
+    *("cup.jpg", "red_cup.jpg", "first/00000.png"),
 )
 #: Programs whose names in a sentence are commands.
 OWN = ("mvader", "make", "python", "pytest", "tpu/launch.sh", "tpu/launch_gke.sh", "hf")
@@ -37,14 +37,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A reader's folder: a checkout, and his pictures, prompts and config; `mvader` stops where its work begins."""
     for name in ("configs", "docs", "tests", "tpu", "mvader_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for name in PICTURES:
-        PIL.Image.fromarray(np.full((8, 8, 3), 120, np.uint8)).save(tmp_path / name)
-    (tmp_path / "mine.py").write_text(next(block.text for block in blocks(text_of("docs/configs.md"))))
+    put_pictures(tmp_path, 8)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red hat"}\n')
     (tmp_path / "mine.py").write_text(next(block.text for block in blocks(text_of("docs/configs.md"))))
     monkeypatch.chdir(tmp_path)
     with dry.before_the_work(monkeypatch):
         yield tmp_path
+
+
+def put_pictures(folder: Path, size: int) -> None:
+    """The files that pages name and readers have."""
+    for name in PICTURES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(np.full((size, size, 3), 120, np.uint8)).save(folder / name)
 
 
 def made() -> set[str]:

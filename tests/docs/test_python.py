@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from pages import PAGES, blocks, text_of
-from test_pages import PICTURES, kind_of
+from test_pages import kind_of, put_pictures
 
 import mvader_jax as mv
 from mvader_jax.sampling.generate import generate
@@ -68,8 +68,7 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize("page", PAGES)
 def test_python(page: str, pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block runs, in the page's order; a prompt that is only shown is embedded."""
-    for name in PICTURES:
-        PIL.Image.fromarray(np.full((64, 64, 3), 120, np.uint8)).save(tmp_path / name)
+    put_pictures(tmp_path, 64)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Pipeline, "load", lambda *_, **__: pipe)
     names = {**GIVEN, "pipe": pipe}

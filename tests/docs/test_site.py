@@ -1,0 +1,90 @@
+"""The site is built without a warning, loads nothing from elsewhere, and its references are whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import docstrings
+import dry
+import pytest
+from pages import ROOT
+
+import mvader_jax as mv
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the site lies, built as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return folder
+
+
+def test_every_page_is_in_the_site(site: Path) -> None:
+    """With a heading; pages from outside docs/ too."""
+    pages = {path.stem for path in (*(ROOT / "docs").glob("*.md"), site / "pods", site / "contributing")}
+    built = {path.stem: path.read_text(encoding="utf-8") for path in site.glob("*.html")}
+    assert pages <= built.keys()
+    assert [name for name in pages if "<h1" not in built[name]] == []
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    """Links may lead out; scripts, styles, fonts and pictures are the site's own."""
+    loaded = re.compile(
+        r"<(?:script|img|iframe|source)[^>]*\ssrc=\"?(?:https?:)?//|<link[^>]*href=\"?(?:https?:)?//"
+    )
+    assert [
+        path.name for path in site.rglob("*.html") if loaded.search(path.read_text(encoding="utf-8"))
+    ] == []
+    styles = [
+        path
+        for path in site.rglob("*.css")
+        if re.search(r"(url\(|@import)[\"' ]*(https?:)?//", path.read_text())
+    ]
+    assert styles == []
+
+
+def test_every_command_is_in_the_reference(site: Path) -> None:
+    """Every command and sub-command, and every argument and option, none without words."""
+    page = (site / "commands.html").read_text(encoding="utf-8")
+    shown = set(re.findall(r'<h[23] id="([^"]+)"', page))
+    missing = []
+
+    def walk(command: Any, name: str) -> None:
+        if name.replace(" ", "-") not in shown:
+            missing.append(name)
+        for parameter in command.params:
+            if not parameter.hidden and (not parameter.help or parameter.opts[0] not in page):
+                missing.append(f"{name} {parameter.opts[0]}")
+        for inner, found in getattr(command, "commands", {}).items():
+            walk(found, f"{name} {inner}")
+
+    walk(dry.command(), "mvader")
+    assert missing == []
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    page = (site / "api.html").read_text(encoding="utf-8")
+    assert [name for name in mv.__all__ if f'id="mvader_jax.{name}"' not in page] == []
+    assert 'id="mvader_jax.Pipeline.__call__"' in page
+
+
+def test_search_finds_what_pages_say(site: Path) -> None:
+    assert "latent consistency" in (site / "search" / "search_index.json").read_text(encoding="utf-8").lower()
+
+
+def test_names_of_a_docstring_become_a_list() -> None:
+    text = "What it does.\n\nsize, crop: of the\npicture. seed: of it; else: no name. Raises UserError."
+    assert docstrings.listed(text, ["size", "crop", "seed"]) == (
+        "What it does.\n\n- `size`, `crop`: of the picture.\n- `seed`: of it; else: no name.\n\nRaises UserError."
+    )
+    assert docstrings.listed("    seed: 1", ["seed"]) == "    seed: 1"
