@@ -53,9 +53,14 @@ def listed(text: str, names: list[str]) -> str:
             meaning, *error = re.split(r"\s(?=Raises )", meaning, maxsplit=1)
             after += "".join(error)
             codes = ", ".join(f"`{one}`" for one in said.split(", "))
-            items.append(f"- {codes}: {' '.join(meaning.split())}")
-        paragraphs += [one for one in (before.strip(), "\n".join(items), after) if one]
+            items.append(f"- {codes}: {_ended(' '.join(meaning.split()))}")
+        before = _ended(before.strip()) if items else before
+        paragraphs += [one for one in (before, "\n".join(items), after) if one]
     return "\n\n".join(paragraphs)
+
+
+def _ended(text: str) -> str:
+    return re.sub(r";$", ".", text)
 
 
 def _above(obj: griffe.Attribute) -> str:

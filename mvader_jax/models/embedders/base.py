@@ -59,7 +59,7 @@ class Embedder(abc.ABC):
     @property
     @abc.abstractmethod
     def width(self) -> int:
-        """Of the hidden states."""
+        """Width of the hidden states."""
 
     @abc.abstractmethod
     def embed_rows(

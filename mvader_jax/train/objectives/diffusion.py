@@ -48,7 +48,7 @@ class Diffusion(Denoising):
         return images, words, 0 if null is None else null.token_ids.shape[1], embedder.width
 
     def loss(self, model: ModelConfig, *, dtype: str = "float32", remat: Remat = "none") -> LossFn:
-        """Of `batches`' batches, by the embedder, the unet, and the vae where a batch holds pixels."""
+        """The loss of a batch, by the embedder, the UNet, and the VAE where it holds pixels."""
         unet = UNet(model.require(UNetConfig), dtype=jnp.dtype(dtype), remat=remat)
         schedule = Schedule.create(model.require(ScheduleConfig))
         conditions_of = self.conditions_of(model, dtype, remat)

@@ -83,7 +83,7 @@ class Distillation(Denoising):
         return dataclasses.replace(model, unet_fast=student, schedule=schedule)
 
     def loss(self, model: ModelConfig, *, dtype: str = "float32", remat: Remat = "none") -> LossFn:
-        """Of `batches`' batches, by the embedder, both UNets, and the vae where a batch holds pixels."""
+        """The loss of a batch, by the embedder, both UNets, and the VAE where it holds pixels."""
         teacher = UNet(model.require(UNetConfig), dtype=jnp.dtype(dtype))
         student = UNet(model.fast.require(UNetConfig), dtype=jnp.dtype(dtype), remat=remat)
         schedule = Schedule.create(model.require(ScheduleConfig))
