@@ -83,8 +83,8 @@ def test_search_finds_what_pages_say(site: Path) -> None:
 
 
 def test_names_of_a_docstring_become_a_list() -> None:
-    text = "What it does.\n\nIt is so;\nsize, crop: of the\npicture. seed: of it; else: no name. Raises UserError."
+    text = "Words.\n\nIt is so;\nsize, crop: of the\npicture. seed: of it; else: no name. Raises UserError."
     assert docstrings.listed(text, ["size", "crop", "seed"]) == (
-        "What it does.\n\nIt is so.\n\n- `size`, `crop`: of the picture.\n- `seed`: of it; else: no name.\n\nRaises UserError."
+        "Words.\n\nIt is so.\n\n- `size`, `crop`: of the picture.\n- `seed`: of it; else: no name.\n\nRaises UserError."
     )
     assert docstrings.listed("    seed: 1", ["seed"]) == "    seed: 1"
