@@ -92,6 +92,9 @@ def sample(
     mesh: DrawMesh = "",
     bundle: BundleName = "tiny",
     fast: Fast = False,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="a LoRA file, its strength a suffix @0.8; may be repeated")
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="of a training run: the parameters themselves, not their average")
     ] = False,
@@ -110,6 +113,7 @@ def sample(
       mvader sample --prompts prompts.jsonl --out pictures --batch 32
       mvader sample "a red circle" --bundle runs/tiny/diffusion@6000
       mvader sample --fast "a red circle" --bundle runs/tiny/distill/bundle
+      mvader sample "a lighthouse" --bundle bundles/sd14 --lora style.safetensors@0.8
     """
     convert(ComputeDtype, dtype, "--dtype")
     convert(FrozenDtype | None, frozen_dtype, "--frozen-dtype")
@@ -130,7 +134,7 @@ def sample(
         reuse=reuse,
     )
     count = None if num_images is None else image_count(num_images)
-    place = _Place(bundle, dtype, frozen_dtype, mesh, out, quiet, raw, fast)
+    place = _Place(bundle, dtype, frozen_dtype, mesh, out, quiet, raw, fast, tuple(lora or ()))
     given = {"strength": strength, "fraction": fraction}
     task_options = {name: value for name, value in given.items() if value is not None}
     if prompts is not None:
@@ -164,6 +168,7 @@ class _Place:
     quiet: bool
     raw: bool
     fast: bool
+    lora: tuple[str, ...] = ()
 
     def load(self) -> Pipeline:
         return load_pipeline(
@@ -173,6 +178,7 @@ class _Place:
             mesh=self.mesh,
             raw=self.raw,
             fast=self.fast,
+            lora=self.lora,
         )
 
 
@@ -219,6 +225,7 @@ def _sample_parts(asked: _Asked, settings: SamplingSettings, count: int, place: 
     recorded = {**asked.recorded(), **settings.recorded(), "bundle": place.bundle, "dtype": place.dtype}
     if place.frozen_dtype is not None:
         recorded["frozen_dtype"] = place.frozen_dtype
+    recorded |= pipe.recorded_lora
     if images and first_process():
         for path in write_pictures(place.out, images, recorded):
             print(path)
@@ -263,22 +270,27 @@ def load_pipeline(
     mesh: str = "",
     raw: bool = False,
     fast: bool = False,
+    lora: tuple[str, ...] = (),
 ) -> Pipeline:
     """A bundle, or a step of a training run, ready to draw on the mesh of a command's `--mesh`.
 
-    Compiled programs are kept on disk. raw: of a run, the parameters themselves; fast: with the few-step UNet.
+    Compiled programs are kept on disk. raw: of a run, the parameters themselves; fast: with the few-step UNet;
+    lora: files that change it, as `Pipeline.use_lora` takes them.
     """
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.parallel.processes import first_process
+    from mvader_jax.sampling.lora import Applied
     from mvader_jax.sampling.pipeline import Pipeline
     from mvader_jax.storage.bundle_config import is_run
     from mvader_jax.storage.describe import FRESH, is_fresh
 
     if raw and not is_run(bundle):
         raise UserError("--raw belongs to RUN/STAGE[@STEP]; a bundle has one set of parameters")
+    for file in lora:
+        Applied.of(file)  # a wrong name is told before anything is loaded
     where = open_mesh(mesh)
     pipe = Pipeline.load(
-        bundle, dtype=dtype, frozen_dtype=frozen_dtype, mesh=where, raw=raw, fast=fast, cache=True
+        bundle, dtype=dtype, frozen_dtype=frozen_dtype, mesh=where, raw=raw, fast=fast, lora=lora, cache=True
     )
     if is_fresh(pipe.bundle.records) and first_process():
         tell(f"{bundle}: {FRESH}")

@@ -52,11 +52,13 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """tensors: by name; files: where they lie; others: entries of the file that are no tensors."""
+    """tensors: by name; files: where they lie; others: entries of the file that are no tensors; metadata: words that
+    safetensors keeps beside them."""
 
     tensors: Mapping[str, Tensor]
     files: tuple[Path, ...]
     others: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -38,6 +38,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "channels_in": ("fsdp",),
     "channels_out": ("tensor",),
     "kernel": (),  # a convolution's window
+    "rank": (),  # between the two factors of a low-rank change
     "vector": (),  # biases and norms: small, replicated
     "activation": (),  # the width of an activation
 }

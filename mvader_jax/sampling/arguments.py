@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
@@ -160,6 +161,13 @@ def guidance(value: Any, count: int) -> Array | None:
     """A guidance scale as that of `count` rows; None where there is none. Raises UserError for what is no number."""
     found = convert(float | None, value, "guidance_scale")
     return None if found is None else np.full(count, found, np.float32)
+
+
+def listed_files(value: Any, name: str) -> list[str | Path]:
+    """Files of a list. Raises UserError for one that is given without a list."""
+    if isinstance(value, (str, Path)) or not isinstance(value, Sequence):
+        raise UserError(f"{name} is {value!r:.80}; expected a list of files, as in [{str(value)!r:.40}]")
+    return list(value)
 
 
 def listed(pictures: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

@@ -35,6 +35,7 @@ from mvader_jax.sampling.generate import (
     generate,
     image_features,
 )
+from mvader_jax.sampling.lora import Applied, Loras
 from mvader_jax.sampling.pictures import DRAWN, NotFiniteError, Pictures, recorded
 from mvader_jax.sampling.placement import Placement
 from mvader_jax.sampling.settings import Changes, SamplingSettings, StaticSettings, image_size
@@ -64,6 +65,8 @@ class Pipeline:
         fixed: dict[str, Any] = {"model": bundle.model, "dtype": dtype}
         whole = self.placement.whole()
         walk = functools.partial(generate, **fixed)
+        self.lora: tuple[Applied, ...] = ()
+        self._loras: Loras | None = None
         self._generate = Program(walk, "generate", (bundle.model, dtype), **self.placement.by_row(4, 1))
         self._steps = Steps(bundle.model, dtype, self.placement)
         self._embed = jax.jit(functools.partial(embed, bundle.model, dtype=jnp.dtype(dtype)), **whole)
@@ -84,6 +87,7 @@ class Pipeline:
         mesh: Mesh | None = None,
         raw: bool = False,
         fast: bool = False,
+        lora: Sequence[str | Path] = (),
         cache: bool = False,
     ) -> Pipeline:
         """Loads a bundle by the name of an embedded one, its directory or hf:ORG/NAME[@REVISION]; or RUN/STAGE[@STEP],
@@ -92,9 +96,10 @@ class Pipeline:
         frozen_dtype: what the parameters are kept in, `dtype` where it is None; "int8" or "int4": the matrices of the
         decoder's layers as integers with scales, the rest in `dtype`.
         raw: of a run, the parameters themselves in place of their average. fast: draw with the UNet that was distilled
-        to few steps, `unet_fast`, in place of the one that it learnt from. cache: call `compilation_cache` first,
-        which changes JAX's settings for the whole process.
-        Raises UserError for an unknown or damaged bundle or run, and for integers where there is no decoder.
+        to few steps, `unet_fast`, in place of the one that it learnt from. lora: files to draw with, as `use_lora` takes
+        them. cache: call `compilation_cache` first, which changes JAX's settings for the whole process.
+        Raises UserError for an unknown or damaged bundle or run, for integers where there is no decoder, and as
+        `use_lora`.
         """
         dtype, mesh = arguments.compute_dtype(dtype), arguments.mesh(mesh)
         kept, integers = kept_in(arguments.frozen_dtype(frozen_dtype, dtype), dtype)
@@ -109,8 +114,24 @@ class Pipeline:
             from mvader_jax.train.snapshot import Snapshot, load_snapshot
 
             bundle = load_snapshot(Snapshot.of(name, raw=raw), **where)
-            return cls(bundle.fast() if fast else bundle, dtype=dtype, mesh=mesh)
-        return cls(load_bundle(name, fast=fast, **where), dtype=dtype, mesh=mesh)
+            pipe = cls(bundle.fast() if fast else bundle, dtype=dtype, mesh=mesh)
+        else:
+            pipe = cls(load_bundle(name, fast=fast, **where), dtype=dtype, mesh=mesh)
+        if lora:
+            pipe.use_lora(*arguments.listed_files(lora, "lora"))
+        return pipe
+
+    def use_lora(self, *files: str | Path) -> None:
+        """Draws with these LoRA files from now on, in place of those before: `pipe.use_lora("style.safetensors@0.8")`.
+
+        The number is how strongly one acts, 1 where there is none; without files the bundle is as it was. Another
+        strength compiles nothing. Raises UserError for a file that is no LoRA of this bundle's model.
+        """
+        applied = tuple(Applied.of(file) for file in files)
+        if self._loras is None:
+            self._loras = Loras(self.bundle)
+        self.bundle = self._loras.with_files(applied)
+        self.lora = applied
 
     def __repr__(self) -> str:
         model, mesh = self.model, self.placement.mesh
@@ -132,6 +153,11 @@ class Pipeline:
     def compiled(self) -> int:
         """How many programs that draw pictures this pipeline has compiled: one per shape and `static`."""
         return self._generate.compiled
+
+    @property
+    def recorded_lora(self) -> dict[str, list[str]]:
+        """The LoRA files that it draws with, for a picture's settings."""
+        return {"lora": [one.recorded() for one in self.lora]} if self.lora else {}
 
     @property
     def shards(self) -> int:
@@ -205,7 +231,7 @@ class Pipeline:
         static = settings.static(self.model, from_image=init is not None)
         pixels, finite = self.generate(draws, static, watch)
         pictures = Pictures(PIL.Image.fromarray(image) for image in gather_rows(pixels)[:count])
-        about = recorded(settings, prompt, negative)
+        about = {**recorded(settings, prompt, negative), **self.recorded_lora}
         for (seed, index), picture in zip(numbered, pictures, strict=True):
             picture.info[DRAWN] = {**about, "seed": seed, "index": index}
         whole = gather_rows(finite)

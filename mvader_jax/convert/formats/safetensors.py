@@ -68,7 +68,7 @@ def open_safetensors(file: Path) -> Weights:
         raise UserError(
             f"{file} has {size - 8 - length - end} bytes after its last tensor: no safetensors file does"
         )
-    return Weights({name: tensor for name, (tensor, _, _) in tensors.items()}, (file,))
+    return Weights({name: tensor for name, (tensor, _, _) in tensors.items()}, (file,), metadata=metadata)
 
 
 def _entry(file: Path, name: str, entry: object, data: int) -> tuple[Tensor, int, int]:
@@ -99,13 +99,14 @@ def write_safetensors(
     file: Path,
     tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     arrays: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a file one tensor at a time.
 
     tensors: {name: (shape, dtype)} in the order that `arrays` brings them. The metadata says "pt", which
-    transformers and diffusers ask for.
+    transformers and diffusers ask for, beside what is given.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name, (shape, dtype) in tensors.items():
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

@@ -105,7 +105,9 @@ def draw_all(pipe: Pipeline, requests: Sequence[Request], *, size: int, progress
     def finish(drawn: Drawn) -> None:
         nonlocal done
         found = drawn.prepared.items
-        good.update(_pictures(found, gather_rows(drawn.pixels), gather_rows(drawn.finite)))
+        good.update(
+            _pictures(found, gather_rows(drawn.pixels), gather_rows(drawn.finite), pipe.recorded_lora)
+        )
         done += len(found)
         line.update(done, len(items))
 
@@ -131,13 +133,13 @@ def _refuse(problems: Iterable[Problem]) -> None:
 
 
 def _pictures(
-    items: Sequence[Item], pixels: np.ndarray, finite: np.ndarray
+    items: Sequence[Item], pixels: np.ndarray, finite: np.ndarray, also: Mapping[str, Any]
 ) -> dict[tuple[int, int], PIL.Image.Image]:
     found = {}
     for item, picture, whole in zip(items, pixels, finite, strict=False):
         if whole:
             seed, index = item.request.numbered[item.index]
             drawn = PIL.Image.fromarray(picture)
-            drawn.info[DRAWN] = {**item.request.recorded, "seed": seed, "index": index}
+            drawn.info[DRAWN] = {**item.request.recorded, **also, "seed": seed, "index": index}
             found[item.request.line, item.index] = drawn
     return found

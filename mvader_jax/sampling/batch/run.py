@@ -76,7 +76,8 @@ def sample_all(
     (into `out`, which all of them must see), process 0 the manifest. SIGTERM and Ctrl-C end the run after the
     batches in hand; the same call goes on from there. Raises UserError where `out` cannot be written.
     """
-    store = Store(out, {"bundle": bundle, "weights": _digest(pipe), "dtype": pipe.dtype})
+    made_by = {"bundle": bundle, "weights": _digest(pipe), "dtype": pipe.dtype, **pipe.recorded_lora}
+    store = Store(out, made_by)
     job = _Job(store, progress or Progress())
     preparer = Preparer(pipe, size + -size % pipe.shards)
     before = pipe.compiled
@@ -310,5 +311,7 @@ class _reading:
 def _digest(pipe: Pipeline) -> str:
     """A short hash of what the bundle's components are, and of what they are kept in where they are not computed so."""
     about = {name: record.get("sha256", "") for name, record in pipe.bundle.records.items()}
+    if pipe.lora:
+        about["lora"] = " ".join(one.digest() for one in pipe.lora)
     kept = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(pipe.bundle.components)})
     return fingerprint(about if kept == [pipe.dtype] else {**about, "kept in": " ".join(kept)})

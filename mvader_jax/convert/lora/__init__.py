@@ -1,0 +1,1 @@
+"""LoRA files as others share them, read and written."""
