@@ -28,9 +28,11 @@ def register(app: typer.Typer) -> None:
     from mvader_jax.cli.sample import sample
     from mvader_jax.cli.samplers import samplers
     from mvader_jax.cli.train import train
+    from mvader_jax.cli.web import web
 
     app.command()(demo)
     app.command()(sample)
+    app.command()(web)
     app.command()(samplers)
     app.command()(configs)
     app.command()(train)

@@ -28,6 +28,7 @@ _EXTRAS = {
     **dict.fromkeys(("array_record", "pyarrow", "simplejpeg", "tensorflow_datasets"), "data"),
     "torch": "convert",
     "huggingface_hub": "hub",
+    "gradio": "web",
 }
 
 app = typer.Typer(

@@ -26,6 +26,11 @@ def save_png(
         AI-generated, for people (`AI-generated: true`) and for machines (IPTC's digital source type).
     new: nothing is replaced. Raises UserError if the file cannot be written (TakenError: `new`, and one is there).
     """
+    write_file(path, png_bytes(image, metadata), new=new)
+
+
+def png_bytes(image: Any, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """The file that `save_png` writes."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -36,7 +41,7 @@ def save_png(
     info.add_itxt("XML:com.adobe.xmp", _xmp_packet())
     data = io.BytesIO()
     load_image(image).save(data, format="PNG", pnginfo=info)
-    write_file(path, data.getvalue(), new=new)
+    return data.getvalue()
 
 
 def utf8(text: str) -> bytes:

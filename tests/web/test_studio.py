@@ -1,0 +1,123 @@
+"""What draws for a page, without a browser: previews, ends, sweeps, and mistakes in a sentence."""
+
+import threading
+from typing import Any
+
+import asking
+import numpy as np
+import pytest
+
+from mvader_jax.errors import UserError
+from mvader_jax.images.png import read_png_metadata
+from mvader_jax.web.asked import Asked, Slider, swept
+from mvader_jax.web.store import Store
+from mvader_jax.web.studio import Studio
+
+
+def test_asked_goes_to_the_browser_and_comes_back() -> None:
+    store = Store()
+    part = {"picture": asking.picture(store), "regions": [{"mask": asking.mask(store), "weight": 2}]}
+    asked = Asked.of(asking.wanted("a", part, negative=[{"text": "b"}], task=None, num_images=2))
+    assert Asked.of(asked.to_json()) == asked
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"parts": []}, "the prompt is empty"),
+        ({"parts": [{"text": "  "}]}, "a text of the prompt is empty"),
+        ({"parts": [{"text": "a", "picture": "b"}]}, "either a text or a picture"),
+        ({"parts": [{"text": "a", "weight": -1}]}, "weight is -1"),
+        ({"parts": [{"text": "a", "weight": float("nan")}]}, "weight is nan"),
+        ({"parts": [{"text": "a", "words": [{"words": "b"}]}]}, "does not occur"),
+        ({"parts": [{"picture": "/etc/passwd"}]}, "no longer on the server"),
+        ({"parts": [{"text": "a", "regions": [{"mask": "x"}]}]}, "regions to a picture"),
+        ({"parts": [{"text": "a"}] * 17}, "more than 16 rows"),
+        ({"num_images": 17}, "up to 16"),
+        ({"settings": {"steps": 0}}, "steps is 0"),
+        ({"settings": {"height": 7}}, "height is 7"),
+        ({"nonsense": 1}, "unknown key 'nonsense'"),
+        ({"task": "img2img"}, "exactly 1 image"),
+    ],
+)
+def test_a_mistake_is_a_sentence(studio: Studio, more: dict[str, Any], sentence: str) -> None:
+    try:
+        told = list(studio.draw(Asked.of({**asking.wanted(), **more}), "run"))
+        problem = told[-1]["problem"]
+    except UserError as error:
+        problem = str(error)
+    assert sentence in problem and "\n" not in problem
+
+
+def test_previews_come_before_the_pictures(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvader_jax.web.studio._PAUSE", 0.0)
+    *early, last = studio.draw(Asked.of(asking.wanted(num_images=2, settings={"sampler": "ddim"})), "run")
+    assert [event["step"] for event in early] == [1, 2, 3] and early[0]["total"] == 4
+    assert all(len(event["previews"]) == 2 for event in early)
+    assert early[0]["previews"][0].startswith("data:image/png;base64,")
+    assert [(one["seed"], one["index"]) for one in last["pictures"]] == [(5, 0), (5, 1)]
+
+
+def test_a_picture_says_what_it_was_drawn_with(studio: Studio, tmp_path) -> None:
+    asked = Asked.of(asking.wanted("a red circle"))
+    *_, last = studio.draw(asked, "run")
+    (tmp_path / "a.png").write_bytes(studio.store.get(last["pictures"][0]["id"]).png)
+    found = read_png_metadata(tmp_path / "a.png")
+    assert found["AI-generated"] == "true" and found["seed"] == "5" and "a red circle" in found["prompt"]
+
+
+def test_a_drawing_is_ended(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvader_jax.web.studio._PAUSE", 0.0)
+    told = []
+    for event in studio.draw(Asked.of(asking.wanted(settings={"steps": 100, "sampler": "ddim"})), "mine"):
+        told.append(event)
+        studio.cancel("others")
+        studio.cancel("mine")
+    assert told[-1] == {"cancelled": True} and len(told) < 10
+    assert studio._ends == {}
+
+
+def test_drawings_take_turns(studio: Studio) -> None:
+    results: dict[int, Any] = {}
+
+    def draw(seed: int) -> None:
+        *_, results[seed] = studio.draw(Asked.of(asking.wanted(settings={"seed": seed})), f"run {seed}")
+
+    threads = [threading.Thread(target=draw, args=(seed,)) for seed in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {seed: result["pictures"][0]["seed"] for seed, result in results.items()} == {1: 1, 2: 2, 3: 3}
+
+
+def test_a_sweep_is_the_pictures_of_each_weight(studio: Studio) -> None:
+    picture = {"picture": asking.picture(studio.store), "weight": 0.5}
+    asked = Asked.of(asking.wanted("a red circle", picture, num_images=3))
+    across, down = Slider("parts", (0.0, 1.0), row=1), Slider("guidance_scale", (1.0, 3.0))
+    *cells, _ = told = list(studio.sweep(asked, across, down, "run"))
+    assert [(cell["row"], cell["column"]) for cell in told] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    cell = told[-1]["asked"]
+    assert cell["parts"][1]["weight"] == 1.0 and cell["settings"]["guidance_scale"] == 3.0
+    *_, alone = studio.draw(Asked.of(cell), "run")
+    assert alone["pictures"][0]["id"] == told[-1]["pictures"][0]["id"]
+    images = [np.asarray(studio.store.get(one["pictures"][0]["id"]).image()) for one in cells]
+    assert not np.array_equal(images[0], images[1])
+
+
+def test_every_slider_can_be_swept() -> None:
+    store = Store()
+    part = {"picture": asking.picture(store), "regions": [{"mask": asking.mask(store)}]}
+    text = {"text": "a b", "words": [{"words": "b"}]}
+    asked = Asked.of(asking.wanted(text, part, negative=[{"text": "c"}]))
+    sliders = [
+        Slider("parts", (2.0,), 1), Slider("negative", (2.0,)), Slider("words", (2.0,), 0), Slider("regions", (2.0,), 1),
+        Slider("negative_strength", (2.0,)), Slider("guidance_scale", (2.0,)), Slider("strength", (0.5,)),
+        Slider("fraction", (0.25,)),
+    ]  # fmt: skip
+    found = [swept(asked, slider)[0][0] for slider in sliders]
+    assert all(one != asked for one in found) and len({str(one) for one in found}) == len(found)
+    with pytest.raises(UserError, match="no longer in the prompt"):
+        swept(asked, Slider("parts", (1.0,), 2))
+    with pytest.raises(UserError, match="draws 1 to 64"):
+        swept(asked, Slider("parts", (1.0,) * 9), Slider("parts", (1.0,) * 9, 1))
