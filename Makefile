@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo install docs test lint slow clean
+.PHONY: demo install docs test lint slow browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mvader demo --out outputs/demo
@@ -20,6 +20,10 @@ slow: $(VENV)/.test
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "build/site/index.html is the first page; its search needs a server: $(BIN)/mkdocs serve"
+
+# Chromium of the system, which tests/web/test_browser.py drives; without it these tests are left out.
+browser:
+	apt-get update -qq && apt-get install -y -q --no-install-recommends chromium
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, set before JAX is imported."""
 
 import os
+import shutil
 
 # LLVM's optimisations are half of what compiling takes and change nothing that a test looks at.
 flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -8,6 +9,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # PyTorch's threads wait by spinning, which starves the worker beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path  # noqa: E402
 
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -35,3 +38,23 @@ install_import_hook(
     ],
     "checked.checked",
 )
+
+
+#: What drives the page in `tests/web/test_browser.py`.
+CHROMIUM = os.environ.get("MVADER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM:
+    os.environ["MVADER_CHROMIUM"] = CHROMIUM
+
+
+def pytest_report_header() -> list[str]:
+    """Says what is left out, and how it comes in."""
+    return (
+        []
+        if CHROMIUM
+        else ["tests/web/test_browser.py is left out: there is no Chromium; `make browser` installs it"]
+    )
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """The page's tests in a browser, where there is none."""
+    return True if not CHROMIUM and collection_path.name == "test_browser.py" else None

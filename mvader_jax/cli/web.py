@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from time import sleep as pause
 from typing import Annotated
 
 import typer
@@ -58,6 +58,6 @@ def web(
     print(f"{address}?token={token}" if token else address, flush=True)
     try:
         while True:
-            time.sleep(3600)
+            pause(3600)
     finally:
         server.get_blocks().close(verbose=False)
