@@ -42,12 +42,12 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(PIP) -e '.[docs]'
 	@touch $@
 
-# clip-anytorch holds the PyTorch ModifiedResNet the parity tests compare with; its own requirements
+# clip-anytorch and pytorch-fid hold what the parity tests compare with; their own requirements
 # (torchvision among them) would break the CPU build of torch.
 $(VENV)/.test: $(VENV)/.installed
 	@echo "installing what the tests need ..."
 	$(PIP) -e '.[test]'
-	$(PIP) --no-deps clip-anytorch==2.6.0
+	$(PIP) --no-deps clip-anytorch==2.6.0 pytorch-fid==0.3.0
 	@touch $@
 
 clean:

@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     from mvader_jax.cli.push import push
     from mvader_jax.cli.sample import sample
     from mvader_jax.cli.samplers import samplers
+    from mvader_jax.cli.score import score
     from mvader_jax.cli.train import train
     from mvader_jax.cli.web import web
 
@@ -43,6 +44,7 @@ def register(app: typer.Typer) -> None:
     app.command()(figure)
     app.command()(plan)
     app.command()(evaluate)
+    app.command()(score)
     app.add_typer(data)
     for command in (*app.registered_commands, *data.registered_commands):
         assert command.callback is not None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mvader_jax.cli._progress import bars
 from mvader_jax.sampling.settings import SamplingSettings
 
 if TYPE_CHECKING:
-    from mvader_jax.cli._progress import Bar
     from mvader_jax.data.emoji.world import World
     from mvader_jax.paper.evaluate import Evaluation
     from mvader_jax.sampling.pipeline import Pipeline
@@ -56,7 +55,7 @@ def _scenes(asked: Asked, given: dict[str, Any]) -> None:
     if asked.out is not None:
         check_place(asked.out)
     pipe = asked.pipeline()
-    with _bars(asked.quiet) as progress:
+    with bars(asked.quiet, "images") as progress:
         result = evaluate(pipe, settings, named, curves=curves, progress=progress)
     print(as_markdown(result))
     if asked.out is not None:
@@ -75,7 +74,7 @@ def _emoji(asked: Asked, given: dict[str, Any]) -> None:
     named, world = _emoji_parts(asked, tuple(PARTS)), _emoji_world(given)
     table = Table(_known(asked.out), _kept(asked.out), Strips(given["sheets"]) if "sheets" in given else None)
     settings, pipe = asked.evaluation, asked.pipeline()
-    with _bars(asked.quiet) as progress:
+    with bars(asked.quiet, "images") as progress:
         result = evaluate(
             pipe,
             world,
@@ -176,21 +175,3 @@ WAYS: dict[str, tuple[Callable[[Asked, dict[str, Any]], None], str, str]] = {
         "parts count data subjects sheets out",
     ),
 }
-
-
-@contextlib.contextmanager
-def _bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar after another, named by what is drawn."""
-    from mvader_jax.cli._progress import bar
-
-    with contextlib.ExitStack() as shown:
-        bars: dict[str, Bar] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                shown.close()
-                bars[what] = shown.enter_context(bar(what, "images", quiet=quiet))
-                bars[what].begin(total, done)  # the first pictures waited for the compiler too
-            bars[what].update(done)
-
-        yield progress

@@ -130,6 +130,22 @@ def bar(
 
 
 @contextmanager
+def bars(quiet: bool, unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar after another, named by what is done; yields what is told of (name, done, total)."""
+    with contextlib.ExitStack() as shown:
+        known: dict[str, Bar] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in known:
+                shown.close()
+                known[what] = shown.enter_context(bar(what, unit, quiet=quiet))
+                known[what].begin(total, done)  # the first ones waited for the compiler too
+            known[what].update(done)
+
+        yield progress
+
+
+@contextmanager
 def status(message: str, quiet: bool = False, *, at_once: bool = False) -> Iterator[Callable[[str], None]]:
     """A spinner that tells what is being done, and for how long; yields the function that tells what is next.
 

@@ -19,7 +19,7 @@ def convert(
         typer.Option(
             "--as",
             help="the kind, instead of telling it by the content: stable-diffusion, gptj, gpt-neox, magma, "
-            "sgpt-biases, clip-resnet, clip-text",
+            "sgpt-biases, clip-resnet, clip, clip-text, inception",
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="of the weights written: keep, float32 or bfloat16")] = "keep",

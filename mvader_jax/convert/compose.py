@@ -14,7 +14,7 @@ from mvader_jax.convert.convert import Progress, counter
 from mvader_jax.convert.engine import shapes
 from mvader_jax.convert.vocabulary import load_vocabulary
 from mvader_jax.errors import UserError
-from mvader_jax.models.components import COMPONENTS, COPIES, abstract_components
+from mvader_jax.models.components import COMPONENTS, COPIES, JUDGES, abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import EMBEDDERS, embedder_kind, find_embedder
 from mvader_jax.prompt.tokenizer import Tokenizer
@@ -52,7 +52,9 @@ def compose(
     UserError where a bundle lacks its component, or components do not fit each other.
     """
     if not parts:
-        options = ", ".join("--" + name.replace("_", "-") for name in COMPONENTS if name not in COPIES)
+        options = ", ".join(
+            "--" + name.replace("_", "-") for name in COMPONENTS if name not in (*COPIES, *JUDGES)
+        )
         raise UserError(f"no components were given; pass some of: {options}")
     found = {name: _find(path, name) for name, path in parts.items()}
     model, notes = _model(found, embedder)

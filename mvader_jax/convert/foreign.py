@@ -46,8 +46,7 @@ _BY_NAMES: tuple[tuple[tuple[str, ...], str], ...] = (
      "GPT-Neo; decoders that are read are GPT-J and GPT-NeoX"),
     ((r"^(encoder|decoder)\.block\.0\.layer\.0\.SelfAttention\.",), "a T5; no kind here has one"),
     ((r"^(vision_model|visual)\.", r"^vision_model\.encoder\.layers|^visual\.transformer\.resblocks"),
-     "a CLIP whose image tower is a transformer (ViT); the image encoder here is CLIP's ResNet, and --as clip-text "
-     "takes a text tower"),
+     "the image tower of a CLIP alone; the whole CLIP is read, with its text tower and both projections"),
     ((r"\.(qweight|qzeros|weight_scale|absmax|quant_map|weight\.quant_state)",),
      "a quantised model; convert the original in float16 or float32"),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import flax.linen as nn
 import jax
@@ -49,20 +49,36 @@ class ClipTextConfig(Checked):
         return cls(vocab_size=512, width=96, num_layers=2, num_heads=3, mlp_width=384)
 
 
+class Tower(Protocol):
+    """What a layer of CLIP's towers is shaped by; the image tower's config has it too."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def mlp_width(self) -> int: ...
+    @property
+    def activation(self) -> str: ...
+    @property
+    def norm_eps(self) -> float: ...
+
+
 def _dense(features: int, axes: tuple[str, str], name: str, dtype: Dtype) -> nn.Dense:
     init = partitioned(nn.initializers.normal(0.02), *axes)
     return nn.Dense(features, kernel_init=init, dtype=dtype, name=name)
 
 
 class _SelfAttention(nn.Module):
-    config: ClipTextConfig
+    config: Tower
     dtype: Dtype
+    causal: bool
 
     @nn.compact
     def __call__(
         self,
         x: Float[jax.Array, "B S D"],
-        log_weights: Float[jax.Array, "B S"],
+        log_weights: Float[jax.Array, "B S"] | None,
         factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None,
     ) -> Float[jax.Array, "B S D"]:
         c = self.config
@@ -72,12 +88,12 @@ class _SelfAttention(nn.Module):
             return y.reshape(*y.shape[:-1], c.num_heads, c.width // c.num_heads)
 
         q, k, v = heads("q_proj"), heads("k_proj"), heads("v_proj")
-        out = attend(q, k, v, log_weights=log_weights, causal=True, factors=factors).reshape(x.shape)
+        out = attend(q, k, v, log_weights=log_weights, causal=self.causal, factors=factors).reshape(x.shape)
         return _dense(c.width, ("heads", "embed"), "out_proj", self.dtype)(out)
 
 
 class _MLP(nn.Module):
-    config: ClipTextConfig
+    config: Tower
     dtype: Dtype
 
     @nn.compact
@@ -88,15 +104,18 @@ class _MLP(nn.Module):
         return _dense(c.width, ("mlp", "embed"), "fc2", self.dtype)(x)
 
 
-class _Layer(nn.Module):
-    config: ClipTextConfig
+class ClipLayer(nn.Module):
+    """A pre-norm layer of either tower; that of texts is causal."""
+
+    config: Tower
     dtype: Dtype
+    causal: bool = True
 
     @nn.compact
     def __call__(
         self,
         x: Float[jax.Array, "B S D"],
-        log_weights: Float[jax.Array, "B S"],
+        log_weights: Float[jax.Array, "B S"] | None,
         factors: Float[jax.Array, " H"] | Float[jax.Array, "B H"] | None,
     ) -> tuple[Float[jax.Array, "B S D"], None]:
         c = self.config
@@ -105,7 +124,9 @@ class _Layer(nn.Module):
             return nn.LayerNorm(epsilon=c.norm_eps, dtype=jnp.float32, name=name)(y).astype(self.dtype)
 
         x = constrain(x, "batch", "sequence", "activation")
-        x = x + _SelfAttention(c, self.dtype, name="self_attn")(norm("layer_norm1", x), log_weights, factors)
+        x = x + _SelfAttention(c, self.dtype, self.causal, name="self_attn")(
+            norm("layer_norm1", x), log_weights, factors
+        )
         return x + _MLP(c, self.dtype, name="mlp")(norm("layer_norm2", x)), None
 
 
@@ -139,7 +160,7 @@ class ClipText(nn.Module):
         )
         x = tokens + positions[: token_ids.shape[1]].astype(self.dtype)
         layers = nn.scan(
-            _Layer,
+            ClipLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),

@@ -15,10 +15,12 @@ from jax.sharding import Mesh
 from mvader_jax.condition import Condition
 from mvader_jax.errors import UserError
 from mvader_jax.models.clip_text import ClipText
+from mvader_jax.models.clip_vision import ClipProjections, ClipVision
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.decoder import Decoder, DecoderConfig, adapter_leaves, bias_leaves, without_adapters
 from mvader_jax.models.image_encoder import ImageEncoder
 from mvader_jax.models.image_prefix import ImagePrefix
+from mvader_jax.models.inception import Inception
 from mvader_jax.models.unet import UNet
 from mvader_jax.models.vae import VAE
 from mvader_jax.parallel.sharding import Tree, abstract_init, init_params, param_shardings
@@ -35,7 +37,12 @@ COMPONENTS = {
     "unet": "unet",
     "unet_fast": "unet_fast",
     "vae": "vae",
+    "inception": "inception",
+    "vision_encoder": "vision_encoder",
+    "clip_projections": "clip_projections",
 }
+#: Those that judge pictures: no model that draws has them.
+JUDGES = ("inception", "vision_encoder", "clip_projections")
 #: Components that begin as a copy of another, which must be there before them; what they have beside it, as zeros.
 COPIES = {"unet_fast": "unet"}
 
@@ -147,6 +154,14 @@ def _recipe(model: ModelConfig, name: str) -> tuple[Any, tuple[Any, ...], Any, A
         return ImagePrefix(config), (jnp.zeros((1, 1, config.in_width)),), None, whole
     if name == "text_encoder":
         return ClipText(config), (tokens,), None, whole
+    if name == "inception":
+        side = config.image_size
+        return Inception(config), (jnp.zeros((1, side, side, 3)),), None, whole
+    if name == "vision_encoder":
+        return ClipVision(config), (jnp.zeros((1, config.image_size, config.image_size, 3)),), None, whole
+    if name == "clip_projections":
+        states = (jnp.zeros((1, config.text_width)), jnp.zeros((1, config.image_width)))
+        return ClipProjections(config), states, None, whole
     if name == "vae":
         side = config.multiple
         return VAE(config), (jnp.zeros((1, side, side, config.in_channels)), jax.random.key(0)), None, whole

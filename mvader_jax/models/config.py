@@ -8,9 +8,11 @@ from typing import TypeVar
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
 from mvader_jax.models.clip_text import ClipTextConfig
+from mvader_jax.models.clip_vision import ClipProjectionsConfig, ClipVisionConfig
 from mvader_jax.models.decoder import AdaptersConfig, DecoderConfig
 from mvader_jax.models.image_encoder import ImageEncoderConfig
 from mvader_jax.models.image_prefix import ImagePrefixConfig
+from mvader_jax.models.inception import InceptionConfig
 from mvader_jax.models.s_magma import SMagmaConfig
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
@@ -29,6 +31,9 @@ _FIELDS: dict[type, str] = {
     VAEConfig: "vae",
     ScheduleConfig: "schedule",
     TokenizerConfig: "tokenizer",
+    InceptionConfig: "inception",
+    ClipVisionConfig: "vision_encoder",
+    ClipProjectionsConfig: "clip_projections",
 }
 
 
@@ -37,7 +42,8 @@ class ModelConfig(Checked):
     """The architecture of every component a bundle may hold; None where it has no such component.
 
     embedder: what turns prompts into a Condition, by its name in `embed.EMBEDDERS`. unet_fast: of a UNet that was
-    distilled to few steps, beside the one that it learnt from.
+    distilled to few steps, beside the one that it learnt from. inception, vision_encoder, clip_projections: of networks
+    that judge pictures (`scores/`); no picture is drawn with them.
     """
 
     embedder: str = "s_magma"
@@ -51,6 +57,9 @@ class ModelConfig(Checked):
     schedule: ScheduleConfig | None = None
     tokenizer: TokenizerConfig | None = None
     unet_fast: UNetConfig | None = None
+    inception: InceptionConfig | None = None
+    vision_encoder: ClipVisionConfig | None = None
+    clip_projections: ClipProjectionsConfig | None = None
 
     @classmethod
     def open_m_vader(cls) -> ModelConfig:

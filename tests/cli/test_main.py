@@ -258,6 +258,7 @@ WRONG = {
     "figure": ["3", "nope.png"],
     "plan": ["nope.py"],
     "sample": ["nope.png"],
+    "score": ["nope", "--reference", "nope"],
     "train": ["nope.py"],
 }
 

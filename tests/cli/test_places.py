@@ -21,6 +21,8 @@ CHEAP = ["stages.vae.steps=1", "stages.vae.batch_size=8"]
         ["demo", "--out", "URL"],
         ["figure", "7", "--out", "URL.png"],
         ["evaluate", "--out", "URL.json"],
+        ["score", "pictures", "--reference", "real", "--keep", "URL"],
+        ["score", "pictures", "--reference", "real", "--save-stats", "URL.npz"],
         ["plan", TINY, "--topology", "v5e:2x2", "--out", "URL.json"],
         ["train", TINY, *CHEAP, "--stage", "vae", "--workdir", "URL"],
         ["data", "build", "scenes", "4", "URL"],

@@ -51,6 +51,7 @@ BEGINS = [
     "mvader_jax.data.building.pairs.write_pairs",
     "mvader_jax.data.scenes.parts.write_files",
     "mvader_jax.precompute.encode.encode",
+    "mvader_jax.scores.score.score",
     "mvader_jax.train.bench.bench",
 ]
 #: {program, and what it is told first: its flags}. From the programs' own pages.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
+from openai_clip import openai_clip
 from torch_trees import close, jitter, tree_of
 from transformers import CLIPTextConfig, CLIPTextModel, GPTJConfig, GPTJModel, GPTNeoXConfig, GPTNeoXModel
 
@@ -149,22 +147,10 @@ def test_clip_text() -> None:
     close(ours, theirs(ids).last_hidden_state, 1e-4)
 
 
-def modified_resnet() -> ModuleType:
-    """CLIP's model.py by its path: the package around it imports what is not installed."""
-    files = importlib.metadata.files("clip-anytorch")
-    assert files is not None
-    path = next(file.locate() for file in files if str(file) == "clip/model.py")
-    spec = importlib.util.spec_from_file_location("clip_model", str(path))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(("layers", "width", "height"), [((1, 2, 1, 1), 12, 64), ((2, 1, 1, 2), 8, 96)])
 def test_image_encoder(layers: tuple[int, int, int, int], width: int, height: int) -> None:
     torch.manual_seed(3)
-    theirs = jitter(modified_resnet().ModifiedResNet(layers, 64, 4, 64, width))
+    theirs = jitter(openai_clip().ModifiedResNet(layers, 64, 4, 64, width))
     theirs.attnpool = torch.nn.Identity()
     for name, buffer in theirs.named_buffers():
         if name.endswith(("running_mean", "running_var")):
@@ -186,7 +172,7 @@ def test_image_encoder(layers: tuple[int, int, int, int], width: int, height: in
 
 def test_calibration_is_batch_norm_in_training() -> None:
     torch.manual_seed(4)
-    theirs = modified_resnet().ModifiedResNet((1, 1, 1, 1), 64, 4, 64, 8)
+    theirs = openai_clip().ModifiedResNet((1, 1, 1, 1), 64, 4, 64, 8)
     theirs.attnpool = torch.nn.Identity()
     theirs.train()
     state = {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}

@@ -35,7 +35,7 @@ ACCEPTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("clip_text_model",),
     "tie_word_embeddings": (True, False),
 }
-_UNUSED = {
+UNUSED = {
     **transformers.UNUSED,
     r"eos_token_id": "the tokenizer says it; public files say 2",
     r"(attention_)?dropout": "dropout acts in training alone",
@@ -43,7 +43,7 @@ _UNUSED = {
 }
 #: The text tower is one of two in transformers' whole CLIP.
 _UNUSED_WHOLE = {
-    **_UNUSED,
+    **UNUSED,
     r"vision_config(_dict)?|text_config_dict": "CLIP's vision tower, and copies",
 }
 _OPENAI_MODULES = {
@@ -87,7 +87,7 @@ def transformers_text_config(weights: Weights, settings: Settings) -> ClipTextCo
         settings = inner
     config = clip_text_config(spelled(weights.tensors, SPELLINGS), settings)
     settings.require(ACCEPTED)
-    settings.done(_UNUSED)
+    settings.done(UNUSED)
     return config
 
 
@@ -138,13 +138,18 @@ def openai_text_map(text_encoder: Any) -> SourceMap:
             return "token_embedding.weight", SAME, 0
         if module == "final_layer_norm":
             return f"ln_final.{kind}", SAME, 0
-        block = "transformer.resblocks.{layer}"
-        if module in _FUSED:
-            layout = fused_linear(3) if leaf == "kernel" else fused_vector(3)
-            return f"{block}.attn.in_proj_{kind}", layout, _FUSED[module]
-        return f"{block}.{_OPENAI_MODULES[module]}.{kind}", LINEAR if leaf == "kernel" else SAME, 0
+        return openai_layer(module, leaf, "transformer")
 
     return SourceMap("CLIP's text tower", links_of("text_encoder", text_encoder, rule), _OPENAI_SKIPS)
+
+
+def openai_layer(module: str, leaf: str, tower: str) -> tuple[str, Layout, int]:
+    """(name, layout, part) of a leaf of a tower's layers by OpenAI's names. tower: "transformer", or the image's."""
+    kind, block = "bias" if leaf == "bias" else "weight", f"{tower}.resblocks.{{layer}}"
+    if module in _FUSED:
+        layout = fused_linear(3) if leaf == "kernel" else fused_vector(3)
+        return f"{block}.attn.in_proj_{kind}", layout, _FUSED[module]
+    return f"{block}.{_OPENAI_MODULES[module]}.{kind}", LINEAR if leaf == "kernel" else SAME, 0
 
 
 def clip_text_config(tensors: Mapping[str, Tensor], settings: Settings, prefix: str = "") -> ClipTextConfig:

@@ -1,0 +1,1 @@
+"""Scores of pictures in the units that papers report: FID, KID, CMMD, CLIP scores."""
