@@ -159,14 +159,16 @@ def _kept(out: Path | None) -> Callable[[dict[str, Any]], None]:
     return functools.partial(save, path=out)
 
 
+#: What goes with all that is drawn and judged in one.
 _DRAWN = "bundle fast parts count steps guidance_scale sampler guidance_interval reuse seed batch mesh frozen_dtype out "
 _SCENES = _DRAWN + "thetas sites image_first balance balance_attention phrase"
 _EMOJI = _DRAWN + "thetas sites data subjects methods strengths sheets minutes"
-#: The worlds, and ways to use the benchmark of one without a bundle: what does it, how it is called, and the parameters
-#: that go with it.
-WAYS: dict[str, tuple[Callable[[Asked, dict[str, Any]], None], str, str]] = {
-    "scenes": (_scenes, "--world scenes", _SCENES),
-    "emoji": (_emoji, "--world emoji", _EMOJI),
+#: Ways of a world: by the option that names one, "" where none does; what does it, how it is called, and the
+#: parameters that go with it.
+Ways = dict[str, tuple[Callable[[Asked, dict[str, Any]], int | None], str, str]]
+SCENES: Ways = {"": (_scenes, "--world scenes", _SCENES)}
+EMOJI: Ways = {
+    "": (_emoji, "--world emoji", _EMOJI),
     "report": (_emoji_report, "--report, which draws nothing", ""),
     "prompts": (_emoji_prompts, "--prompts, which draws nothing", "parts count data subjects"),
     "pictures": (

@@ -10,7 +10,7 @@ import typer
 
 from mvader_jax.bounds import POSITIVE, Share
 from mvader_jax.cli._given import refuse
-from mvader_jax.cli._judges import WAYS, Asked
+from mvader_jax.cli._judges import EMOJI, SCENES, Asked, Ways
 from mvader_jax.cli._options import (
     BalanceAttention,
     BundleName,
@@ -27,6 +27,7 @@ from mvader_jax.cli._options import (
     read_balance,
     sampling_of,
 )
+from mvader_jax.cli._protocols import COCO, CONJUNCTION
 from mvader_jax.errors import UserError
 from mvader_jax.sampling.seeds import SEED
 from mvader_jax.sampling.settings import SamplingSettings
@@ -38,16 +39,22 @@ def evaluate(
     bundle: BundleName = "tiny",
     fast: Fast = False,
     world: Annotated[
-        str, typer.Option(help="scenes, or emoji: the benchmark of docs/benchmark.md")
+        str,
+        typer.Option(help="scenes; emoji: docs/benchmark.md; conjunction, coco: protocols of docs/scores.md"),
     ] = "scenes",
     parts: Annotated[
         str | None,
         typer.Option(
             help="scenes: of reader,reconstruction,text,variation,change,style,pairs,order,three "
-            "[default: the first five]; emoji: told,shown,style,... [default: all]"
+            "[default: the first five]; emoji: told,shown,style,... [default: all]; conjunction: text,images,mixed"
         ),
     ] = None,
-    count: Annotated[int, typer.Option(help="held-out scenes, or prompts of each part")] = 500,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            help="held-out scenes, or prompts of each part [default: 500; conjunction: 250; coco: 30000]"
+        ),
+    ] = None,
     steps: FastSteps = None,
     guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
     sampler: FastSampler = None,
@@ -69,7 +76,11 @@ def evaluate(
         str | None, typer.Option(help="change: the text beside the image [default: a {color} shape]")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="emoji: the set that was built of emoji_styles [default: data/emoji]")
+        str | None,
+        typer.Option(
+            help="emoji: the set that was built of emoji_styles [default: data/emoji]; coco: captions_val2014.json; "
+            "conjunction: folder of pictures of things, 'green vase.png' [default: scenes]"
+        ),
     ] = None,
     subjects: Annotated[
         int | None, POSITIVE, typer.Option(help="emoji: subjects of the world [default: all]")
@@ -82,10 +93,18 @@ def evaluate(
     ] = None,
     pictures: Annotated[
         Path | None,
-        typer.Option(help="emoji: judge this folder of pictures, ID.png each, in place of a bundle"),
+        typer.Option(
+            help="emoji, conjunction: judge this folder of pictures, ID.png each, in place of a bundle"
+        ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="emoji: write the prompts and their pictures to this folder, and end")
+        Path | None, typer.Option(help="write the prompts and their pictures to this folder, and end")
+    ] = None,
+    drawn: Annotated[
+        Path | None,
+        typer.Option(
+            help="coco, conjunction: keep the pictures in this folder; the same command goes on there"
+        ),
     ] = None,
     sheets: Annotated[
         Path | None, typer.Option(help="emoji: a folder for a contact sheet of each part")
@@ -97,7 +116,10 @@ def evaluate(
     ] = None,
     report: Annotated[
         str | None,
-        typer.Option(help="emoji: say what these numbers reach, and end: zero_shot.json,interleaved.json"),
+        typer.Option(
+            help="emoji: say what these numbers reach, and end: zero_shot.json,interleaved.json; conjunction: what "
+            "people judged, judged.csv"
+        ),
     ] = None,
     seed: Seed = SEED,
     batch: Annotated[int, typer.Option(help="pictures drawn at a time")] = 50,
@@ -107,7 +129,7 @@ def evaluate(
         Path | None, typer.Option(help="also write the numbers as JSON; emoji: after each row, to go on from")
     ] = None,
     quiet: Quiet = False,
-) -> None:
+) -> int | None:
     """Judge a bundle by its pictures.
 
     Of scenes by reading them back, of emoji by which picture of their world is nearest: no judge was trained.
@@ -118,14 +140,19 @@ def evaluate(
       mvader evaluate --parts change --thetas 1,.2,.1 --out change.json
       mvader evaluate --world emoji --bundle runs/emoji/interleaved/bundle
       mvader evaluate --world emoji --pictures mine --parts told
+      mvader evaluate --world conjunction --bundle tiny --count 50
+      mvader evaluate --world coco --data captions_val2014.json --bundle bundles/sd14 --drawn coco30k
     """
     from mvader_jax.prompt.checks import check_weight
 
-    if world not in ("scenes", "emoji"):
-        raise UserError(f"unknown world {world!r}; accepted: scenes, emoji")
-    undrawn = {"report": report, "prompts": prompts, "pictures": pictures} if world == "emoji" else {}
-    way = next((name for name, value in undrawn.items() if value is not None), world)
-    run, what, takes = WAYS[way]
+    if world not in _WORLDS:
+        raise UserError(f"unknown world {world!r}; accepted: {', '.join(_WORLDS)}")
+    ways, usual = _WORLDS[world]
+    named = {"report": report, "prompts": prompts, "pictures": pictures, "drawn": drawn}
+    way = next((name for name in ways if name and named[name] is not None), "")
+    if way not in ways:
+        raise UserError(f"--world {world} draws many pictures: name a folder for them with --drawn")
+    run, what, takes = ways[way]
     refuse(context, what, {*takes.split(), way, "world", "quiet"})
     chosen = {
         "thetas": thetas and tuple(check_weight(theta, "the curves' image") for theta in thetas.split(",")),
@@ -139,6 +166,7 @@ def evaluate(
         "strengths": strengths and tuple(check_share(share) for share in strengths.split(",")),
         "pictures": pictures,
         "prompts": prompts,
+        "drawn": drawn,
         "sheets": sheets,
         "minutes": minutes,
         "report": _split(report),
@@ -152,8 +180,18 @@ def evaluate(
         guidance_interval=guidance_interval,
         reuse=reuse,
     )
-    asked = Asked(bundle, _split(parts), count, batch, sampling, mesh, frozen_dtype, out, quiet, fast)
-    run(asked, {name: value for name, value in chosen.items() if value is not None})
+    number = usual if count is None else count
+    asked = Asked(bundle, _split(parts), number, batch, sampling, mesh, frozen_dtype, out, quiet, fast)
+    return run(asked, {name: value for name, value in chosen.items() if value is not None})
+
+
+#: Their ways, and how many prompts of each part are asked by default.
+_WORLDS: dict[str, tuple[Ways, int]] = {
+    "scenes": (SCENES, 500),
+    "emoji": (EMOJI, 500),
+    "conjunction": (CONJUNCTION, 250),
+    "coco": (COCO, 30_000),
+}
 
 
 def _split(text: str | None) -> tuple[str, ...] | None:

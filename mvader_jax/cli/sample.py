@@ -134,7 +134,7 @@ def sample(
         reuse=reuse,
     )
     count = None if num_images is None else image_count(num_images)
-    place = _Place(bundle, dtype, frozen_dtype, mesh, out, quiet, raw, fast, tuple(lora or ()))
+    place = Place(bundle, dtype, frozen_dtype, mesh, out, quiet, raw, fast, tuple(lora or ()))
     given = {"strength": strength, "fraction": fraction}
     task_options = {name: value for name, value in given.items() if value is not None}
     if prompts is not None:
@@ -143,7 +143,7 @@ def sample(
                 "--prompts takes everything from its file; leave out the parts, --negative, --task, --strength "
                 "and --fraction"
             )
-        return _sample_file(prompts, settings, count or 1, 8 if batch is None else batch, place)
+        return sample_file(prompts, settings, count or 1, 8 if batch is None else batch, place)
     if not parts:
         raise UserError("Missing prompt: give texts and image files, or a file of prompts with --prompts")
     if task is None and task_options:
@@ -157,7 +157,7 @@ def sample(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class Place:
     """What draws, and where to."""
 
     bundle: str
@@ -196,7 +196,7 @@ class _Asked:
         return {"prompt": self.parts, "negative": self.negative, **task}
 
 
-def _sample_parts(asked: _Asked, settings: SamplingSettings, count: int, place: _Place) -> None:
+def _sample_parts(asked: _Asked, settings: SamplingSettings, count: int, place: Place) -> None:
     from mvader_jax.parallel.processes import first_process
     from mvader_jax.prompt.parse import read_part
     from mvader_jax.sampling.output import check_results, write_pictures
@@ -233,9 +233,7 @@ def _sample_parts(asked: _Asked, settings: SamplingSettings, count: int, place: 
         raise failure
 
 
-def _sample_file(
-    prompts: Path, settings: SamplingSettings, num_images: int, batch: int, place: _Place
-) -> int:
+def sample_file(prompts: Path, settings: SamplingSettings, num_images: int, batch: int, place: Place) -> int:
     """Exit codes: 0, all are there; 1, some lines are bad; 75 after SIGTERM and 130 after Ctrl-C."""
     import signal
 

@@ -43,19 +43,25 @@ def blocks(features: Features, size: int = BLOCK) -> Iterator[Float64[np.ndarray
         yield np.array(features[start : start + size], np.float64)
 
 
-def moments(features: Features) -> Moments:
-    """In two passes: first the mean, then what is left about it, so that nothing cancels.
-
-    Raises UserError for fewer than two rows, and for NaN or infinity.
-    """
+def _mean_of(features: Features) -> Float64[np.ndarray, " D"]:
+    """Raises UserError for fewer than two rows, and for NaN or infinity."""
     count = features.shape[0]
     if count < 2:
         raise UserError(
             f"a covariance needs at least 2 pictures, and there {'is' if count else 'are'} {count}"
         )
-    mean = sum(block.sum(axis=0) for block in blocks(features)) / count
+    mean = np.sum([block.sum(axis=0) for block in blocks(features)], axis=0) / count
     if not np.isfinite(mean).all():
         raise UserError("the features hold NaN or infinity: the network's weights or a picture are damaged")
+    return mean
+
+
+def moments(features: Features) -> Moments:
+    """In two passes: first the mean, then what is left about it, so that nothing cancels.
+
+    Raises UserError for fewer than two rows, and for NaN or infinity.
+    """
+    mean, count = _mean_of(features), features.shape[0]
     covariance = np.zeros((len(mean), len(mean)))
     for block in blocks(features):
         block -= mean
@@ -83,6 +89,23 @@ def frechet(a: Moments, b: Moments) -> float:
         )
     overlap = np.linalg.svd(root(a.covariance) @ root(b.covariance), compute_uv=False).sum()
     return _distance(a.mean, np.trace(a.covariance), b, overlap)
+
+
+def frechet_of(a: Features, b: Features) -> float:
+    """`frechet` of two sets of features. Of fewer pictures than features, without their covariances: with the rows about
+    their means X and Y, each over the root of their count less 1, the singular values are those of X Y^T.
+    """
+    if max(a.shape[0], b.shape[0]) >= min(a.shape[1], b.shape[1]):
+        return frechet(moments(a), moments(b))
+    centred, means = [], []
+    for features in (a, b):
+        rows = np.array(features[:], np.float64)
+        mean = _mean_of(features)
+        centred.append((rows - mean) / np.sqrt(len(rows) - 1))
+        means.append(mean)
+    overlap = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    traces = sum(float((rows**2).sum()) for rows in centred)
+    return max(0.0, float(((means[0] - means[1]) ** 2).sum()) + traces - 2 * float(overlap))
 
 
 def _distance(mean: np.ndarray, trace: float, b: Moments, overlap: float) -> float:

@@ -15,6 +15,7 @@ from mvader_jax.scores.formulas import (
     cmmd,
     frechet,
     frechet_again,
+    frechet_of,
     interval,
     kid,
     moments,
@@ -74,10 +75,13 @@ class Metric:
 
 def _fid(at: Measured) -> Result:
     features = at.pictures["inception"]
-    reference = at.moments or moments(at.reference["inception"])
-    value = frechet(moments(features), reference)
+    if at.moments is not None:
+        value = frechet(moments(features), at.moments)
+    else:
+        value = frechet_of(features, at.reference["inception"])
     if not at.times:
         return {"value": value}
+    reference = at.moments or moments(at.reference["inception"])
     again = frechet_again(features, reference, at.again("fid", features.shape[0]))
     return {"value": value, "interval": interval(value, again)}
 

@@ -52,6 +52,9 @@ BEGINS = [
     "mvader_jax.data.scenes.parts.write_files",
     "mvader_jax.precompute.encode.encode",
     "mvader_jax.scores.score.score",
+    "mvader_jax.paper.coco.write_prompts",
+    "mvader_jax.paper.conjunction.tasks.read_things",
+    "mvader_jax.paper.conjunction.folder.read_form",
     "mvader_jax.train.bench.bench",
 ]
 #: {program, and what it is told first: its flags}. From the programs' own pages.

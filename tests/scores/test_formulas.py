@@ -18,6 +18,7 @@ from mvader_jax.scores.formulas import (
     cmmd,
     frechet,
     frechet_again,
+    frechet_of,
     interval,
     kid,
     moments,
@@ -66,6 +67,9 @@ def test_fid_of_singular_covariances_is_the_definitions() -> None:
     root = scipy.linalg.sqrtm(within[0][1] @ within[1][1]).real
     expected = ((within[0][0] - within[1][0]) ** 2).sum() + np.trace(within[0][1] + within[1][1] - 2 * root)
     assert frechet(moments(a @ plane.T), moments(b @ plane.T)) == pytest.approx(expected, rel=1e-9)
+    assert frechet_of(a @ plane.T, b @ plane.T) == pytest.approx(expected, rel=1e-9)
+    # Of more pictures than features it is the usual way.
+    assert frechet_of(a, b) == frechet(moments(a), moments(b))
 
 
 def test_fid_where_nothing_overlaps_and_where_nothing_varies() -> None:

@@ -54,7 +54,7 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
     """What `mvader sample` makes of a command: the arguments of what draws."""
     caught: list[tuple[Any, ...]] = []
     monkeypatch.setattr(command_line, "_sample_parts", lambda *given: caught.append(given))
-    monkeypatch.setattr(command_line, "_sample_file", lambda *given: caught.append(given) or 0)
+    monkeypatch.setattr(command_line, "sample_file", lambda *given: caught.append(given) or 0)
     words = shlex.split(command)
     assert words[0] == "mvader"
     with pytest.raises(SystemExit) as ended:
