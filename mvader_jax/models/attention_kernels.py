@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from typing import Any, Literal
 
 import jax
@@ -37,6 +38,8 @@ _BIAS_DIMS = 2
 #: The longest side of a splash block; 1024 at heads of up to 256 dimensions fills a TPU's scoped memory.
 _BLOCK = 1024
 _LANES = 128
+#: Bytes of scores kept in a GPU's memory from which on `choose` says so.
+_MANY_BYTES = 2**30
 #: Scores that "blocks" computes at once: 4 MB, which a CPU's cache holds.
 _SCORES = 1024 * 1024
 #: Scores of a head up to which "blocks" has nothing to gain.
@@ -48,20 +51,26 @@ def choose(
 ) -> Kernel:
     """The kernel for an attention of q [B, Sq, H, K] to values [B, Sk, H, V] on a platform ("tpu", "gpu", "cpu").
 
-    The libraries' kernels compute in 16 bits, so float32 takes the plain path, or on a CPU its blocks; so do
-    small attentions, for which the scores fit, and heads that cuDNN does not take (more than 128 dimensions).
+    The libraries' kernels compute in bfloat16, so float32 takes the plain path, or on a CPU its blocks; so do
+    float16, which cannot hold a padded key's bias, small attentions, for which the scores fit, and heads that cuDNN does
+    not take on every GPU (more than 128 dimensions, a bias's two among them). Warns where a GPU then keeps much in memory.
     """
-    dtype = jnp.dtype(dtype)
+    scores = q_shape[1] * v_shape[1]
     if platform == "cpu":
-        return "blocks" if q_shape[1] * v_shape[1] > _FEW_SCORES else "plain"
-    if dtype not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
-        return "plain"
-    if q_shape[1] * v_shape[1] < FEWEST_SCORES:
-        return "plain"
-    if platform == "tpu" and dtype == jnp.dtype(jnp.bfloat16):
-        return "splash"
-    if platform in ("gpu", "cuda") and max(_cudnn_head_dim(q_shape[3], biased), v_shape[3]) <= 128:
-        return "cudnn"
+        return "blocks" if scores > _FEW_SCORES else "plain"
+    half = jnp.dtype(dtype) == jnp.dtype(jnp.bfloat16)
+    if half and scores >= FEWEST_SCORES:
+        if platform == "tpu":
+            return "splash"
+        if platform in ("gpu", "cuda") and max(_cudnn_head_dim(q_shape[3], biased), v_shape[3]) <= 128:
+            return "cudnn"
+    held = 4 * q_shape[0] * q_shape[2] * scores
+    if platform in ("gpu", "cuda") and held >= _MANY_BYTES:
+        warnings.warn(
+            f"an attention of {q_shape[2]} heads keeps {held / 2**30:.1f} GiB of scores in memory: cuDNN's kernel "
+            f"takes bfloat16 and heads of up to 128 dimensions, and this is {jnp.dtype(dtype)} and {q_shape[3]}",
+            stacklevel=2,
+        )
     return "plain"
 
 

@@ -30,6 +30,7 @@ class Conv(nn.Module):
     """A square convolution: [B, h, w, C] -> [B, h / stride, w / stride, features].
 
     padding: rows and columns of zeros before and after; size // 2 of each where None.
+    doubled: of x at twice its height and width, each value four times (nearest neighbour); of stride 1.
 
     Its activations stay sharded by batch alone. Left to itself, XLA's partitioner (jax 0.10) gives a
     convolution whose channels are sharded, forward or backward, the rows of another device on a mesh
@@ -40,6 +41,7 @@ class Conv(nn.Module):
     size: int
     stride: int = 1
     padding: tuple[int, int] | None = None
+    doubled: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -48,7 +50,12 @@ class Conv(nn.Module):
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         pad = (self.size // 2, self.size // 2) if self.padding is None else self.padding
-        x, kernel = _pin(x.astype(self.dtype)), kernel.astype(self.dtype)
+        x = _pin(x.astype(self.dtype))
+        if self.doubled and current_platform() != "cpu":
+            return _pin(_of_doubled(x, kernel) + bias.astype(self.dtype))
+        if self.doubled:
+            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        kernel = kernel.astype(self.dtype)
         if self.stride == 1 and _better_as_product(x, self.size):
             y = _as_product(x, kernel, pad)
         else:
@@ -78,6 +85,27 @@ def _as_product(x: jax.Array, kernel: jax.Array, pad: tuple[int, int]) -> jax.Ar
     height, width = x.shape[1] - size + 1, x.shape[2] - size + 1
     shifts = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
     return jnp.concatenate(shifts, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _of_doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution of x at twice its size, which is not made: less than half of the products (docs/planning.md).
+
+    A value that stands in two rows meets the sum of two taps, so a kernel of one row and column more, summed in float32,
+    slides over x with zeros between its values.
+    """
+    kernel = kernel.astype(jnp.float32)
+    for axis in (0, 1):
+        wider = jnp.pad(kernel, [(0, int(i == axis)) for i in range(4)])
+        kernel = wider + jnp.roll(wider, 1, axis)
+    pad = (kernel.shape[0] // 2,) * 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(1, 1),
+        padding=(pad, pad),
+        lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def _pin(x: jax.Array) -> jax.Array:
@@ -223,8 +251,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B 2*h 2*w {self.features}"]:
-        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return conv(self.features, 3, name="conv", dtype=self.dtype)(x)
+        return Conv(self.features, 3, doubled=True, dtype=self.dtype, name="conv")(x)
 
 
 def split_heads(x: Float[jax.Array, "B S D"], heads: int) -> Float[jax.Array, "B S {heads} K"]:

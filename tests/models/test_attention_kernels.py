@@ -38,7 +38,11 @@ BF16 = jnp.bfloat16
         ("tpu", jnp.float32, 4096, 4096, 40, "plain"),
         ("tpu", jnp.float16, 4096, 4096, 40, "plain"),
         ("gpu", BF16, 4096, 4096, 40, "cudnn"),
-        ("cuda", jnp.float16, 1024, 1024, 80, "cudnn"),
+        ("cuda", BF16, 1024, 1024, 80, "cudnn"),
+        ("gpu", BF16, 4096, 77, 40, "cudnn"),
+        ("gpu", BF16, 256, 256, 160, "plain"),
+        ("gpu", BF16, 576, 576, 160, "plain"),
+        ("gpu", jnp.float16, 4096, 4096, 40, "plain"),
         ("gpu", BF16, 4096, 4096, 128, "plain"),
         ("gpu", jnp.float32, 4096, 4096, 40, "plain"),
         ("cpu", BF16, 4096, 4096, 40, "blocks"),
@@ -51,13 +55,53 @@ BF16 = jnp.bfloat16
 def test_the_choice_is_the_platforms_and_the_shapes(
     platform: str, dtype: Any, queries: int, keys: int, width: int, expected: str
 ) -> None:
-    found = choose(platform, dtype, (2, queries, 8, width), (2, keys, 8, width), biased=True)
+    found = choose(platform, dtype, (1, queries, 8, width), (1, keys, 8, width), biased=True)
     assert found == expected
 
 
 def test_without_a_bias_heads_of_128_fit_cudnn() -> None:
     shape = (2, 4096, 8, 128)
     assert choose("gpu", BF16, shape, shape, biased=False) == "cudnn"
+
+
+def test_a_gpu_says_where_scores_fill_its_memory(recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.warns(UserWarning, match=r"keeps 2.0 GiB of scores.*bfloat16.*this is float32 and 40"):
+        choose("gpu", jnp.float32, (4, 4096, 8, 40), (4, 4096, 8, 40), biased=False)
+    with pytest.warns(UserWarning, match=r"keeps 1.0 GiB of scores.*this is bfloat16 and 512"):
+        choose("gpu", BF16, (16, 4096, 1, 512), (16, 4096, 1, 512), biased=False)
+    # Of Stable Diffusion's UNet in bfloat16, 32 samples of 512 x 512 pictures, nothing is to be said.
+    for length, width in ((4096, 40), (1024, 80), (256, 160), (64, 160)):
+        for keys in (length, 77):
+            choose("gpu", BF16, (32, length, 8, width), (32, keys, 8, width), biased=keys == 77)
+    choose("cpu", jnp.float32, (32, 4096, 8, 40), (32, 4096, 8, 40), biased=False)
+    assert not recwarn.list
+
+
+def lowered_for_cuda(queries: int, keys: int, width: int) -> str:
+    """`attend` and its gradients with log weights, as they are handed to a GPU's compiler."""
+
+    def total(q: Any, k: Any, v: Any, logs: Any) -> jax.Array:
+        return jnp.sum(attend(q, k, v, log_weights=logs).astype(jnp.float32) ** 2)
+
+    q, k, v = (jax.ShapeDtypeStruct((2, n, 8, width), BF16) for n in (queries, keys, keys))
+    logs = jax.ShapeDtypeStruct((2, keys), jnp.float32)
+    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, k, v, logs)
+    return str(traced.lower(lowering_platforms=("cuda",)).as_text())
+
+
+@pytest.mark.parametrize(("queries", "keys", "width"), [(4096, 4096, 40), (4096, 77, 40), (1024, 1024, 80)])
+def test_the_large_attentions_of_a_unet_go_to_cudnn(
+    monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, width: int
+) -> None:
+    """JAX looks for cuDNN where it traces, and there is none here: 9.10 is what it is told."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(attention_kernels, "current_platform", lambda: "gpu")
+    text = lowered_for_cuda(queries, keys, width)
+    assert text.count("@__cudnn$fmhaSoftmax(") == 1 and text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+    # Nothing of the size of the scores is left outside.
+    assert f"{queries}x{keys}x" not in text
 
 
 def example(queries: int, keys: int, heads: int, width: int, rows: int = 2) -> tuple[jax.Array, ...]:

@@ -26,8 +26,9 @@ from mvader_jax.models.unet import (
     factors_shape,
     with_keys_values,
 )
-from mvader_jax.models.unet_blocks import GroupNorm
+from mvader_jax.models.unet_blocks import GroupNorm, Upsample
 from mvader_jax.parallel.sharding import MESH_AXES, abstract_init, batch_sharding, param_shardings
+from mvader_jax.train.flops import count_flops
 
 HEADS, SITES, ROWS, LENGTH = 2, 7, 2, 6
 SMALL = UNetConfig(4, 4, (16, 24), 1, (True, True), 20, HEADS, 4, 1e-5, 8)
@@ -398,3 +399,31 @@ def test_keys_and_values_made_once_are_those_made_in_every_call(dtype: Any) -> N
     got = apply({"params": unflatten_dict(unread, sep="/")}, latents, jnp.arange(5.0), ready)
     tolerance = 1e-6 if dtype == jnp.float32 else 2e-2
     np.testing.assert_allclose(np.float32(got), np.float32(want), atol=tolerance, rtol=tolerance)
+
+
+def test_a_doubled_picture_is_convolved_without_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off CPUs: the numbers and gradients of the repeated picture, in less than half of the products."""
+    rng = np.random.default_rng(4)
+    x = jnp.asarray(rng.normal(size=(2, 8, 6, 5)), jnp.float32)
+    upsample = Upsample(7)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32),
+        abstract_init(upsample, x)[0],
+    )
+
+    def found(platform: str) -> tuple[Any, float]:
+        monkeypatch.setattr(unet_blocks, "current_platform", lambda: platform)
+
+        def total(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = upsample.apply({"params": params}, x)
+            return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), y
+
+        forward = jax.make_jaxpr(lambda x: upsample.apply({"params": params}, x))(x)
+        return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(params, x), count_flops(
+            forward, padding=False
+        )
+
+    (want, products), (got, fewer) = found("cpu"), found("tpu")
+    assert got[1].shape == (2, 16, 12, 7)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want)
+    assert fewer < 0.5 * products
