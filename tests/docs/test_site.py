@@ -15,6 +15,8 @@ import pytest
 from pages import ROOT
 
 import mvader_jax as mv
+from mvader_jax.data.sources import Source
+from mvader_jax.train.objectives import Objective
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,13 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     page = (site / "api.html").read_text(encoding="utf-8")
     assert [name for name in mv.__all__ if f'id="mvader_jax.{name}"' not in page] == []
     assert 'id="mvader_jax.Pipeline.__call__"' in page
+
+
+def test_every_objective_and_source_is_in_the_reference(site: Path) -> None:
+    page = (site / "parts.html").read_text(encoding="utf-8")
+    kinds = {"train.objectives": Objective.kinds, "data.sources": Source.kinds}
+    shown = [f'id="mvader_jax.{room}.{cls.__name__}"' for room, of in kinds.items() for cls in of.values()]
+    assert [one for one in shown if one not in page] == []
 
 
 def test_search_finds_what_pages_say(site: Path) -> None:
