@@ -193,7 +193,7 @@ def distilled(taught: Stage) -> Stage:
         ),
         init=("interleaved",),
         groups={"unet_fast": Group("unet_fast/.*", 3e-4)},
-        steps=8_000,
+        steps=3_000,
         optimizer=OptimizerConfig(warmup_steps=100, decay="cosine", final_fraction=0.05, ema_decay=0.99),
         sample_steps=4,
     )

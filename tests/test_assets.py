@@ -10,7 +10,7 @@ from mvader_jax.paper.curves import TASKS, Curves, held_out, shares
 from mvader_jax.paper.evaluate import Evaluation, attribute_scores, draw, text_prompts
 from mvader_jax.prompt.elements import Image, Prompt
 from mvader_jax.sampling.pipeline import Pipeline
-from mvader_jax.sampling.settings import SamplingSettings
+from mvader_jax.sampling.settings import FAST, SamplingSettings
 from mvader_jax.storage.bundle import load_bundle
 from mvader_jax.storage.bundle_config import ASSETS, read_config
 from mvader_jax.train.config import load_config
@@ -19,7 +19,9 @@ TINY = ASSETS / "tiny"
 
 
 def test_it_is_small() -> None:
-    assert sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) <= 25e6
+    sizes = {path: path.stat().st_size for path in TINY.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) <= 28e6
+    assert sum(size for path, size in sizes.items() if "unet_fast" in path.parts) <= 6e6
 
 
 def test_the_weights_are_those_of_the_recorded_config() -> None:
@@ -35,6 +37,7 @@ def test_the_weights_are_those_of_the_recorded_config() -> None:
             "image_encoder",
             "image_prefix",
             "unet",
+            "unet_fast",
             "vae",
         }
     )
@@ -85,6 +88,15 @@ def test_it_keeps_what_it_is_shown() -> None:
     shown = [Prompt((Image(render(scene)),)) for scene in scenes]
     scores = attribute_scores(scenes, draw(Pipeline(load_bundle("tiny")), shown, settings))
     assert min(scores.values()) >= 0.95, scores
+
+
+def test_four_steps_draw_what_is_told_and_shown() -> None:
+    scenes = held_out(32)
+    pipe = Pipeline(load_bundle("tiny").fast())
+    shown = [Prompt((Image(render(scene)),)) for scene in scenes]
+    for prompts in (text_prompts(scenes), shown):
+        scores = attribute_scores(scenes, draw(pipe, prompts, Evaluation(32, 32, SamplingSettings(**FAST))))
+        assert min(scores.values()) >= 0.95, scores
 
 
 def test_two_pictures_give_both_objects() -> None:

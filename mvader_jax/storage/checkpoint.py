@@ -35,6 +35,15 @@ def save_tree(path: str | Path, tree: Tree) -> None:
     """Writes a tree of arrays into a new directory `path`; orbax commits it with one rename."""
     with quiet(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(path).absolute(), tree, save_args=_in_chunks(tree))
+    if first_process():
+        forget_place(Path(path))
+
+
+def forget_place(path: Path) -> None:
+    """Takes the directory's own name, which Orbax writes into its mark, out of a saved tree: bundles are published."""
+    mark = path / "commit_success.txt"
+    if mark.is_file():
+        mark.write_text("Checkpoint commit was successful", encoding="utf-8")
 
 
 def tree_metadata(path: str | Path) -> Tree:

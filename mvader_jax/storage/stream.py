@@ -24,6 +24,7 @@ from flax.traverse_util import unflatten_dict
 
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.sharding import Tree
+from mvader_jax.storage.checkpoint import forget_place
 from mvader_jax.storage.quiet import quiet
 
 #: A chunk's size: small enough that hosts of a pod read little more than their shards.
@@ -75,6 +76,7 @@ def write_component(
         ) as checkpointer,
     ):
         checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree))
+    forget_place(directory)
     return {
         "parameters": sum(leaf.size for leaf in leaves),
         "dtypes": sorted({str(leaf.dtype) for leaf in leaves}),

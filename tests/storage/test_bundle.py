@@ -333,6 +333,12 @@ def test_a_missing_or_damaged_tokenizer_is_one_sentence(
     assert error.startswith("mvader: ") and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_no_file_of_a_bundle_says_where_it_was_made(bundles: dict[str, Path]) -> None:
+    here = str(bundles["trained"].parent).encode()
+    files = [path for bundle in bundles.values() for path in bundle.rglob("*") if path.is_file()]
+    assert len(files) > 50 and not [path for path in files if here in path.read_bytes()]
+
+
 def test_only_what_this_package_wrote_is_ours(bundles: dict[str, Path], tmp_path: Path) -> None:
     assert [not_ours(path) for path in (*bundles.values(), TINY)] == ["", "", ""]
     model = tmp_path / "hf"
