@@ -34,6 +34,11 @@ def bundle(
     raw: Annotated[
         bool, typer.Option("--raw", help="with --checkpoint: the parameters themselves, not their average")
     ] = False,
+    merge_lora: Annotated[
+        list[str] | None,
+        typer.Option(help="a LoRA file, or FILE@0.8, laid into the weights of --base; may be repeated"),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="with --merge-lora: the bundle that is changed")] = None,
     embedder: Annotated[
         str | None, typer.Option(help="s_magma or clip_text [default: s_magma with a decoder]")
     ] = None,
@@ -55,9 +60,11 @@ def bundle(
       mvader bundle tiny --describe
       mvader bundle bundles/mine --checkpoint runs/tiny/diffusion
       mvader bundle bundles/both --unet bundles/sd14 --decoder bundles/gptj
+      mvader bundle bundles/styled --base bundles/sd14 --merge-lora style.safetensors@0.8
     """
     from mvader_jax.cli._progress import bar
     from mvader_jax.convert.compose import compose
+    from mvader_jax.convert.lora.merge import merge_lora as run_merge
     from mvader_jax.storage.bundle import verify as check
     from mvader_jax.storage.bundle_config import find_bundle
     from mvader_jax.storage.describe import describe as describe_bundle
@@ -83,9 +90,16 @@ def bundle(
         raise UserError("--raw belongs to --checkpoint")
     if as_json and not describe:
         raise UserError("--json belongs to --describe")
+    if (base is None) != (not merge_lora):
+        raise UserError("--merge-lora names LoRA files and --base the bundle they change; give both")
+    if merge_lora and (checkpoint or parts or describe or verify or tokenizer or embedder or seed):
+        raise UserError("--merge-lora takes all components of --base; leave out the other options")
     compared = check(find_bundle(out)) if verify else {}
     if checkpoint is not None:
         write_snapshot(Snapshot.of(checkpoint, raw=raw), out, overwrite=overwrite)
+        print(f"wrote {out}")
+    elif merge_lora and base is not None:
+        run_merge(base, merge_lora, out, overwrite=overwrite)
         print(f"wrote {out}")
     elif not (describe or verify):
         with bar("copying", "B", quiet=quiet) as progress:

@@ -34,12 +34,14 @@ STATES = ("image_states", "text_states", "null_states")
 @dataclasses.dataclass(frozen=True)
 class MixedRows:
     """layout: which samples have which rows; caption_length: tokens of a caption; interleaved_images,
-    interleaved_length: images and tokens that every interleaved prompt is padded to."""
+    interleaved_length: images and tokens that every interleaved prompt is padded to. data_sets: whether a batch says
+    which data set each sample is of."""
 
     layout: RowLayout
     caption_length: int
     interleaved_images: int
     interleaved_length: int
+    data_sets: bool = False
 
 
 class MixedBatches:
@@ -49,6 +51,7 @@ class MixedBatches:
     Of precomputed records "latent_mean" and "latent_logvar", bfloat16 [B, h, w, C], stand for "pixels", and
     features [N, 1, T, C] for the image prompt's pixels. With hidden states, bfloat16 [rows, length, D] under the names
     of `STATES`, there are no pixels; the null prompt's are there once for each group of rows.
+    Where it is asked which data set a sample is of, "data_set" says so, int32 [B].
     With interleaved prompts also "interleaved_prompt" and "use_interleaved", and beside latents
     "interleaved_pixels", the targets of these rows.
     """
@@ -73,7 +76,7 @@ class MixedBatches:
         layout, shape = self._rows.layout, self._shape
         kind = kinds(layout, self._first_group(step), self._groups)
         canvas = Canvas(shape.rows)
-        records, damage = self._read(step, kind.reshape(-1), canvas)
+        records, damage, data_sets = self._read(step, kind.reshape(-1), canvas)
         number = np.arange(len(records)).reshape(kind.shape)
         with_image = [records[i] for i in number[:, : layout.image_rows].reshape(-1)]
         # Where two kinds overlap, the row that is not used may have no caption.
@@ -87,6 +90,8 @@ class MixedBatches:
             ),
             "use_image": kind.reshape(-1) == IMAGE,
         }
+        if self._rows.data_sets:
+            batch["data_set"] = np.array(data_sets, np.int32)
         if self._states is not None:
             batch[STATES[0]] = states(with_image, self._states, "image")
             batch[STATES[1]] = states(with_text, self._states, "caption")
@@ -110,12 +115,16 @@ class MixedBatches:
         """The first of this process's groups of rows in a step, counted over the run."""
         return step * self._shape.groups + self._shape.process_index * self._groups
 
-    def _read(self, step: int, kind: np.ndarray, canvas: Canvas) -> tuple[list[Record], list[Damage]]:
+    def _read(
+        self, step: int, kind: np.ndarray, canvas: Canvas
+    ) -> tuple[list[Record], list[Damage], list[int]]:
+        """(records, what was passed over, the data set of each)."""
         source, batch, size = self._feed.at(step)
         layout = self._rows.layout
         mixed = interleaved_before(layout, self._first_group(step))
         records: list[Record] = []
         damage: list[Damage] = []
+        data_sets: list[int] = []
         for row, (place, which) in enumerate(zip(self._shape.positions(batch), kind, strict=True)):
             # The two kinds of record are counted apart, so that each set is seen whole in its epochs.
             if which == INTERLEAVED:
@@ -128,9 +137,10 @@ class MixedBatches:
                 seen = row % layout.samples < layout.image_rows
                 needs = ("latents", "features") if seen and self._states is None else ("latents",)
                 record, passed = read_one(source, place - mixed, self._data, size=size, needs=needs)
+            data_sets.append(source.data_set(place - mixed) if which != INTERLEAVED else 0)
             records.append(canvas.take(row, record))
             damage += passed
-        return records, damage
+        return records, damage, data_sets
 
     def _fitting(self, record: Record) -> Record:
         """The record. Raises DamagedRecord where its prompt is longer than the batch has room for."""

@@ -132,6 +132,10 @@ class Reader:
         """(what a step reads from, which of its batches, sides of its pictures): `Buckets` choose here."""
         return self, step, None
 
+    def data_set(self, position: int) -> int:
+        """Which of the sources the record at a position is of."""
+        return bisect.bisect_right(self._starts, int(self.order[position])) - 1
+
     def rng(self, position: int, purpose: Literal["record", "decode"] = "record") -> np.random.Generator:
         """The random choices that belong to a position of the run."""
         return np.random.default_rng([self._seed, position, _PURPOSES[purpose]])
@@ -142,8 +146,7 @@ class Reader:
         A damaged record is replaced by the next one in its source that is whole: the choice depends on
         nothing else, so that a resumed run makes the same. Raises UserError after 100 in a row, or all there are.
         """
-        number = int(self.order[position])
-        which = bisect.bisect_right(self._starts, number) - 1
+        number, which = int(self.order[position]), self.data_set(position)
         source, first = self.sources[which], number - self._starts[which]
         passed: list[Damage] = []
         # One generator for all attempts: a substitute must not repeat the choices that did not do.

@@ -25,6 +25,7 @@ from mvader_jax.models.remat import Remat
 from mvader_jax.parallel.mesh import compiler_options
 from mvader_jax.parallel.sharding import mesh_axes, param_shardings, replicated
 from mvader_jax.train.config import Stage
+from mvader_jax.train.lora import LORA, check_groups, with_factor_axes, with_factors
 from mvader_jax.train.objectives import LossFn
 from mvader_jax.train.optim.optimizer import make_optimizer
 from mvader_jax.train.sizes import sized
@@ -124,8 +125,11 @@ def assemble(
 
 
 def split(components: Mapping[str, Tree], stage: Stage) -> tuple[Tree, Tree, dict[str, str]]:
-    """`partition` by the stage's groups, each part in the dtype that the stage keeps it in."""
+    """`partition` by the stage's groups, each part in the dtype that the stage keeps it in; with fresh factors where
+    the stage trains some."""
+    components = with_factors(components, stage.lora, stage.seed)
     trainable, frozen, groups = partition(components, _patterns(stage))
+    check_groups(components, stage.lora, groups, stage.objective.teachers)
     for name in stage.objective.teachers:
         if name in trainable:
             raise UserError(
@@ -143,6 +147,8 @@ def split(components: Mapping[str, Tree], stage: Stage) -> tuple[Tree, Tree, dic
                 "the decoder that the stage starts from is stored as integers; its matrices cannot train"
             )
     if integers is not None:
+        if "decoder" in stage.lora:
+            raise UserError(f"frozen_dtype {integers} is for a decoder that stays as it is; lora changes it")
         frozen = quantised(frozen, integers)
     # Integers and keys stay what they are.
     kept = jnp.dtype(dtype)
@@ -164,7 +170,8 @@ def _shardings(
     mesh: Mesh,
 ) -> TrainState:
     """The sharding of every leaf of the state; optimizer and average lie as their parameters do."""
-    _, axes = abstract_components(model, sorted({*trainable, *frozen}))
+    _, axes = abstract_components(model, sorted({*trainable, *frozen} - {LORA}))
+    axes = with_factor_axes(axes, trainable)
     trainable_axes, frozen_axes, _ = partition(axes, _patterns(stage))
     frozen_axes = with_scales(frozen_axes, frozen)
     of_trainable = param_shardings(trainable, trainable_axes, mesh)

@@ -24,6 +24,7 @@ from mvader_jax.bounds import (
 )
 from mvader_jax.data.config import DataConfig
 from mvader_jax.errors import UserError
+from mvader_jax.lora.config import LoraConfig
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.remat import Remat
 from mvader_jax.settings import Checked, convert, nearest, override, type_hints
@@ -65,6 +66,9 @@ class Stage(Checked):
     batch_size: PositiveInt
     #: What is read.
     data: DataConfig
+    #: Low-rank changes that train in place of the weights, by component; a group names their factors, as in
+    #: `lora/unet/.*`. See docs/lora.md.
+    lora: Mapping[str, LoraConfig] = dataclasses.field(default_factory=dict)
     #: Where it starts: stages of the same config (their finished bundles) or bundle names and paths, in order; later
     #: ones replace components of earlier ones. A component that none holds is made anew.
     init: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union
 
 from mvader_jax.bounds import LARGEST_INT, Bound
 from mvader_jax.data.config import DataConfig
+from mvader_jax.lora.config import LoraConfig
 from mvader_jax.settings import Choice, type_hints
 from mvader_jax.storage.atomic import write_file
 from mvader_jax.train.config import Group, Stage, TrainConfig
@@ -31,7 +32,8 @@ _WORDS = {int: "integer", float: "number", str: "text", bool: "true or false"}
 def tables() -> str:
     """All tables, in Markdown: a config, a stage, and what a stage holds, each kind of it."""
     sections = [
-        _section(cls.__name__, cls) for cls in (TrainConfig, Stage, Group, OptimizerConfig, DataConfig)
+        _section(cls.__name__, cls)
+        for cls in (TrainConfig, Stage, Group, LoraConfig, OptimizerConfig, DataConfig)
     ]
     for base in (
         hint for cls in (Stage, DataConfig) for hint in type_hints(cls).values() if _is_choice(hint)

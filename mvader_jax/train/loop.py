@@ -19,6 +19,8 @@ from jax.sharding import Mesh
 
 from mvader_jax.images.png import save_png
 from mvader_jax.parallel.mesh import make_global
+from mvader_jax.parallel.processes import first_process
+from mvader_jax.parallel.sharding import replicated
 from mvader_jax.storage.atomic import check_place, local, whole_directory
 from mvader_jax.storage.bundle import Bundle
 from mvader_jax.storage.bundle_config import not_ours
@@ -27,6 +29,7 @@ from mvader_jax.train.banner import banner
 from mvader_jax.train.config import TrainConfig
 from mvader_jax.train.job import Job, begin
 from mvader_jax.train.log import Logger
+from mvader_jax.train.lora import LORA, applied, as_lora
 from mvader_jax.train.origin import code_version, trained_by, trained_records
 from mvader_jax.train.preemption import Preemption
 from mvader_jax.train.profiling import Profile
@@ -154,7 +157,9 @@ def held_out_batches(run: Run) -> Iterator[dict[str, Any]]:
 
 def result(run: Run, state: TrainState) -> Bundle:
     """The averaged model of a state, as a bundle of the components the stage computes with."""
-    return dataclasses.replace(run.start.bundle, components=merge(state.ema, state.frozen))
+    return dataclasses.replace(
+        run.start.bundle, components=applied(merge(state.ema, state.frozen), run.stage.lora)
+    )
 
 
 def write_result(run: Run, state: TrainState, path: Path, config: TrainConfig, stage_name: str) -> None:
@@ -164,3 +169,15 @@ def write_result(run: Run, state: TrainState, path: Path, config: TrainConfig, s
     bundle = dataclasses.replace(bundle, records=trained_records(bundle, run.groups, trained))
     with whole_directory(path, overwrite=True, not_ours=not_ours) as work:
         run.start.write(work, bundle, run.groups)
+    if run.stage.lora:
+        write_factors(run, state, path.parent / "lora.safetensors")
+
+
+def write_factors(run: Run, state: TrainState, file: Path) -> None:
+    """Writes the averaged factors of a LoRA as a file by themselves, as others share them."""
+    from mvader_jax.convert.lora.files import write_lora  # it lies above
+
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(run.mesh))(state.ema[LORA])
+    lora = as_lora(jax.tree.map(np.asarray, whole), run.stage.lora)
+    if first_process():
+        write_lora(file, lora, run.start.bundle.model, overwrite=True)

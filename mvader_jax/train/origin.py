@@ -17,6 +17,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.settings import from_dict, modern, to_dict
 from mvader_jax.storage.bundle import Bundle
 from mvader_jax.train.config import TrainConfig
+from mvader_jax.train.lora import component_of
 from mvader_jax.train.run import Run
 
 
@@ -88,7 +89,7 @@ def trained_records(
     bundle: Bundle, groups: Iterable[str], trained: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """What config.json says of a bundle's components, with what trained those of `groups` (paths of parameters)."""
-    names = {path.split("/")[0] for path in groups}
+    names = {component_of(path) for path in groups}
     records = {name: dict(bundle.records.get(name, {})) for name in bundle.components}
     for name in names & records.keys():
         records[name]["trained"] = dict(trained)

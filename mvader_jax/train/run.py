@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,7 @@ def build_run(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: Mesh
         shardings=assembly.shardings,
         step=step,
         flops=flops,
-        evaluate=jax.jit(
-            _evaluator(evaluated, assembly.rows, stage.objective.averages), out_shardings=replicated(mesh)
-        ),
+        evaluate=jax.jit(_evaluator(evaluated, assembly.rows, stage), out_shardings=replicated(mesh)),
         groups=assembly.groups,
         rates={
             name: learning_rate(stage.optimizer, group.learning_rate, stage.steps)
@@ -153,10 +151,11 @@ def _without_dropout(model: ModelConfig) -> ModelConfig:
 
 
 def _evaluator(
-    loss_fn: LossFn, row_groups: int, averages: Collection[str]
+    loss_fn: LossFn, row_groups: int, stage: Stage
 ) -> Callable[[Tree, Tree, Batch, jax.Array], Metrics]:
     def evaluate(ema: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> Metrics:
-        loss, metrics = loss_fn(seen_by_loss(ema, frozen, ema, averages), batch, key, row_groups)
+        seen = seen_by_loss(ema, frozen, ema, stage.objective.averages, stage.lora)
+        loss, metrics = loss_fn(seen, batch, key, row_groups)
         return {"loss": jnp.stack([loss, jnp.ones_like(loss)]), **metrics}
 
     return evaluate

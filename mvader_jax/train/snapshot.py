@@ -19,6 +19,7 @@ from mvader_jax.storage.bundle_config import RUN, not_ours
 from mvader_jax.storage.checkpoint import read_step
 from mvader_jax.train.assemble import split
 from mvader_jax.train.config import TrainConfig
+from mvader_jax.train.lora import applied
 from mvader_jax.train.origin import trained_by, trained_records
 from mvader_jax.train.start import Start, gather_start
 from mvader_jax.train.state import merge
@@ -102,7 +103,9 @@ def _gather(snapshot: Snapshot, mesh: Mesh | None) -> tuple[Bundle, Start, dict[
         if digest and mine and digest != mine:
             raise UserError(f"the {name} that {directory} started from was replaced by another since")
     trainable, frozen, groups = split(start.bundle.components, stage)
-    trainable = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), trainable, saved)
-    bundle = dataclasses.replace(start.bundle, components=merge(trainable, frozen))
+    trainable = jax.tree.map(
+        lambda old, new: jax.device_put(new, getattr(old, "sharding", None)), trainable, saved
+    )
+    bundle = dataclasses.replace(start.bundle, components=applied(merge(trainable, frozen), stage.lora))
     trained = trained_by(config, metadata["stage"], snapshot.step, metadata.get("version", "unknown"))
     return dataclasses.replace(bundle, records=trained_records(bundle, groups, trained)), start, groups

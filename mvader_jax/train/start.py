@@ -24,6 +24,7 @@ from mvader_jax.prompt.tokenizer import Tokenizer, train_tokenizer
 from mvader_jax.storage.bundle import Bundle, carry_over, load_bundle, write_bundle
 from mvader_jax.storage.bundle_config import find_bundle, read_model
 from mvader_jax.train.config import Stage, TrainConfig
+from mvader_jax.train.lora import component_of
 
 #: Captions the tokenizer learns from where a stage has none to start with.
 TOKENIZER_CAPTIONS = 20_000
@@ -47,7 +48,7 @@ class Start:
         What was made integers and did not train goes on as the earlier bundle has it. groups: paths of parameters
         that trained.
         """
-        trained = {name.split("/")[0] for name in groups}
+        trained = {component_of(path) for path in groups}
         kept = {c: p for c, p in self.read.items() if c not in trained and has_integers(bundle.components[c])}
         own = {c: tree for c, tree in bundle.components.items() if c not in kept}
         write_bundle(path, dataclasses.replace(bundle, components=own))
@@ -158,7 +159,7 @@ def check_states(model: ModelConfig, stage: Stage) -> tuple[int, ...]:
     """The shape of the hidden states of a stage's prompts. Raises UserError where a stage cannot do with stored ones."""
     shape = stage.objective.states(model)
     for component in embedder_of(model).components:
-        if trains(model, component, stage):
+        if component in stage.lora or trains(model, component, stage):
             raise UserError(
                 f"states cannot be computed before a stage in which {component} train: they change with every step"
             )

@@ -12,10 +12,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.struct
+import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mvader_jax.condition import shapes
 from mvader_jax.errors import UserError
+from mvader_jax.train.lora import Settings, applied
 from mvader_jax.train.objectives import average_of
 
 Tree = Any
@@ -72,11 +74,19 @@ def merge(trainable: Tree, frozen: Tree) -> Tree:
     return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trainable)})
 
 
-def seen_by_loss(trainable: Tree, frozen: Tree, ema: Tree, averages: Collection[str]) -> dict[str, Tree]:
-    """The components that a loss reads. averages: of which it reads the running average too (`average_of`)."""
-    components: dict[str, Tree] = merge(trainable, frozen)
+def seen_by_loss(
+    trainable: Tree,
+    frozen: Tree,
+    ema: Tree,
+    averages: Collection[str],
+    lora: Settings,
+    key: jax.Array | None = None,
+) -> dict[str, Tree]:
+    """The components that a loss reads, changed by their factors. averages: of which it reads the running average too
+    (`average_of`); lora: the stage's; key: of its dropout, None where nothing is dropped."""
+    components = applied(merge(trainable, frozen), lora, key)
     if averages:
-        averaged = merge(ema, frozen)
+        averaged = applied(merge(ema, frozen), lora)
         components |= {average_of(name): averaged[name] for name in averages}
     return components
 

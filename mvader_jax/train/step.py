@@ -19,6 +19,8 @@ from mvader_jax.train.state import TrainState, seen_by_loss
 Step = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]
 
 
+#: Tells the key of a LoRA's dropout from those of the objective.
+_LORA_KEY = 0x10AA
 #: Weight of a new loss in the running mean that `max_loss_ratio` compares with.
 _NEW_LOSS = 0.01
 
@@ -41,7 +43,9 @@ def make_train_step(
 
     def gradients(state: TrainState, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
         def loss_of(trainable: Any) -> tuple[jax.Array, Metrics]:
-            seen = seen_by_loss(trainable, state.frozen, state.ema, stage.objective.averages)
+            dropout = jax.random.fold_in(key, _LORA_KEY) if stage.lora else None
+            averages = stage.objective.averages
+            seen = seen_by_loss(trainable, state.frozen, state.ema, averages, stage.lora, dropout)
             loss, metrics = loss_fn(seen, batch, key, row_groups)
             return loss, {"loss": jnp.stack([loss, jnp.ones_like(loss)]), **metrics}
 

@@ -120,7 +120,13 @@ class Denoising(Objective):
             self.caption_length,
             self.interleaved_images,
             length,
+            self.tells_data_sets,
         )
+
+    @property
+    def tells_data_sets(self) -> bool:
+        """Whether its loss asks which data set a sample is of."""
+        return False
 
     def layout(self, samples: int) -> RowLayout:
         """Which of a group's samples have which rows."""
@@ -150,6 +156,8 @@ class Denoising(Objective):
             "text_prompt": abstract_rows(texts, caption_length(tokenizer, self.caption_length), side=side),
             "use_image": jax.ShapeDtypeStruct((shape.rows,), jnp.bool_),
         }
+        if self.tells_data_sets:
+            batch["data_set"] = jax.ShapeDtypeStruct((shape.rows,), jnp.int32)
         if encoded.states:
             *lengths, width = encoded.states
             for name, count, length in zip(STATES, (images, texts, groups), lengths, strict=True):

@@ -8,9 +8,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mvader_jax.bounds import Share
+from mvader_jax.bounds import NonNegativeFloat, Share
 from mvader_jax.condition import PromptBatch, where
 from mvader_jax.data.batches import Batch
+from mvader_jax.data.config import DataConfig
 from mvader_jax.data.prompts import caption_length
 from mvader_jax.diffusion.loss import diffusion_loss
 from mvader_jax.diffusion.schedule import Schedule, ScheduleConfig
@@ -33,6 +34,27 @@ class Diffusion(Denoising):
     dropout: Share = 0.1
     #: What these rows see: the empty prompt, or zeros.
     null: Literal["empty", "zeros"] = "empty"
+    #: DreamBooth's prior preservation (Ruiz et al. 2023, eq. 2): what the loss of a picture of the second data set and
+    #: those after it, which show the class, counts beside one of the first, which shows the subject. None: all alike.
+    prior_weight: NonNegativeFloat | None = None
+
+    @property
+    def tells_data_sets(self) -> bool:
+        return self.prior_weight is not None
+
+    def check(self, data: DataConfig) -> None:
+        super().check(data)
+        if self.prior_weight is None:
+            return
+        if self.p_interleaved:
+            raise UserError(
+                "objective.prior_weight is of pictures and captions; p_interleaved does not go with it"
+            )
+        if len(data.precomputed or getattr(data.source, "paths", ())) < 2:
+            raise UserError(
+                "objective.prior_weight needs two data sets, the subject's pictures and those of its class: "
+                "data.source.paths=[SUBJECT, CLASS]"
+            )
 
     def null_prompt(self, model: ModelConfig) -> PromptBatch | None:
         return None if self.null == "zeros" else super().null_prompt(model)
@@ -72,7 +94,13 @@ class Diffusion(Denoising):
                 "loss_null": mean_metric(losses, dropped),
                 **losses_by_timestep(losses, timesteps, schedule),
             }
-            return jnp.mean(losses), metrics
+            if self.prior_weight is None:
+                return jnp.mean(losses), metrics
+            prior = batch["data_set"] > 0
+            metrics["loss_subject"], metrics["loss_prior"] = (
+                mean_metric(losses, rows) for rows in (~prior & ~dropped, prior & ~dropped)
+            )
+            return jnp.mean(losses * jnp.where(prior, self.prior_weight, 1.0)), metrics
 
         return loss_fn
 

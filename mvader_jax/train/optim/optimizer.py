@@ -27,7 +27,7 @@ class OptimizerConfig(Checked):
     b2: Annotated[float, below(0, 1)] = 0.999
     #: Added to the square root of the second moment.
     eps: PositiveFloat = 1e-8
-    #: Of matrices and kernels; norms and biases have none.
+    #: Of matrices, kernels and the factors of a LoRA; norms and biases have none.
     weight_decay: NonNegativeFloat = 1e-2
     #: Groups of matrices [in, out] that Muon moves (Jordan 2024): every direction of the input alike, however
     #: little of the input's variance lies in it. Its rates are the spectral norm of an update, about .02.
@@ -153,5 +153,5 @@ def ema_update(config: OptimizerConfig, ema: Any, params: Any, step: jax.Array) 
 
 def _is_kernel(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: str(getattr(path[-1], "key", "")) in ("kernel", "embedding"), params
+        lambda path, _: str(getattr(path[-1], "key", "")) in ("kernel", "embedding", "down", "up"), params
     )
