@@ -3,9 +3,9 @@
     mvader convert hf:CompVis/stable-diffusion-v1-4 bundles/sd14
     mvader data build image_captions FOLDER data/mine       # *.jpg with *.txt beside them, JSONL, CSV, COCO
     mvader train sd_lora
-    mvader sample "a lighthouse" --bundle bundles/sd14 --lora runs/sd_lora/style/lora.safetensors@0.8
+    mvader sample "a lighthouse" --bundle bundles/sd14 --lora runs/sd_lora/diffusion/lora.safetensors@0.8
 
-`runs/sd_lora/style/lora.safetensors` is what others load: diffusers' `load_lora_weights` takes it as it is, and
+`runs/sd_lora/diffusion/lora.safetensors` is what others load: diffusers' `load_lora_weights` takes it as it is, and
 `mvader export FILE OUT.safetensors --to kohya` writes it for programs that want kohya's names. `bundle/` beside it is
 the whole model with the factors in its weights.
 
@@ -13,10 +13,12 @@ the whole model with the factors in its weights.
 dog"), and pictures of the class, which keep the model from forgetting it ("a photo of a dog"; some 200, drawn with
 `mvader sample` or found), one of each in every two samples:
 
-    mvader train sd_lora --stage subject 'stages.subject.data.source.paths=["data/sks","data/dogs"]'
+    mvader data build image_captions SKS data/subject
+    mvader data build image_captions DOGS data/class
+    mvader train sd_lora --stage subject
 
 Rank, rates and steps are this project's choice, after what scripts for LoRA take; attention alone is what Hu et al. 2021
-change. Convolutions too: `'stages.style.lora.unet.targets="attn.*/to_|ff/|proj_|resnets"'`.
+change. Convolutions too: `'stages.diffusion.lora.unet.targets="attn.*/to_|ff/|proj_|resnets"'`.
 """
 
 import dataclasses
@@ -52,4 +54,4 @@ def get_config() -> TrainConfig:
         ),
         steps=800,
     )
-    return TrainConfig(name="sd_lora", stages={"style": style, "subject": subject})
+    return TrainConfig(name="sd_lora", stages={"diffusion": style, "subject": subject})

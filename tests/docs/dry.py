@@ -42,6 +42,8 @@ BEGINS = [
     "mvader_jax.convert.files.fetch",
     "mvader_jax.convert.compose.compose",
     "mvader_jax.convert.export.export",
+    "mvader_jax.convert.lora.merge.export_lora",
+    "mvader_jax.convert.lora.merge.merge_lora",
     "mvader_jax.storage.push.push",
     "mvader_jax.storage.describe.describe",
     "mvader_jax.storage.bundle_config.find_bundle",

@@ -72,14 +72,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_style_trains_and_diffusers_loads_its_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    config = load_config("sd_lora", [*overrides("style"), 'stages.style.data.source.paths=["data/subject"]'])
-    assert train(config, "style", "runs/sd_lora", one(), quiet=True) == 0
-    file = "runs/sd_lora/style/lora.safetensors"
+    config = load_config("sd_lora", [*overrides("diffusion"), 'stages.diffusion.data.source.paths=["data/subject"]'])
+    assert train(config, "diffusion", "runs/sd_lora", one(), quiet=True) == 0
+    file = "runs/sd_lora/diffusion/lora.safetensors"
     assert run("bundle", "bundles/merged", "--base", "bundles/sd14", "--merge-lora", file) == 0
     for component in ("text_encoder", "vae", "unet"):
         base, merged, result = (
             leaves(path, component)
-            for path in ("bundles/sd14", "bundles/merged", "runs/sd_lora/style/bundle")
+            for path in ("bundles/sd14", "bundles/merged", "runs/sd_lora/diffusion/bundle")
         )
         changed = {path for path in base if not np.array_equal(base[path], merged[path])}
         assert bool(changed) == (component == "unet") and all("attn" in path for path in changed)
@@ -140,7 +140,7 @@ def test_a_plan_of_the_shipped_config_counts_factors_alone() -> None:
         model, text_encoder=dataclasses.replace(model.text_encoder, width=768, num_heads=12)
     )
     config = dataclasses.replace(load_config("sd_lora"), model=model)
-    program = train_program(config, config.stages["style"], one())
+    program = train_program(config, config.stages["diffusion"], one())
     sizes = {name: bytes_per_device(tree) for name, tree in program.parts.items()}
     # Four times the 797,184 parameters that a LoRA of rank 4 on the same layers is known to have.
     assert sizes["trained weights"] == 4 * 3_188_736 and sizes["average"] == sizes["trained weights"]
