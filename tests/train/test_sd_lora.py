@@ -72,7 +72,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_style_trains_and_diffusers_loads_its_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    config = load_config("sd_lora", [*overrides("diffusion"), 'stages.diffusion.data.source.paths=["data/subject"]'])
+    config = load_config(
+        "sd_lora", [*overrides("diffusion"), 'stages.diffusion.data.source.paths=["data/subject"]']
+    )
     assert train(config, "diffusion", "runs/sd_lora", one(), quiet=True) == 0
     file = "runs/sd_lora/diffusion/lora.safetensors"
     assert run("bundle", "bundles/merged", "--base", "bundles/sd14", "--merge-lora", file) == 0
