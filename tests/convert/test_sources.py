@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import pytorch_fid_here
 import torch
 import twins
 from converting import convert, converted
@@ -339,7 +340,7 @@ def test_sgpt_that_changed_more_than_biases_is_refused(tmp_path: Path) -> None:
 
 
 def test_recognised_by_content_whatever_its_name(tmp_path: Path) -> None:
-    gptj, neox, text = twins.gptj(), twins.gpt_neox(), twins.clip_text()
+    gptj, neox, text, whole = twins.gptj(), twins.gpt_neox(), twins.clip_text(), twins.whole_clip()
     cases: dict[str, tuple[str, Callable[[Path], Path]]] = {
         "a": ("gptj", lambda p: twins.save_folder(p, gptj.state_dict(), gptj.config.to_dict())),
         "b": ("gpt-neox", lambda p: twins.save_folder(p, neox.state_dict(), neox.config.to_dict())),
@@ -349,6 +350,8 @@ def test_recognised_by_content_whatever_its_name(tmp_path: Path) -> None:
         "f": ("clip-resnet", lambda p: save_clip(p, twins.clip(), "state dict")),
         "g": ("stable-diffusion", lambda p: twins.save_diffusers(p, twins.vae())),
         "h": ("stable-diffusion", lambda p: twins.save_diffusers(p, twins.vae()) / "vae"),
+        "i": ("clip", lambda p: twins.save_folder(p, whole.state_dict(), whole.config.to_dict())),
+        "j": ("inception", lambda p: twins.save_folder(p, pytorch_fid_here.network(16)[1], {})),
     }
     assert {kind for kind, _ in cases.values()} == set(kind_names())
     for name, (kind, save) in cases.items():

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch_trees import jitter
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     GPTJConfig,
@@ -273,6 +275,20 @@ class Clip(nn.Module):
 def clip(**changes: Any) -> Clip:
     torch.manual_seed(6)
     return jitter(Clip(resnet(positions=10), **changes))
+
+
+def whole_clip(activation: str = "quick_gelu") -> CLIPModel:
+    """Both towers and projections, the towers of their own widths; tokens 97 and 98 begin and end a text."""
+    torch.manual_seed(1)
+    text = {"vocab_size": 99, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "max_position_embeddings": 11, "hidden_act": activation}
+    text |= {"bos_token_id": 97, "eos_token_id": 98}
+    vision = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 3}
+    vision |= {"image_size": 40, "patch_size": 8, "hidden_act": activation}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
 
 
 class Adapter(nn.Module):

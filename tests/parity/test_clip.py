@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import twins
 from converting import converted
 from openai_clip import openai_clip
-from transformers import CLIPConfig, CLIPModel
 
 from mvader_jax.convert.engine import external, manifest
 from mvader_jax.convert.kinds.base import Options, open_weights, settings_of
@@ -28,26 +28,13 @@ from mvader_jax.models.clip_vision import (
 from mvader_jax.scores.clip import at_end
 from mvader_jax.storage.bundle import Bundle
 
-VOCABULARY, POSITIONS = 99, 11
+VOCABULARY = 99
 TOKENS = np.array([[97, 5, 6, 98, 98, 98], [97, 7, 8, 9, 10, 98]], np.int32)
 
 
 def close(ours: Any, theirs: torch.Tensor, bound: float = 2e-5) -> None:
     reference = theirs.detach().double().numpy()
     assert np.linalg.norm(np.asarray(ours, np.float64) - reference) <= bound * np.linalg.norm(reference)
-
-
-def hugging_face(activation: str = "quick_gelu") -> CLIPModel:
-    torch.manual_seed(1)
-    text = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": 4, "max_position_embeddings": POSITIONS, "hidden_act": activation}
-    text |= {"bos_token_id": 97, "eos_token_id": 98}
-    vision = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 3}
-    vision |= {"image_size": 40, "patch_size": 8, "hidden_act": activation}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return model
 
 
 def features(bundle: Bundle, pixels: np.ndarray, tokens: np.ndarray) -> tuple[Any, Any]:
@@ -69,7 +56,7 @@ def features(bundle: Bundle, pixels: np.ndarray, tokens: np.ndarray) -> tuple[An
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_a_folder_of_transformers(tmp_path: Path, activation: str) -> None:
-    theirs = hugging_face(activation)
+    theirs = twins.whole_clip(activation)
     theirs.save_pretrained(tmp_path / "clip")
     bundle = converted(tmp_path / "clip", tmp_path / "out")
     assert sorted(bundle.components) == ["clip_projections", "text_encoder", "vision_encoder"]
@@ -128,7 +115,7 @@ def test_an_archive_of_openai(tmp_path: Path, openai: Any, archive: bool) -> Non
 
 
 def test_the_map_goes_both_ways(tmp_path: Path) -> None:
-    theirs = hugging_face()
+    theirs = twins.whole_clip()
     theirs.save_pretrained(tmp_path / "clip")
     bundle = converted(tmp_path / "clip", tmp_path / "out")
     source = Clip().read(
@@ -150,7 +137,7 @@ def test_the_map_goes_both_ways(tmp_path: Path) -> None:
 
 
 def test_an_image_tower_alone_is_told(tmp_path: Path) -> None:
-    theirs = hugging_face()
+    theirs = twins.whole_clip()
     (tmp_path / "clip").mkdir()
     torch.save(theirs.vision_model.state_dict(), tmp_path / "clip" / "pytorch_model.bin")
     state = {f"vision_model.{name}": value for name, value in theirs.vision_model.state_dict().items()}
