@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mvader_jax.images.sheet import grid
     from mvader_jax.prompt.elements import Image, Prompt, Text
     from mvader_jax.sampling import tasks
+    from mvader_jax.sampling.attention import Attention
+    from mvader_jax.sampling.drawing import Drawing, read_drawing
     from mvader_jax.sampling.pictures import NotFiniteError, Pictures
     from mvader_jax.sampling.pipeline import Pipeline
     from mvader_jax.sampling.settings import SamplingSettings
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Attention",
     "Cancelled",
     "Condition",
+    "Drawing",
     "Image",
     "NotFiniteError",
     "Pictures",
@@ -37,13 +41,16 @@ __all__ = [
     "UserError",
     "compilation_cache",
     "grid",
+    "read_drawing",
     "tasks",
 ]
 
 #: Where the public names live; a module has its own name.
 _HOMES = {
+    "Attention": "sampling.attention",
     "Cancelled": "sampling.steps",
     "Condition": "condition",
+    "Drawing": "sampling.drawing",
     "Image": "prompt.elements",
     "NotFiniteError": "sampling.pictures",
     "Pictures": "sampling.pictures",
@@ -55,6 +62,7 @@ _HOMES = {
     "UserError": "errors",
     "compilation_cache": "storage.programs",
     "grid": "images.sheet",
+    "read_drawing": "sampling.drawing",
     "tasks": "sampling",
 }
 

@@ -28,12 +28,14 @@ def register(app: typer.Typer) -> None:
     from mvader_jax.cli.sample import sample
     from mvader_jax.cli.samplers import samplers
     from mvader_jax.cli.score import score
+    from mvader_jax.cli.show import show
     from mvader_jax.cli.train import train
     from mvader_jax.cli.web import web
 
     app.command()(demo)
     app.command()(sample)
     app.command()(web)
+    app.command()(show)
     app.command()(samplers)
     app.command()(configs)
     app.command()(train)

@@ -47,6 +47,22 @@ class Kept:
     value: Any
 
 
+class Together(Kept):
+    """What several parts of a model keep."""
+
+    def __init__(self, *parts: Kept) -> None:
+        self.parts = parts
+
+    @property
+    def value(self) -> Any:
+        return tuple(part.value for part in self.parts)
+
+    @value.setter
+    def value(self, values: Any) -> None:
+        for part, value in zip(self.parts, values, strict=True):
+            part.value = value
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Levels:
     """The levels at which a run's steps begin; host values, constants of the program that they shape.

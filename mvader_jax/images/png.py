@@ -6,11 +6,14 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvader_jax.errors import UserError
-from mvader_jax.images.read import load_image
+from mvader_jax.images.read import load_image, open_quietly
 from mvader_jax.storage.atomic import write_file
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 #: IPTC's term for a picture made by a trained model, in the XMP packet every written PNG carries.
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -57,13 +60,24 @@ def _xmp_packet() -> str:
     )
 
 
-def read_png_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The text chunks of a PNG written by `save_png`. Raises UserError if it is no PNG."""
+def read_png_metadata(source: str | os.PathLike[str] | bytes) -> dict[str, str]:
+    """The text chunks of a PNG written by `save_png`, before its pixels, which are not read: a path, or the file's bytes.
+
+    Raises UserError for what is no such file or is damaged, and for chunks of more than Pillow's limits: 64 MiB, or
+    1 MiB of one that is compressed.
+    """
     import PIL.Image
 
+    name = "the picture" if isinstance(source, bytes) else repr(os.fspath(source))
     try:
-        with PIL.Image.open(path, formats=["PNG"]) as image:
-            image.load()
-            return dict(getattr(image, "text", {}))
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{os.fspath(path)!r} is not a PNG that can be read: {error}") from None
+        with open_quietly(io.BytesIO(source) if isinstance(source, bytes) else source, ["PNG"]) as image:
+            return texts(image)
+    except PIL.Image.DecompressionBombError:
+        raise UserError(f"{name} is not a PNG that can be read: it has too many pixels") from None
+    except Exception as error:  # Pillow's readers raise anything on a hostile file
+        raise UserError(f"{name} is not a PNG that can be read: {error}") from None
+
+
+def texts(image: PIL.Image.Image) -> dict[str, str]:
+    """The text chunks of a picture that was opened from a PNG."""
+    return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}

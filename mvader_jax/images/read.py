@@ -66,6 +66,8 @@ def load_image(source: ImageSource) -> PIL.Image.Image:
             raise UserError(f"{name} has a path that the system does not accept") from None
     try:
         array = np.asarray(source)
+    except UserError:  # of a picture that is not kept
+        raise
     except Exception as error:  # a tensor on a GPU, or one that asks for gradients
         raise UserError(
             f"a picture of type {type(source).__name__} is no array on the host: {error}"
@@ -77,9 +79,7 @@ def _open(file: BinaryIO, name: str) -> PIL.Image.Image:
     import PIL.Image
 
     try:
-        with _open_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a bomb is an error below, not a warning
-            image = PIL.Image.open(file)
+        image = open_quietly(file)
     except PIL.Image.DecompressionBombError:
         raise UserError(f"{name} is larger than {MAX_PIXELS:,} pixels, the limit for one image") from None
     except PIL.UnidentifiedImageError:
@@ -87,6 +87,17 @@ def _open(file: BinaryIO, name: str) -> PIL.Image.Image:
     except Exception as error:  # format plugins raise anything on a hostile header
         raise UserError(f"{name} is damaged: {error}") from None
     return _decode(image, name)
+
+
+def open_quietly(
+    file: str | os.PathLike[str] | BinaryIO, formats: list[str] | None = None
+) -> PIL.Image.Image:
+    """Pillow's `open` without its warnings of many pixels: its pixels are not read yet. Raises whatever Pillow raises."""
+    import PIL.Image
+
+    with _open_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PIL.Image.open(file, formats=formats)
 
 
 #: (where it stands, how files of a kind are marked, what they are): kinds that Pillow itself does not read.

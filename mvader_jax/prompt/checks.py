@@ -11,6 +11,7 @@ from mvader_jax.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    import PIL.Image
 
 #: (left, top, right, bottom) as fractions of the picture's width and height, the origin top left.
 Box: TypeAlias = tuple[float, float, float, float]
@@ -34,7 +35,12 @@ def checked_region(region: Any) -> Box | np.ndarray:
     """A box as a tuple, or a mask as an array of its own. Raises UserError for anything else."""
     import numpy as np
 
-    array = _read_mask(region) if isinstance(region, (str, os.PathLike)) else np.asarray(region, np.float32)
+    if isinstance(region, (str, os.PathLike)):
+        array = _read_mask(region)
+    elif hasattr(region, "getbands"):  # a Pillow image
+        array = _grey(region)
+    else:
+        array = np.asarray(region, np.float32)
     if array.shape == (4,):
         left, top, right, bottom = (float(v) for v in region)
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
@@ -54,16 +60,23 @@ def checked_region(region: Any) -> Box | np.ndarray:
 
 
 def _read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    import numpy as np
     import PIL.Image
 
     try:
         with PIL.Image.open(path) as image:
-            return np.asarray(image.convert("L"), np.float32) / 255.0
+            return _grey(image)
     except FileNotFoundError:
         raise UserError(f"cannot read the mask {os.fspath(path)!r}: it does not exist") from None
     except Exception:  # a path that the system does not accept; and format plugins raise anything
         raise UserError(f"cannot read the mask {os.fspath(path)!r}: it is no image") from None
+
+
+def _grey(image: PIL.Image.Image) -> np.ndarray:
+    """White is 1, black and what is transparent 0."""
+    import numpy as np
+
+    grey = np.asarray(image.convert("L"), np.float32) / np.float32(255.0)
+    return grey * (np.asarray(image.getchannel("A"), np.float32) / 255.0) if "A" in image.getbands() else grey
 
 
 def checked_factors(value: Any, name: str) -> Factors:

@@ -10,7 +10,7 @@ import dataclasses
 import numbers
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeAlias, TypeGuard, get_args
 
 from mvader_jax.errors import UserError
@@ -117,16 +117,16 @@ class Image:
         [H, W, 3] of uint8 or of floats in [0, 1], NumPy's or what NumPy can read (PyTorch's, JAX's); what is
         no open file is read only when the prompt is tokenised.
     weight: theta of each of its tokens.
-    regions: pairs (region, factor); a region is a `Box`, a mask [h, w] (bool, or numbers in [0, 1]) or
-        the path of a mask (an image: white is 1, black 0), laid over the whole picture as the user sees
-        it, before the encoder's centre crop. A token whose cell the region covers by a fraction f has its
+    regions: pairs (region, factor); a region is a `Box`, a mask [h, w] (bool, or numbers in [0, 1]), or a mask
+        as a Pillow image or its path (white is 1, black and what is transparent 0), laid over the whole picture
+        as the user sees it, before the encoder's centre crop. A token whose cell the region covers by a fraction f has its
         weight multiplied by 1 + f (factor - 1); where regions overlap their factors multiply.
     Raises UserError for what is no picture, a URL, a bad weight, box or mask.
     """
 
     image: ImageSource
     weight: float = 1.0
-    regions: Sequence[tuple[Box | np.ndarray | str | os.PathLike[str], float]] = ()
+    regions: Sequence[tuple[Box | np.ndarray | PIL.Image.Image | str | os.PathLike[str], float]] = ()
 
     def __post_init__(self) -> None:
         check_no_url(self.image)
@@ -244,19 +244,37 @@ class Prompt:
         return prompt if isinstance(prompt, Prompt) else cls(tuple(_elements(prompt)), **options)
 
     @classmethod
-    def from_json(cls, value: Any, root: str | os.PathLike[str] = ".", **options: Any) -> Prompt:
+    def from_json(
+        cls,
+        value: Any,
+        root: str | os.PathLike[str] = ".",
+        pictures: Iterable[Any] | None = None,
+        **options: Any,
+    ) -> Prompt:
         """A Prompt from plain JSON: `[{"text": "a red hat", "weight": 1, "spans": {"red": 2}},
         {"image": "a.png", "weight": 0.3, "regions": [{"box": [0, 0, 0.5, 1], "weight": 2}]}]`.
 
         A region may have "mask", a path, in place of "box". A bare string is a text; paths are relative
-        to `root`; options: the other fields. Raises UserError for anything else.
+        to `root`. pictures: what takes the place of every image and mask, in the order of `Prompt.pictures`: no path is
+        then opened. options: the other fields. Raises UserError for anything else.
         """
         values = value if isinstance(value, list) else [value]
-        return cls(tuple(_from_json(item, pathlib.Path(root)) for item in values), **options)
+        given = None if pictures is None else iter(pictures)
+        return cls(tuple(_from_json(item, pathlib.Path(root), given) for item in values), **options)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The inverse of `from_json`; an image that is no file is written as null, a mask as its shape."""
+        """The inverse of `from_json`, `pictures` aside; an image that is no file is written as null, a mask as its shape."""
         return [_to_json(element) for element in self.elements]
+
+    @property
+    def pictures(self) -> list[Any]:
+        """What its JSON does not hold: the source of every image, each followed by the masks of its regions."""
+        found: list[Any] = []
+        for element in self.elements:
+            if isinstance(element, Image):
+                masks = [where for where, _ in element.checked_regions if not isinstance(where, tuple)]
+                found += [element.image, *masks]
+        return found
 
 
 def _elements(value: Any) -> Iterable[Element]:
@@ -296,7 +314,7 @@ def _element(value: Any) -> Element:
     )
 
 
-def _from_json(item: Any, root: pathlib.Path) -> Element:
+def _from_json(item: Any, root: pathlib.Path, pictures: Iterator[Any] | None) -> Element:
     if isinstance(item, str):
         if names_picture(item, root):
             raise UserError(
@@ -316,12 +334,13 @@ def _from_json(item: Any, root: pathlib.Path) -> Element:
         if spans is not None and not isinstance(spans, dict):
             raise UserError(f"spans is {spans!r}; expected an object of substring: weight")
         return Text(item["text"], weight, spans)
-    if not isinstance(item["image"], str) or not item["image"]:
+    if pictures is None and (not isinstance(item["image"], str) or not item["image"]):
         raise UserError(f"an image of the prompt is {item['image']!r}; expected a path")
     check_no_url(item["image"])
+    image = os.fspath(root / item["image"]) if pictures is None else _next(pictures)
     regions = item.get("regions") or []
     try:
-        pairs = [(_region_from_json(region, root), region["weight"]) for region in regions]
+        pairs = [(_region_from_json(region, root, pictures), region["weight"]) for region in regions]
     except (AttributeError, TypeError, KeyError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -329,16 +348,22 @@ def _from_json(item: Any, root: pathlib.Path) -> Element:
             'regions must be a list of {"box": [left, top, right, bottom], "weight": w} '
             'or {"mask": path, "weight": w}'
         ) from None
-    return Image(os.fspath(root / item["image"]), weight, pairs)
+    return Image(image, weight, pairs)
 
 
-def _region_from_json(region: dict[str, Any], root: pathlib.Path) -> Box | str:
+def _next(pictures: Iterator[Any]) -> Any:
+    for picture in pictures:
+        return picture
+    raise UserError("the prompt holds more images and masks than there are pictures for")
+
+
+def _region_from_json(region: dict[str, Any], root: pathlib.Path, pictures: Iterator[Any] | None) -> Any:
     where = {key: value for key, value in region.items() if key != "weight"}
     if set(where) == {"box"}:
         left, top, right, bottom = where["box"]
         return (left, top, right, bottom)
     if set(where) == {"mask"}:
-        return os.fspath(root / where["mask"])
+        return os.fspath(root / where["mask"]) if pictures is None else _next(pictures)
     raise KeyError
 
 

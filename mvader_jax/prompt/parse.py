@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,15 +40,60 @@ def parse_part(part: str) -> Element:
 
 
 def read_part(part: str) -> Element:
-    """`parse_part`, the image read already. Raises UserError where it cannot be, too."""
+    """`parse_part`. Raises UserError where the image cannot be read, too."""
     element = parse_part(part)
     if isinstance(element, Text):
         return element
     try:
-        return dataclasses.replace(element, image=load_image(element.image))
+        load_image(element.image)
     except UserError as error:
         hint = "" if part.startswith("image:") else _hint(str(element.path))
         raise UserError(f"{error}{hint}") from None
+    return element
+
+
+def weigh_within(
+    parts: Sequence[Element], negative: Sequence[Element], spans: Sequence[str], regions: Sequence[str]
+) -> tuple[tuple[Element, ...], tuple[Element, ...]]:
+    """The parts and the negative ones with weights of words and regions: "1:red@2" weighs "red" in the first part,
+    "2:mask.png@0.5" and "2:0,0,0.5,1@0" a mask and a box (left, top, right, bottom) of the second; "n1:" is the first
+    negative one. Raises UserError for anything else."""
+    sides = {"": list(parts), "n": list(negative)}
+    for flag, kind, given in (("span", Text, spans), ("region", Image, regions)):
+        for argument in given:
+            found = _WITHIN.fullmatch(argument)
+            if found is None:
+                raise UserError(
+                    f"--{flag} is {argument!r}; expected NUMBER:WHAT@FACTOR, as in "
+                    + ("1:red@2" if flag == "span" else "2:mask.png@2 or 2:0,0,0.5,1@2")
+                )
+            elements, number = sides[found[1]], int(found[2]) - 1
+            if number not in range(len(elements)) or not isinstance(elements[number], kind):
+                what = "text" if kind is Text else "image"
+                raise UserError(
+                    f"--{flag} {argument!r}: part {found[1]}{found[2]} of the prompt is no {what}"
+                )
+            elements[number] = _within(elements[number], found[3], _parse_weight(found[4], argument))
+    return tuple(sides[""]), tuple(sides["n"])
+
+
+#: n for the negative prompt, the number of a part, what of it, and the factor.
+_WITHIN = re.compile(r"(n?)(\d{1,6}):(.+)@([^@]+)", re.DOTALL)
+_BOX = re.compile(r"[^,]*(,[^,]*){3}")
+
+
+def _within(element: Element, what: str, factor: float) -> Element:
+    if isinstance(element, Text):
+        return dataclasses.replace(element, spans=(*element.span_weights, (what, factor)))
+    where: Any = what
+    if not os.path.exists(what) and _BOX.fullmatch(what):
+        try:
+            where = tuple(float(number) for number in what.split(","))
+        except ValueError:
+            raise UserError(
+                f"the region {what!r} is no box; expected LEFT,TOP,RIGHT,BOTTOM of 0 to 1"
+            ) from None
+    return dataclasses.replace(element, regions=[*element.checked_regions, (where, factor)])
 
 
 def loose_words(parts: Sequence[str]) -> str:

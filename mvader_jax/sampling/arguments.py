@@ -16,14 +16,19 @@ from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
 from mvader_jax.images.pixels import check_pixels
 from mvader_jax.images.preprocess import to_vae_pixels
+from mvader_jax.images.sources import held
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.image_encoder import ImageEncoderConfig
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
 from mvader_jax.parallel.sharding import MESH_AXES
-from mvader_jax.prompt.elements import ImageSource
-from mvader_jax.sampling.generate import InitImages
+from mvader_jax.prompt.elements import ImageSource, Prompt, PromptLike
+from mvader_jax.sampling.drawing import Drawing
+from mvader_jax.sampling.generate import Draws, InitImages, Prompted
+from mvader_jax.sampling.placement import Placement
+from mvader_jax.sampling.settings import SamplingSettings, StaticSettings, image_size
 from mvader_jax.settings import convert
+from mvader_jax.storage.bundle import Bundle
 
 T = TypeVar("T")
 
@@ -175,14 +180,67 @@ def listed(pictures: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     return list(pictures) if isinstance(pictures, (list, tuple)) else [cast("ImageSource", pictures)]
 
 
-def init_images(
-    pictures: ImageSource | Sequence[ImageSource],
-    shares: Sequence[float] | None,
-    count: int,
-    size: tuple[int, int],
-) -> InitImages:
-    """`count` equal rows of pictures to start from. Raises UserError where the shares do not fit them."""
-    chosen = listed(pictures)
+def asked(
+    model: ModelConfig,
+    prompt: PromptLike | None,
+    settings: SamplingSettings,
+    negative: PromptLike | None = None,
+    init_image: ImageSource | Sequence[ImageSource] | None = None,
+    shares: Sequence[float] | None = None,
+) -> Drawing:
+    """What is to be drawn. Raises UserError where its parts do not go together, or with the model."""
+    strength = settings.negative_strength
+    if negative is None and strength != 1.0:
+        raise UserError(f"negative_strength is {strength:g}, but there is no negative prompt")
+    check_negative(model, negative is not None)
+    if init_image is None and (settings.strength is not None or shares is not None):
+        raise UserError("strength and shares belong to an init_image, but there is none to start from")
+    shown, away = (None if one is None else Prompt.of(one) for one in (prompt, negative))
+    sources, parts = ((), None) if init_image is None else starts(init_image, shares)
+    return Drawing(shown, settings, away, 0, sources, parts)
+
+
+def draws(
+    bundle: Bundle,
+    placement: Placement,
+    drawing: Drawing,
+    numbered: list[tuple[int, int]],
+    *,
+    elements: bool = False,
+) -> tuple[Draws, StaticSettings]:
+    """What is drawn of a drawing with these seeds and indices. elements: whether the prompt's elements are marked."""
+    settings, strength = drawing.settings, drawing.settings.negative_strength
+    # Filled up with the last one: the same program draws 3 pictures and 4, 5 and 8.
+    filled = numbered + numbered[-1:] * (placement.rounded(len(numbered)) - len(numbered))
+
+    def laid_out(one: Prompt | None, **marks: bool) -> Prompted:
+        meaning = {name: getattr(settings, name) for name in ("site", "balance", "long_prompts")}
+        return Prompted(bundle.to_batch([one], **meaning, **marks))
+
+    # A strength of 0 is the null prompt, of 1 the negative one in its place; others take both.
+    away = drawing.negative
+    both = away is not None and strength not in (0.0, 1.0)
+    init = None
+    if drawing.init_images:
+        size = image_size(bundle.model, settings.height, settings.width)
+        init = init_images(drawing.init_images, drawing.shares, len(filled), size)
+    found = Draws.of(
+        settings,
+        laid_out(drawing.prompt, elements=elements),
+        laid_out(away if strength == 1.0 else None),
+        np.array([index for _, index in filled], np.int32),
+        seeds=np.array([seed for seed, _ in filled], np.uint32),
+        negative=laid_out(away) if both else None,
+        init=init,
+    )
+    return found, settings.static(bundle.model, from_image=init is not None)
+
+
+def starts(
+    pictures: ImageSource | Sequence[ImageSource], shares: Sequence[float] | None
+) -> tuple[tuple[ImageSource, ...], tuple[float, ...]]:
+    """Pictures to start from, and the share of each. Raises UserError where the shares do not fit them."""
+    chosen = tuple(held(picture) for picture in listed(pictures))
     try:
         parts = (
             np.full(len(chosen), 1.0 / max(len(chosen), 1)) if shares is None else np.asarray(shares, float)
@@ -193,6 +251,17 @@ def init_images(
         raise UserError(f"{len(chosen)} pictures to start from have {parts.size} shares; one each is needed")
     if not np.all(parts >= 0) or abs(parts.sum() - 1.0) > 1e-6:
         raise UserError(f"the shares {parts.tolist()} are not numbers of at least 0 that sum to 1")
+    return chosen, tuple(parts.tolist())
+
+
+def init_images(
+    pictures: ImageSource | Sequence[ImageSource],
+    shares: Sequence[float] | None,
+    count: int,
+    size: tuple[int, int],
+) -> InitImages:
+    """`count` equal rows of pictures to start from. Raises UserError as `starts`."""
+    chosen, parts = starts(pictures, shares)
     pixels = np.stack([to_vae_pixels(picture, *size) for picture in chosen])
-    rows = np.repeat(parts.astype(np.float32)[None], count, axis=0)
+    rows = np.repeat(np.asarray(parts).astype(np.float32)[None], count, axis=0)
     return InitImages(np.repeat(pixels[None], count, axis=0), rows)

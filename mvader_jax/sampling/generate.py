@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt32
 from mvader_jax.condition import Array, Condition, PromptBatch, shapes, take
 from mvader_jax.diffusion.balance import balanced, nothing_moved
 from mvader_jax.diffusion.guidance import Eps, alone, guided
-from mvader_jax.diffusion.levels import Kept, Levels, Loop
+from mvader_jax.diffusion.levels import Kept, Levels, Loop, Together
 from mvader_jax.diffusion.noise import initial_noise, sampler_keys
 from mvader_jax.diffusion.pndm import Denoise
 from mvader_jax.diffusion.samplers import SAMPLERS
@@ -24,7 +24,7 @@ from mvader_jax.diffusion.savings import Reuse, guided_within, guides
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
 from mvader_jax.images.pixels import to_uint8
-from mvader_jax.models.attention_maps import element_shares
+from mvader_jax.models.attention_maps import element_maps, element_shares
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embed_rows
 from mvader_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
@@ -154,8 +154,10 @@ def sampled(
     dtype: str,
     seen: Callable[[Denoise, Levels], Denoise] | None = None,
     loop: Loop | None = None,
+    looked: Kept | None = None,
 ) -> Float[jax.Array, "B h w C"]:
-    """The latents of the pictures. seen: what stands between the sampler and the model; loop: see `Levels`."""
+    """The latents of the pictures. seen: what stands between the sampler and the model; loop: see `Levels`; looked: where
+    the attention of each call is added up (`attended`)."""
     method = SAMPLERS[static.sampler]
     levels = method.levels(model.require(ScheduleConfig), static.steps)[static.start :]
     seeds, indices = jnp.asarray(draws.seeds), jnp.asarray(draws.indices)
@@ -167,10 +169,25 @@ def sampled(
         latents = levels.noised(clean, latents)
     keys = sampler_keys(seeds, indices) if method.draws(static.eta) else None
     denoise, kept = denoiser(
-        components, draws, latents, levels, model=model, static=static, dtype=jnp.dtype(dtype)
+        components, draws, latents, levels, model=model, static=static, dtype=jnp.dtype(dtype), looked=looked
     )
     levels = dataclasses.replace(levels, loop=loop, kept=kept)
     return method(seen(denoise, levels) if seen else denoise, latents, levels, eta=static.eta, keys=keys)
+
+
+@shapes_alone()
+def attended(
+    components: Components, draws: Draws, *, model: ModelConfig, static: StaticSettings, dtype: str
+) -> tuple[UInt8[jax.Array, "B H W 3"], Bool[jax.Array, " B"], Float32[jax.Array, "B E h w"]]:
+    """`generate`'s results, and the attention that each element of the prompts got at each place of the latents: the mean
+    of all calls of the model. The prompts mark their elements."""
+    elements = draws.prompt.prompts.elements
+    assert elements is not None
+    shape = (len(draws.seeds), elements.shape[-1], *static.latent_size)
+    looked = Kept((jnp.zeros(shape, jnp.float32), jnp.zeros((), jnp.float32)))
+    latents = sampled(components, draws, model=model, static=static, dtype=dtype, looked=looked)
+    total, calls = looked.value
+    return *finished(components, latents, model=model, dtype=dtype), total / jnp.maximum(calls, 1)
 
 
 def finished(
@@ -191,6 +208,7 @@ def denoiser(
     model: ModelConfig,
     static: StaticSettings,
     dtype: jnp.dtype,
+    looked: Kept | None = None,
 ) -> tuple[Denoise, Kept | None]:
     """The UNet under guidance, its conditions embedded and a row per picture; and what it keeps between calls."""
     draws = embedded(components, draws, model=model, dtype=dtype)
@@ -198,11 +216,11 @@ def denoiser(
     scale = jnp.asarray(draws.guidance_scale)
     condition = _by_picture(draws.prompt)
     if unet.config.distilled:
-        few, kept = _balanced(functools.partial(unet.apply, params, guidance=scale), [condition])
+        few, kept = _balanced(functools.partial(unet.apply, params, guidance=scale), [condition], looked)
         return alone(few, condition), kept
     base = _by_picture(draws.base)
     against = () if draws.negative is None else (_by_picture(draws.negative), draws.negative_strength)
-    eps, kept = _balanced(functools.partial(unet.apply, params), [base, *against[:1], condition])
+    eps, kept = _balanced(functools.partial(unet.apply, params), [base, *against[:1], condition], looked)
     where = guides(levels, static.guidance_interval)
 
     def ways(eps: Eps) -> tuple[Denoise, Denoise]:
@@ -222,17 +240,26 @@ def denoiser(
     return reuse.denoise(*ways(reuse.eps), latents, None if where.all() else where), reuse.kept
 
 
-def _balanced(apply: Callable[..., Any], conditions: list[Condition]) -> tuple[Eps, Kept | None]:
-    """A UNet's `apply` under thetas that move, and these; as it is where no condition wants shares."""
+def _balanced(
+    apply: Callable[..., Any], conditions: list[Condition], looked: Kept | None
+) -> tuple[Eps, Kept | None]:
+    """A UNet's `apply` under thetas that move, and these; as it is where no condition wants shares. looked: where the
+    attention that the last condition's elements get is added up, if anywhere."""
     moved = nothing_moved(conditions)
-    if moved is None:
+    if moved is None and looked is None:
         return cast(Eps, apply), None
 
     def observed(*inputs: Any) -> tuple[jax.Array, Any]:
         predicted, left = apply(*inputs, mutable=[ATTENTION])
+        if looked is not None:
+            total, calls = looked.value
+            rows, count = total.shape[:2]
+            looked.value = total + element_maps(left, inputs[0].shape[1:3])[-rows:, :count], calls + 1
         return predicted, element_shares(left) if ATTENTION in left else None
 
-    return balanced(observed, moved), moved
+    if moved is None:
+        return lambda *inputs: observed(*inputs)[0], looked
+    return balanced(observed, moved), moved if looked is None else Together(moved, looked)
 
 
 def embedded(components: Components, draws: Draws, *, model: ModelConfig, dtype: jnp.dtype) -> Draws:

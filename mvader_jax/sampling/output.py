@@ -15,12 +15,12 @@ from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata, save_png
 from mvader_jax.images.sheet import grid
 from mvader_jax.sampling.manifest import MANIFEST, add_rows, read_rows
-from mvader_jax.sampling.pictures import drawn_with
+from mvader_jax.sampling.pictures import drawn_with, kept
 from mvader_jax.storage.atomic import TakenError, local, make_directory, sweep
 from mvader_jax.storage.lock import moment
 
 #: The names that `write_pictures` gives, whatever their ending.
-_NUMBERED = re.compile(r"(?:grid-)?(\d{5})\.")
+_NUMBERED = re.compile(r"(?:grid-|attention-)?(\d{5})\.")
 
 
 def make_writable(directory: Path) -> None:
@@ -79,14 +79,18 @@ def _same(one: Path, other: str | os.PathLike[str]) -> bool:
 
 
 def write_pictures(
-    out: Path, images: Mapping[int, PIL.Image.Image | np.ndarray], settings: Mapping[str, Any]
+    out: Path,
+    images: Mapping[int, PIL.Image.Image | np.ndarray],
+    settings: Mapping[str, Any],
+    attention: PIL.Image.Image | None = None,
 ) -> list[Path]:
     """Writes each picture and their grid as PNG, and a manifest row per picture; returns the paths, the grid last.
 
     images: {its number under the seed: a picture}. settings: JSON values, kept in every PNG and row, beside what a
     picture itself says it was drawn with. Numbers of files go on from the largest that the directory or its
-    manifest holds; nothing that is there is replaced, whoever else writes there. Raises UserError where the
-    directory cannot be written: what is in place by then stays, with its row.
+    manifest holds; nothing that is there is replaced, whoever else writes there. attention: a sheet that is
+    written beside the grid. Raises UserError where the directory cannot be written: what is
+    in place by then stays, with its row.
     """
     make_writable(out)
     rows: list[dict[str, Any]] = []
@@ -98,12 +102,16 @@ def write_pictures(
                 own = drawn_with(image)
                 number_of: dict[str, Any] = {key: own[key] for key in ("seed", "index") if key in own}
                 row = {**own, **settings, "index": index, **number_of}
-                number, path = _save_numbered(out, "", number, image, row)
+                number, path = _save_numbered(
+                    out, "", number, image, {**row, **kept(getattr(image, "info", {}))}
+                )
                 rows.append({"file": path.name, **row})
                 paths.append(path)
                 number += 1
             sheet = grid(list(images.values()), columns=min(len(images), 4))
             paths.append(_save_numbered(out, "grid-", first, sheet, settings)[1])
+            if attention is not None:
+                paths.append(_save_numbered(out, "attention-", first, attention, settings)[1])
         finally:
             add_rows(out, rows)
     return paths

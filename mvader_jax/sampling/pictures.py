@@ -11,12 +11,12 @@ from typing import Any, SupportsIndex, overload
 import PIL.Image
 
 from mvader_jax.errors import UserError
+from mvader_jax.images.inputs import Inputs
 from mvader_jax.images.sheet import grid
-from mvader_jax.prompt.elements import Prompt, PromptLike
-from mvader_jax.sampling.settings import SamplingSettings
 
-#: The key of `PIL.Image.Image.info` under which a picture keeps what it was drawn with.
-DRAWN = "mvader"
+#: The key of `PIL.Image.Image.info`, and of a PNG's text, under which a picture keeps what it was drawn with; and of the
+#: pictures that it was drawn from (`images.inputs`).
+DRAWN, INPUTS = "mvader", "mvader-inputs"
 
 
 class Pictures(list[PIL.Image.Image]):
@@ -84,21 +84,15 @@ def not_finite(what: str) -> str:
     )
 
 
-def recorded(
-    settings: SamplingSettings, prompt: PromptLike | None, negative: PromptLike | None
-) -> dict[str, Any]:
-    """What a picture is drawn with, as JSON values."""
-    shown, away = (None if one is None else Prompt.of(one) for one in (prompt, negative))
-    if shown is not None:
-        balance = shown.balance if settings.balance is None else settings.balance
-        settings = settings.changed(site=settings.site or shown.site, balance=balance)
-    parts = {"prompt": shown, "negative": away}
-    return {
-        **{key: [] if one is None else one.to_json() for key, one in parts.items()},
-        **settings.recorded(),
-    }
-
-
 def drawn_with(picture: Any) -> dict[str, Any]:
     """What a picture was drawn with, as JSON values; nothing where it does not say."""
-    return dict(getattr(picture, "info", {}).get(DRAWN, {}))
+    said = getattr(picture, "info", {}).get(DRAWN)
+    return dict(said) if isinstance(said, dict) else {}
+
+
+def kept(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a PNG keeps of a picture's `info`, so that `read_drawing` reads it; nothing where it does not say."""
+    own, inputs = info.get(DRAWN), info.get(INPUTS)
+    return (
+        {DRAWN: own, INPUTS: inputs.entries} if isinstance(own, dict) and isinstance(inputs, Inputs) else {}
+    )

@@ -25,18 +25,20 @@ from mvader_jax.models.embed import embed
 from mvader_jax.models.quantised import kept_in
 from mvader_jax.models.unet import UNet
 from mvader_jax.parallel.processes import gather_rows
-from mvader_jax.prompt.elements import ImageSource, LongPrompts, Prompt, PromptLike, Site
+from mvader_jax.prompt.elements import ImageSource, LongPrompts, PromptLike, Site
 from mvader_jax.sampling import arguments
+from mvader_jax.sampling.attention import Attention
+from mvader_jax.sampling.drawing import Drawing
 from mvader_jax.sampling.generate import (
     Draws,
-    Prompted,
+    attended,
     decode_latents,
     encode_images,
     generate,
     image_features,
 )
 from mvader_jax.sampling.lora import Applied, Loras
-from mvader_jax.sampling.pictures import DRAWN, NotFiniteError, Pictures, recorded
+from mvader_jax.sampling.pictures import NotFiniteError, Pictures
 from mvader_jax.sampling.placement import Placement
 from mvader_jax.sampling.settings import Changes, SamplingSettings, StaticSettings, image_size
 from mvader_jax.sampling.steps import Step, Steps, Watch
@@ -62,12 +64,15 @@ class Pipeline:
         self.bundle = bundle = arguments.instance(bundle, Bundle, "bundle", hint)
         self.dtype = dtype = arguments.compute_dtype(dtype)
         self.placement = Placement(arguments.mesh(mesh))
+        self._loaded: dict[str, Any] = {"dtype": dtype}
         fixed: dict[str, Any] = {"model": bundle.model, "dtype": dtype}
         whole = self.placement.whole()
         walk = functools.partial(generate, **fixed)
         self.lora: tuple[Applied, ...] = ()
         self._loras: Loras | None = None
         self._generate = Program(walk, "generate", (bundle.model, dtype), **self.placement.by_row(4, 1))
+        looking = functools.partial(attended, **fixed)
+        self._attended = Program(looking, "attended", (bundle.model, dtype), **self.placement.by_row(4, 1, 4))
         self._steps = Steps(bundle.model, dtype, self.placement)
         self._embed = jax.jit(functools.partial(embed, bundle.model, dtype=jnp.dtype(dtype)), **whole)
         self._features = jax.jit(functools.partial(image_features, **fixed), **whole)
@@ -117,6 +122,8 @@ class Pipeline:
             pipe = cls(bundle.fast() if fast else bundle, dtype=dtype, mesh=mesh)
         else:
             pipe = cls(load_bundle(name, fast=fast, **where), dtype=dtype, mesh=mesh)
+        said = {"frozen_dtype": frozen_dtype, "raw": raw, "fast": fast}
+        pipe._loaded |= {"bundle": str(name), **{key: value for key, value in said.items() if value}}
         if lora:
             pipe.use_lora(*arguments.listed_files(lora, "lora"))
         return pipe
@@ -155,6 +162,11 @@ class Pipeline:
         return self._generate.compiled
 
     @property
+    def loaded(self) -> dict[str, Any]:
+        """What it was loaded with, as `load` takes it, kept with every picture."""
+        return {**self._loaded, **self.recorded_lora}
+
+    @property
     def recorded_lora(self) -> dict[str, list[str]]:
         """The LoRA files that it draws with, for a picture's settings."""
         return {"lora": [one.recorded() for one in self.lora]} if self.lora else {}
@@ -171,6 +183,7 @@ class Pipeline:
         *,
         negative: PromptLike | None = None,
         num_images: int = 1,
+        first: int = 0,
         init_image: ImageSource | Sequence[ImageSource] | None = None,
         shares: Sequence[float] | None = None,
         callback: Callable[[Step], object] | None = None,
@@ -183,7 +196,7 @@ class Pipeline:
         prompt, negative: a string, Text, Image, picture, or a sequence of these (`Prompt.of`); None is
         the null prompt. settings: how to draw (default, `defaults`); changes: its fields by name.
         num_images: pictures of each seed: seed=3, num_images=4 are its numbers 0 to 3; seed=range(16) is number 0 of
-        each of 16 seeds, the picture that the seed gives alone.
+        each of 16 seeds, the picture that the seed gives alone. first: the first number: first=3, num_images=1 is 3 alone.
         init_image: a picture to start from, or a list of pictures mixed by `shares` (default: equal ones, and
         they sum to 1): noised to `strength` and denoised from there.
         callback: called with a `Step` (its number, the total, a preview) after every `callback_every` steps; where it
@@ -195,50 +208,65 @@ class Pipeline:
             init_image = cast(Any, changes).pop("init")
         settings = arguments.optional(settings, SamplingSettings, "settings") or self.defaults
         settings = settings.changed(**changes)
-        numbered = settings.numbered(num_images)
-        count = len(numbered)
-        # Filled up with the last one: the same program draws 3 pictures and 4, 5 and 8.
-        filled = numbered + numbered[-1:] * (self.placement.rounded(count) - count)
-        watch = Watch.of(callback, callback_every, progress, count)
+        numbered = settings.numbered(num_images, first)
+        watch = Watch.of(callback, callback_every, progress, len(numbered))
         self.bundle.need("unet", "vae")
-        strength = settings.negative_strength
-        if negative is None and strength != 1.0:
-            raise UserError(f"negative_strength is {strength:g}, but there is no negative prompt")
-        arguments.check_negative(self.model, negative is not None)
-        if init_image is None and (settings.strength is not None or shares is not None):
-            raise UserError("strength and shares belong to an init_image, but there is none to start from")
-
-        def laid_out(one: PromptLike | None) -> Prompted:
-            prompts = [None if one is None else Prompt.of(one)]
-            meaning = {name: getattr(settings, name) for name in ("site", "balance", "long_prompts")}
-            return Prompted(self.bundle.to_batch(prompts, **meaning))
-
-        # A strength of 0 is the null prompt, of 1 the negative one in its place; others take both.
-        both = negative is not None and strength not in (0.0, 1.0)
-        init = None
-        if init_image is not None:
-            size = image_size(self.model, settings.height, settings.width)
-            init = arguments.init_images(init_image, shares, len(filled), size)
-        draws = Draws.of(
-            settings,
-            laid_out(prompt),
-            laid_out(negative if strength == 1.0 else None),
-            np.array([index for _, index in filled], np.int32),
-            seeds=np.array([seed for seed, _ in filled], np.uint32),
-            negative=laid_out(negative) if both else None,
-            init=init,
+        drawing = arguments.asked(self.model, prompt, settings, negative, init_image, shares)
+        pixels, finite = self.generate(
+            *arguments.draws(self.bundle, self.placement, drawing, numbered), watch
         )
-        static = settings.static(self.model, from_image=init is not None)
-        pixels, finite = self.generate(draws, static, watch)
+        return self._pictures(drawing, numbered, pixels, finite)
+
+    def _pictures(
+        self, drawing: Drawing, numbered: list[tuple[int, int]], pixels: jax.Array, finite: jax.Array
+    ) -> Pictures:
+        """What was drawn, each picture with what it was drawn with. Raises NotFiniteError."""
+        count = len(numbered)
         pictures = Pictures(PIL.Image.fromarray(image) for image in gather_rows(pixels)[:count])
-        about = {**recorded(settings, prompt, negative), **self.recorded_lora}
-        for (seed, index), picture in zip(numbered, pictures, strict=True):
-            picture.info[DRAWN] = {**about, "seed": seed, "index": index}
+        for picture, number in zip(pictures, numbered, strict=True):
+            picture.info.update(drawing.note(*number, self.loaded))
         whole = gather_rows(finite)
         good = {number: picture for number, picture in enumerate(pictures) if whole[number]}
         if len(good) < count:
             raise NotFiniteError(range(count), good)
         return pictures
+
+    def attend(
+        self,
+        prompt: PromptLike,
+        settings: SamplingSettings | None = None,
+        *,
+        negative: PromptLike | None = None,
+        num_images: int = 1,
+        first: int = 0,
+        **changes: Unpack[Changes],
+    ) -> Attention:
+        """Draws pictures as `pipe(...)` does, and tells where in them each element of the prompt was looked at, and how
+        much of the attention it got: `pipe.attend(["in green", mv.Image("circle.png")]).sheet()`.
+
+        Arguments and errors as `__call__`; UserError for the null prompt, which has no elements, and for `reuse`.
+        """
+        settings = (arguments.optional(settings, SamplingSettings, "settings") or self.defaults).changed(
+            **changes
+        )
+        if prompt is None:
+            raise UserError("the null prompt has no elements that could be attended to")
+        if settings.reuse > 1:
+            raise UserError(
+                f"attention is seen of every call, but reuse {settings.reuse} computes some in part; leave it out"
+            )
+        self.bundle.need("unet", "vae")
+        drawing = arguments.asked(self.model, prompt, settings, negative)
+        numbered = settings.numbered(num_images, first)
+        draws, static = arguments.draws(self.bundle, self.placement, drawing, numbered, elements=True)
+        keep = SAMPLERS[static.sampler] is OWN.get(static.sampler)
+        with self.placement.active():
+            placed = self.placement.placed(self.placement.filled(draws))
+            pixels, finite, places = self._attended(self.bundle.components, placed, keep=keep, static=static)
+        pictures = self._pictures(drawing, numbered, pixels, finite)
+        assert drawing.prompt is not None
+        elements = drawing.prompt.elements
+        return Attention(pictures, elements, gather_rows(places)[: len(numbered), : len(elements)])
 
     def batch(
         self,

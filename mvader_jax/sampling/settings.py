@@ -160,12 +160,15 @@ class SamplingSettings(Checked):
                 values[name] = list(value) if isinstance(value, tuple) else value
         return values
 
-    def numbered(self, num_images: int) -> list[tuple[int, int]]:
-        """(seed, index) of every picture: `num_images` of each seed. Raises UserError for too many."""
+    def numbered(self, num_images: int, first: int = 0) -> list[tuple[int, int]]:
+        """(seed, index) of every picture: `num_images` of each seed, from number `first` on.
+
+        Raises UserError for too many."""
         seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,)
         each = image_count(num_images)
         image_count(each * len(seeds))
-        return [(seed, index) for seed in seeds for index in range(each)]
+        first = cast(int, convert(Annotated[int, between(0, 1_000_000)], first, "first"))
+        return [(seed, first + index) for seed in seeds for index in range(each)]
 
     def start(self) -> int:
         """The step at which a run that starts from a picture begins."""

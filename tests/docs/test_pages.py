@@ -18,7 +18,9 @@ from pages import CONFIGS, PAGES, ROOT, Block, blocks, quoted, simple, text_of
 
 import mvader_jax as mv
 from mvader_jax.data.sources.jsonl import Interleaved, PairLines
+from mvader_jax.images.png import save_png
 from mvader_jax.sampling.batch.requests import read_requests
+from mvader_jax.sampling.pictures import kept
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.train.config import load_config
 
@@ -50,6 +52,10 @@ def put_pictures(folder: Path, size: int) -> None:
     for name in PICTURES:
         (folder / name).parent.mkdir(exist_ok=True)
         PIL.Image.fromarray(np.full((size, size, 3), 120, np.uint8)).save(folder / name)
+    drawn = PIL.Image.new("RGB", (size, size))
+    drawn.info.update(mv.Drawing(mv.Prompt.of("a red hat")).note(1, 0, {"bundle": "tiny"}))
+    (folder / "outputs").mkdir()
+    save_png(folder / "outputs" / "00001.png", drawn, kept(drawn.info))
 
 
 def made() -> set[str]:

@@ -19,7 +19,7 @@ from pages import PAGES, blocks, text_of
 from test_pages import kind_of, put_pictures
 
 import mvader_jax as mv
-from mvader_jax.sampling.generate import generate
+from mvader_jax.sampling.generate import attended, generate
 from mvader_jax.sampling.pipeline import Pipeline
 
 #: What a page takes for granted, by its name in the page.
@@ -43,6 +43,8 @@ def pipe() -> Pipeline:
     walk = functools.partial(generate, model=made.model, dtype=made.dtype)
     for name in ("_embed", "_features", "_decode", "_encode", "_denoise"):
         setattr(made, name, traced(getattr(made, name)))
+    look = functools.partial(attended, model=made.model, dtype=made.dtype)
+    made._attended = lambda *arrays, keep, static: traced(functools.partial(look, static=static))(*arrays)  # type: ignore[assignment]
     made._steps.draw = lambda components, draws, static, watch: _watched(
         made, components, draws, static, watch
     )  # type: ignore[method-assign]

@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 
 import mvader_jax as mv
 from mvader_jax.data.scenes.world import render, scene_at
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
+from mvader_jax.images.preprocess import region_weights
 from mvader_jax.images.read import load_image
-from mvader_jax.prompt.parse import parse_part, read_part
+from mvader_jax.prompt.parse import parse_part, read_part, weigh_within
 
 
 @pytest.fixture
@@ -135,3 +138,41 @@ def test_json_that_cannot_be_read_is_one_sentence(folder: Path, value: Any, mess
     with pytest.raises(UserError) as caught:
         mv.Prompt.from_json(value, folder)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_words_and_regions_within_parts(folder: Path) -> None:
+    """A number counts the parts; a mask is a file, a box four numbers; several multiply."""
+    PIL.Image.fromarray(np.array([[255, 0]], np.uint8)).save("mask.png")
+    parts = [parse_part("a red hat"), parse_part("circle.png@0.3")]
+    (text, image), (away,) = weigh_within(
+        parts,
+        [parse_part("a red@home cat")],
+        ["1:red@2", "n1:red@home@0.5"],
+        ["2:mask.png@2", "2:0,0,0.5,1@0"],
+    )
+    assert text == mv.Text("a red hat", 1.0, {"red": 2}) and away.spans == (("red@home", 0.5),)
+    (mask, twice), box = image.regions
+    assert mask.tolist() == [[1, 0]] and twice == 2 and box == ((0, 0, 0.5, 1), 0) and image.weight == 0.3
+    for span, region, message in (
+        ("red@2", None, "expected NUMBER:WHAT@FACTOR, as in 1:red@2"),
+        ("2:red@2", None, "part 2 of the prompt is no text"),
+        ("3:red@2", None, "part 3 of the prompt is no text"),
+        ("0:red@2", None, "part 0 of the prompt is no text"),
+        ("1:blue@2", None, "does not occur"),
+        ("1:red@-2", None, "at least 0"),
+        (None, "1:mask.png@2", "part 1 of the prompt is no image"),
+        (None, "2:none.png@2", "does not exist"),
+        (None, "2:0,0,a,1@2", "expected LEFT,TOP,RIGHT,BOTTOM"),
+        (None, "2:0,0,2,1@2", "no box"),
+    ):
+        with pytest.raises(UserError, match=message):
+            weigh_within(parts, [], [span] if span else [], [region] if region else [])
+
+
+def test_a_painted_mask_is_a_picture_too() -> None:
+    """White counts, black and what is transparent do not; the weight of a token is the mean over its cell."""
+    painted = PIL.Image.new("LA", (4, 2), (255, 0))
+    painted.paste((255, 255), (0, 0, 1, 2))
+    ((mask, _),) = mv.Image("circle.png", regions=[(painted, 3.0)]).checked_regions
+    assert mask.tolist() == [[1, 0, 0, 0]] * 2
+    np.testing.assert_allclose(region_weights([(mask, 3.0)], 2, (4, 4)), [2, 1, 2, 1])

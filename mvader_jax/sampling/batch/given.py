@@ -18,7 +18,7 @@ from mvader_jax.sampling.batch.prepare import Preparer
 from mvader_jax.sampling.batch.requests import KEYS, Problem, Request
 from mvader_jax.sampling.batch.run import Drawn, drawing
 from mvader_jax.sampling.batch.shapes import Item, plan, shapes
-from mvader_jax.sampling.pictures import DRAWN, NotFiniteError, Pictures, recorded
+from mvader_jax.sampling.pictures import NotFiniteError, Pictures
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import NAMES, SamplingSettings, image_count
 from mvader_jax.sampling.steps import Line
@@ -69,8 +69,7 @@ def _request(number: int, line: Mapping[str, Any], defaults: SamplingSettings) -
         raise UserError(
             f"negative_strength is {settings.negative_strength:g}, but there is no negative prompt"
         )
-    about = recorded(settings, prompt, negative)
-    return Request(number, str(number), prompt, negative, count, settings, about, init_image=init)
+    return Request(number, str(number), prompt, negative, count, settings, {}, init_image=init)
 
 
 def _prompt(value: Any, settings: SamplingSettings) -> Prompt:
@@ -105,9 +104,7 @@ def draw_all(pipe: Pipeline, requests: Sequence[Request], *, size: int, progress
     def finish(drawn: Drawn) -> None:
         nonlocal done
         found = drawn.prepared.items
-        good.update(
-            _pictures(found, gather_rows(drawn.pixels), gather_rows(drawn.finite), pipe.recorded_lora)
-        )
+        good.update(_pictures(found, gather_rows(drawn.pixels), gather_rows(drawn.finite), pipe.loaded))
         done += len(found)
         line.update(done, len(items))
 
@@ -133,13 +130,12 @@ def _refuse(problems: Iterable[Problem]) -> None:
 
 
 def _pictures(
-    items: Sequence[Item], pixels: np.ndarray, finite: np.ndarray, also: Mapping[str, Any]
+    items: Sequence[Item], pixels: np.ndarray, finite: np.ndarray, loaded: Mapping[str, Any]
 ) -> dict[tuple[int, int], PIL.Image.Image]:
     found = {}
     for item, picture, whole in zip(items, pixels, finite, strict=False):
         if whole:
-            seed, index = item.request.numbered[item.index]
             drawn = PIL.Image.fromarray(picture)
-            drawn.info[DRAWN] = {**item.request.recorded, **also, "seed": seed, "index": index}
+            drawn.info.update(item.request.note(item.index, loaded))
             found[item.request.line, item.index] = drawn
     return found

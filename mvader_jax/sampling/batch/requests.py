@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mvader_jax.errors import UserError
+from mvader_jax.images.inputs import Inputs
 from mvader_jax.images.names import check_no_url
 from mvader_jax.images.png import utf8
 from mvader_jax.prompt.elements import Image, Prompt
+from mvader_jax.sampling.drawing import Drawing
+from mvader_jax.sampling.pictures import INPUTS
 from mvader_jax.sampling.settings import NAMES, STRENGTH, SamplingSettings, image_count
 from mvader_jax.storage.atomic import local
 
@@ -64,6 +67,21 @@ class Request:
             "seed": seed,
             "index": index,
         }
+
+    @functools.cached_property
+    def drawing(self) -> Drawing:
+        """The same as its pictures keep it."""
+        init = () if self.init_image is None else (self.init_image.image,)
+        return Drawing(self.prompt, self.settings, self.negative, init_images=init)
+
+    def note(self, number: int, loaded: Mapping[str, Any]) -> dict[str, Any]:
+        """What a picture keeps in its `info`. loaded: what drew it, as `Pipeline.load` takes it."""
+        return self.drawing.note(*self.numbered[number], loaded) | {INPUTS: self._inputs}
+
+    @functools.cached_property
+    def _inputs(self) -> Inputs:
+        # Those of a file of prompts are files that it lies beside: thousands of pictures may be drawn of them.
+        return Inputs(self.drawing.inputs.sources, whole=not self.source)
 
     def shaped_by(self, number: int) -> dict[str, Any]:
         """What shapes a picture, beside its number in the file's name: the index is that under a single seed."""

@@ -77,7 +77,7 @@ def sample_all(
     batches in hand; the same call goes on from there. Raises UserError where `out` cannot be written.
     """
     made_by = {"bundle": bundle, "weights": _digest(pipe), "dtype": pipe.dtype, **pipe.recorded_lora}
-    store = Store(out, made_by)
+    store = Store(out, made_by, {**pipe.loaded, **({"bundle": bundle} if bundle else {})})
     job = _Job(store, progress or Progress())
     preparer = Preparer(pipe, size + -size % pipe.shards)
     before = pipe.compiled
@@ -250,7 +250,8 @@ class Writer:
                 if first + offset < len(items) and wanted[first + offset]:
                     item = items[first + offset]
                     row = self.store.row(item.request, item.index)
-                    waiting.append((row, self._pool.submit(self.store.save, picture, row)))
+                    info = item.request.note(item.index, self.store.loaded)
+                    waiting.append((row, self._pool.submit(self.store.save, picture, row, info)))
         rows, failure = [], None
         for row, future in waiting:
             try:

@@ -15,6 +15,7 @@ from mvader_jax.prompt.elements import Image
 from mvader_jax.sampling.batch.requests import Request, fingerprint
 from mvader_jax.sampling.manifest import Row, add_rows, drop_rows, read_rows
 from mvader_jax.sampling.output import make_writable
+from mvader_jax.sampling.pictures import kept
 from mvader_jax.storage.atomic import TakenError
 from mvader_jax.storage.lock import moment
 
@@ -31,8 +32,12 @@ class Store:
     replaced again. Nothing else is replaced but pictures of the same file of prompts.
     """
 
-    def __init__(self, directory: Path, made_by: Mapping[str, Any]) -> None:
-        """made_by: what beside the request shapes a picture (the bundle's hashes, the dtype)."""
+    def __init__(
+        self, directory: Path, made_by: Mapping[str, Any], loaded: Mapping[str, Any] | None = None
+    ) -> None:
+        """made_by: what beside the request shapes a picture (the bundle's hashes, the dtype); loaded: what draws, as
+        `Pipeline.load` takes it."""
+        self.loaded = dict(loaded or {})
         self.directory = directory
         self.made_by = dict(made_by)
         self._replaced: set[str] = set()
@@ -98,11 +103,13 @@ class Store:
             return mine or made.get("fingerprint") == self._mark(request, index)
         return _rest_of_ours(path) and (row is None or row.get("prompts_file") in (None, request.source))
 
-    def save(self, picture: np.ndarray, row: Row) -> bool:
-        """Writes a picture; returns whether it was this run that did. Raises UserError where it cannot be written."""
+    def save(self, picture: np.ndarray, row: Row, info: Mapping[str, Any] | None = None) -> bool:
+        """Writes a picture with its row and its `info`; returns whether it was this run that did.
+
+        Raises UserError where it cannot be written."""
         path = self.directory / row["file"]
         try:
-            save_png(path, picture, row, new=row["file"] not in self._replaced)
+            save_png(path, picture, {**row, **kept(info or {})}, new=row["file"] not in self._replaced)
         except TakenError:
             # Another run of the same prompts was quicker.
             if _metadata(path).get("fingerprint") == row["fingerprint"]:
