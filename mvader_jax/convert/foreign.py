@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 _BASE = "convert the whole Stable Diffusion 1.x that it belongs to (merged, if it changes it)"
+_LORA = "`mvader sample --lora FILE` draws with it, `mvader bundle OUT --base BUNDLE --merge-lora FILE` lays it into one"
 _LEARNT_WORD = (
     "a textual inversion: learnt words' embeddings, not a model; add its rows to the text encoder and its words to "
     "the tokenizer (diffusers: load_textual_inversion, then save_pretrained), and convert that"
@@ -14,9 +15,9 @@ _LEARNT_WORD = (
 #: (patterns that each match somewhere in some name, what that is); the first that fits.
 _BY_NAMES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"^(lora_unet|lora_te\d?|lycoris)_.*\.(lora_(down|up)|alpha|hada_|lokr_|dora_scale)",),
-     f"a LoRA in kohya's format, which changes another model; {_BASE}"),
+     f"a LoRA in kohya's format, which changes another model; {_LORA}"),
     ((r"\.(lora_[AB]|lora_embedding_[AB])\b|\.lora\.(down|up)\.|_lora\.(down|up)\.|\.(lora_linear_layer)\.",),
-     f"a LoRA in diffusers' or PEFT's format, which changes another model; {_BASE}"),
+     f"a LoRA in diffusers' or PEFT's format, which changes another model; {_LORA}"),
     ((r"\.(hada_w[12]|lokr_w[12])|(^|\.)(lora_(down|up)|lora_(mid))\.",),
      f"a LoRA or LyCORIS, which changes another model; {_BASE}"),
     ((r"^(control_model|input_hint_block)\.|^controlnet_(cond_embedding|down_blocks|mid_block)\.",),

@@ -65,7 +65,8 @@ def s_magma_rows(
 
     def embedded(batch: PromptBatch) -> jax.Array:
         embeddings = decoder.apply(params, jnp.asarray(batch.token_ids), method="embed")
-        if not batch.pixels.shape[1]:
+        # No rows are there where no sample is conditioned on its image.
+        if 0 in batch.pixels.shape[:2]:
             return embeddings
         images = jnp.asarray(batch.pixels).reshape(-1, *batch.pixels.shape[2:])
         tokens = image_embeddings(config, components, images, dtype=dtype, dropout_key=dropout_key)

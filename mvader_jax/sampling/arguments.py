@@ -233,7 +233,7 @@ def draws(
         negative=laid_out(away) if both else None,
         init=init,
     )
-    return found, settings.static(bundle.model, from_image=init is not None)
+    return found, settings.static(bundle.model, from_image=init is not None, changed=bundle.changed)
 
 
 def starts(

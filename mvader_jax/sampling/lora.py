@@ -96,7 +96,14 @@ class Loras:
         strengths = [np.float32(one.strength) for one in applied]
         made = self._change(weights, loras, strengths)
         made = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), made, weights)
-        return dataclasses.replace(self.bundle, components=unflatten_dict({**flat, **made}, sep="/"))
+        said = [one.recorded() for one in applied]
+        touched = {path.split("/")[0] for path in weights}
+        records = {
+            **self.bundle.records,
+            **{name: {**self.bundle.records.get(name, {}), "lora": said} for name in touched},
+        }
+        components = unflatten_dict({**flat, **made}, sep="/")
+        return dataclasses.replace(self.bundle, components=components, records=records)
 
     def _arrays(self, file: Path) -> Arrays:
         from mvader_jax.convert.lora.files import read_lora  # it lies above

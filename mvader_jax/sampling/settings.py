@@ -176,15 +176,18 @@ class SamplingSettings(Checked):
 
         return start_at(self.steps, STRENGTH if self.strength is None else self.strength)
 
-    def static(self, model: ModelConfig, *, from_image: bool = False) -> StaticSettings:
-        """What a program of this model is compiled for. from_image: whether sampling starts from a picture.
+    def static(
+        self, model: ModelConfig, *, from_image: bool = False, changed: bool = False
+    ) -> StaticSettings:
+        """What a program of this model is compiled for. from_image: whether sampling starts from a picture; changed:
+        whether a LoRA changed the UNet, which may have distilled it.
 
         Raises UserError for a size, a number of steps or a sampler that the model cannot take.
         """
         from mvader_jax.diffusion.samplers import SAMPLERS
         from mvader_jax.models.vae import VAEConfig
 
-        check_pairing(self, model)
+        check_pairing(self, model, changed)
         if model.schedule is not None:
             SAMPLERS[self.sampler].levels(model.schedule, self.steps)
         height, width = image_size(model, self.height, self.width)
@@ -227,9 +230,10 @@ class StaticSettings(Checked):
     reuse: PositiveInt = 1
 
 
-def check_pairing(settings: SamplingSettings, model: ModelConfig) -> None:
+def check_pairing(settings: SamplingSettings, model: ModelConfig, changed: bool = False) -> None:
     """Raises UserError where a sampler is for distilled UNets and the model's is none, or the other way round; and for
-    what changes guidance from outside, of a UNet that is guided within."""
+    what changes guidance from outside, of a UNet that is guided within. changed: by a LoRA, as LCM's, which distils a
+    UNet and leaves its guidance outside."""
     from mvader_jax.diffusion.samplers import SAMPLERS
 
     distilled = model.unet is not None and model.unet.distilled
@@ -245,7 +249,7 @@ def check_pairing(settings: SamplingSettings, model: ModelConfig) -> None:
             f"the sampler is {settings.sampler}, but this UNet was distilled to few steps and is drawn with by "
             f"{fitting} alone"
         )
-    elif SAMPLERS[settings.sampler].distilled:
+    elif SAMPLERS[settings.sampler].distilled and not changed:
         beside = "; the bundle has one beside it: draw fast" if model.unet_fast is not None else ""
         raise UserError(
             f"the sampler {settings.sampler} is for UNets that were distilled to few steps, and this one was "

@@ -63,6 +63,11 @@ class Bundle:
         tokenizer = "" if self.tokenizer is None else ", a tokenizer"
         return f"Bundle({self.model.embedder}; parameters: {', '.join(held) or 'none'}{tokenizer})"
 
+    @property
+    def changed(self) -> bool:
+        """Whether the UNet has a LoRA in its weights."""
+        return "lora" in self.records.get("unet", {})
+
     def fast(self) -> Bundle:
         """The bundle with its few-step UNet, `unet_fast`, in the place of the one that it learnt from; no parameters
         are copied. Raises UserError where it has none."""

@@ -91,6 +91,18 @@ def test_several_are_added(bundle: Bundle, files: tuple[Path, Path]) -> None:
         assert mine is old
 
 
+def test_a_lora_may_distil_a_unet(bundle: Bundle, files: tuple[Path, Path]) -> None:
+    """LCM's: `lcm` draws with a UNet that it changed, guided from outside, and with no other."""
+    changed_unet = Loras(bundle).with_files([Applied(files[0])])
+    settings = SamplingSettings(sampler="lcm", steps=2, guidance_scale=1.0)
+    assert changed_unet.changed and not bundle.changed
+    assert settings.static(bundle.model, changed=True).sampler == "lcm"
+    with pytest.raises(UserError, match="this one was not"):
+        settings.static(bundle.model, changed=bundle.changed)
+    (picture,) = Pipeline(changed_unet)("a", settings, num_images=1)
+    assert picture.size == (8, 8)
+
+
 def test_a_convolutions_factors_are_two_convolutions() -> None:
     random = np.random.default_rng(0)
     weight, down, up = (

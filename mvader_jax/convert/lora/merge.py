@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,9 +36,8 @@ def merge_lora(base: str | Path, files: Sequence[str | Path], out: Path, *, over
             f"a LoRA changes the {' and '.join(missing)}, and {base} has none; it has {', '.join(records)}"
         )
     bundle = Loras(load_bundle(path, components=sorted(touched))).with_files(applied)
-    named = {name: {**records[name], "lora": [one.recorded() for one in applied]} for name in touched}
     with whole_directory(out, overwrite=overwrite, not_ours=not_ours, sources=[path]) as work:
-        write_bundle(work, dataclasses.replace(bundle, records=named))
+        write_bundle(work, bundle)
         carry_over(work, {name: path / name for name in records if name not in touched})
 
 

@@ -88,7 +88,7 @@ def shapes(
                 raise measured
             check_negative(bundle.model, request.negative is not None)
             from_image = request.init_image is not None
-            static = request.settings.static(bundle.model, from_image=from_image)
+            static = request.settings.static(bundle.model, from_image=from_image, changed=bundle.changed)
         except UserError as error:
             problems.append(Problem(request.line, str(error)))
             continue
