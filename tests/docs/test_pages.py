@@ -40,6 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("configs", "docs", "tests", "tpu", "mvader_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
     put_pictures(tmp_path, 8)
+    (tmp_path / "style.safetensors").touch()
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red hat"}\n')
     (tmp_path / "mine.py").write_text(next(block.text for block in blocks(text_of("docs/configs.md"))))
     monkeypatch.chdir(tmp_path)

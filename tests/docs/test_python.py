@@ -45,6 +45,7 @@ def pipe() -> Pipeline:
         setattr(made, name, traced(getattr(made, name)))
     look = functools.partial(attended, model=made.model, dtype=made.dtype)
     made._attended = lambda *arrays, keep, static: traced(functools.partial(look, static=static))(*arrays)  # type: ignore[assignment]
+    made.use_lora = lambda *files: None  # type: ignore[method-assign]
     made._steps.draw = lambda components, draws, static, watch: _watched(
         made, components, draws, static, watch
     )  # type: ignore[method-assign]
