@@ -18,6 +18,11 @@ import numpy as np
 from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.diffusion.schedule import ScheduleConfig
 
+#: Those that no distilled model is needed for; lcm has a page of its own, test_consistency.py.
+GUIDED = [name for name, sampler in SAMPLERS.items() if not sampler.distilled]
+#: The latents of the problem.
+START = np.array([1.0, -0.5, 2.0])
+
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
@@ -55,7 +60,7 @@ def measure(rows: Iterable[Recorded]) -> Iterator[Measured]:
                 jax.debug.callback(lambda t: called.append(int(t)), t)
                 return field(x, t)
 
-            out = sampler(denoise, jnp.array([1.0, -0.5, 2.0]), sampler.levels(config, row.steps))
+            out = sampler(denoise, jnp.asarray(START), sampler.levels(config, row.steps))
             expected = np.array(row.expected)
             error = np.max(np.abs(np.asarray(out) - expected) / np.abs(expected))
             jax.effects_barrier()
