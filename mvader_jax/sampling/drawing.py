@@ -140,7 +140,8 @@ def read_drawing(
             f"a picture is of type {type(picture).__name__}; expected a PNG's path or bytes, or one of Pillow's"
         )
     if DRAWN not in said:
-        older = "; an earlier version wrote it" if said.get("Software") == "mvader-jax" else ""
+        ours = said.get("Software") == "mvader-jax"
+        older = " (a sheet of several, or an earlier version wrote it)" if ours else ""
         raise UserError(
             f"{name} does not say how to draw it again: it is no single picture that mvader drew{older}"
         )
