@@ -25,6 +25,7 @@ from mvader_jax.train.assemble import assemble, split
 from mvader_jax.train.config import Group, Stage, TrainConfig
 from mvader_jax.train.loop import train
 from mvader_jax.train.lora import LORA, applied, with_factors
+from mvader_jax.train.optim.optimizer import OptimizerConfig
 from mvader_jax.train.snapshot import Snapshot, load_snapshot
 
 ATTENTION = r"attn.*/to_[qkvo].*"
@@ -95,6 +96,23 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(init: Path, run: Path, tm
     expected = leaves(load_bundle(run / "bundle"))
     for path, leaf in leaves(snapshot).items():
         np.testing.assert_allclose(leaf, expected[path], rtol=1e-6, atol=1e-7)
+
+
+def test_a_mesh_trains_the_same_factors(init: Path, tmp_path: Path) -> None:
+    """Weights over fsdp and tensor, their factors beside them: gathered, they are those of one device."""
+    found = []
+    for name, mesh in {
+        "one": one(),
+        "mesh": make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4]),
+    }.items():
+        config = config_of(init, row_groups=4, optimizer=OptimizerConfig(eps=1e-4, ema_decay=0.9))
+        assert train(config, "language", tmp_path / name, mesh, quiet=True) == 0
+        lora, _ = read_lora(tmp_path / name / "language" / "lora.safetensors", load_bundle(init).model)
+        found.append(lora.weights["decoder"])
+    assert any(np.abs(factors.up).max() > 1e-3 for factors in found[0].values())
+    for path, factors in found[0].items():
+        for mine, other in ((factors.down, found[1][path].down), (factors.up, found[1][path].up)):
+            np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-5, err_msg=path)
 
 
 def unet_stage(**changes: Any) -> tuple[Stage, dict[str, Any]]:
