@@ -77,7 +77,7 @@ class Loras:
 
     @property
     def compiled(self) -> int:
-        """How many programs that change weights have been compiled: one for each set of weights."""
+        """How many programs that change weights this process has compiled: one for each set of weights."""
         return int(self._change._cache_size())
 
     def with_files(self, applied: Sequence[Applied]) -> Bundle:

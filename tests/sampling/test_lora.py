@@ -61,7 +61,7 @@ def test_strengths_and_compiles(bundle: Bundle, files: tuple[Path, Path]) -> Non
     assert pipe._loras is not None
     assert not np.array_equal(plain, strong)
     compiled = pipe.compiled, pipe._loras.compiled
-    assert compiled == (1, 1)
+    assert compiled[0] == 1
     drawn = []
     for strength in ("0", "0.5", "-1", "1"):
         pipe.use_lora(f"{files[0]}@{strength}")
