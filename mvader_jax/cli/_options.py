@@ -62,6 +62,9 @@ KeptIn = Annotated[
         "[default: what is computed in]",
     ),
 ]
+Lora = Annotated[
+    list[str] | None, typer.Option(help="a LoRA file, its strength a suffix @0.8; may be repeated")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress shown; problems still are")]
 
 

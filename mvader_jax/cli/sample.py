@@ -22,6 +22,7 @@ from mvader_jax.cli._options import (
     GuidanceScale,
     KeptIn,
     LongPrompts,
+    Lora,
     Quiet,
     Reuse,
     Seeds,
@@ -121,9 +122,7 @@ def sample(
     mesh: DrawMesh = "",
     bundle: BundleName = "tiny",
     fast: Fast = False,
-    lora: Annotated[
-        list[str] | None, typer.Option(help="a LoRA file, its strength a suffix @0.8; may be repeated")
-    ] = None,
+    lora: Lora = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="of a training run: the parameters themselves, not their average")
     ] = False,
@@ -342,12 +341,12 @@ def load_pipeline(
     frozen_dtype: str | None = None,
     mesh: str = "",
     raw: bool = False,
-    fast: bool = False,
+    fast: bool | None = False,
     lora: tuple[str, ...] = (),
 ) -> Pipeline:
     """A bundle, or a step of a training run, ready to draw on the mesh of a command's `--mesh`.
 
-    Compiled programs are kept on disk. raw: of a run, the parameters themselves; fast: with the few-step UNet;
+    Compiled programs are kept on disk. raw: of a run, the parameters themselves; fast: with the few-step UNet, None: it too;
     lora: files that change it, as `Pipeline.use_lora` takes them.
     """
     from mvader_jax.parallel.mesh import open_mesh

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from time import sleep as pause
 from typing import Annotated
 
 import typer
 
 from mvader_jax.bounds import ComputeDtype, FrozenDtype, between
-from mvader_jax.cli._options import BundleName, DrawMesh, KeptIn, Quiet
+from mvader_jax.cli._options import BundleName, DrawMesh, KeptIn, Lora, Quiet
 from mvader_jax.settings import convert
 
 
@@ -17,6 +18,7 @@ def web(
     mesh: DrawMesh = "",
     dtype: Annotated[str, typer.Option(help="compute dtype: float32 or bfloat16")] = "float32",
     frozen_dtype: KeptIn = None,
+    lora: Lora = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="of a training run: the parameters themselves, not their average")
     ] = False,
@@ -50,9 +52,9 @@ def web(
     from mvader_jax.web.server import serve
     from mvader_jax.web.studio import Studio
 
-    opened = Opened(bundle, dtype, frozen_dtype, mesh, raw)
+    opened = Opened(bundle, dtype, frozen_dtype, mesh, raw, tuple(lora or ()))
     with status(f"loading {bundle}", quiet):
-        pipe = load_pipeline(bundle, dtype=dtype, frozen_dtype=frozen_dtype, mesh=mesh, raw=raw)
+        pipe = load_pipeline(fast=None, **dataclasses.asdict(opened))
         token = None if host is None else secrets.token_urlsafe(24)
         server, address = serve(Studio(pipe, opened, explained), host or "127.0.0.1", port, token)
     print(f"{address}?token={token}" if token else address, flush=True)

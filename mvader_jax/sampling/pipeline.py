@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -56,15 +56,22 @@ else:
 class Pipeline:
     """A bundle ready to draw: `Pipeline.load("tiny")(["a red circle"], num_images=4, seed=0)`."""
 
-    def __init__(self, bundle: Bundle, *, dtype: str = "float32", mesh: Mesh | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+        loaded: Mapping[str, Any] | None = None,
+    ) -> None:
         """dtype: "float32" or "bfloat16", what is computed in; mesh: where the bundle's components are sharded, if
-        they are: pictures are then drawn by all of its devices, a batch divided over its batch axes. Raises UserError
-        for another dtype."""
+        they are: pictures are then drawn by all of its devices, a batch divided over its batch axes; loaded: what
+        pictures say that drew them, as `load` takes it. Raises UserError for another dtype."""
         hint = ': Pipeline.load("tiny") reads one by its name'
         self.bundle = bundle = arguments.instance(bundle, Bundle, "bundle", hint)
         self.dtype = dtype = arguments.compute_dtype(dtype)
         self.placement = Placement(arguments.mesh(mesh))
-        self._loaded: dict[str, Any] = {"dtype": dtype}
+        self._loaded = {"dtype": dtype, **(loaded or {})}
         fixed: dict[str, Any] = {"model": bundle.model, "dtype": dtype}
         whole = self.placement.whole()
         walk = functools.partial(generate, **fixed)
@@ -91,7 +98,7 @@ class Pipeline:
         frozen_dtype: str | None = None,
         mesh: Mesh | None = None,
         raw: bool = False,
-        fast: bool = False,
+        fast: bool | None = False,
         lora: Sequence[str | Path] = (),
         cache: bool = False,
     ) -> Pipeline:
@@ -101,8 +108,8 @@ class Pipeline:
         frozen_dtype: what the parameters are kept in, `dtype` where it is None; "int8" or "int4": the matrices of the
         decoder's layers as integers with scales, the rest in `dtype`.
         raw: of a run, the parameters themselves in place of their average. fast: draw with the UNet that was distilled
-        to few steps, `unet_fast`, in place of the one that it learnt from. lora: files to draw with, as `use_lora` takes
-        them. cache: call `compilation_cache` first, which changes JAX's settings for the whole process.
+        to few steps, `unet_fast`, in place of the other; None reads both. lora: files to draw with, as `use_lora`
+        takes them. cache: call `compilation_cache` first, which changes JAX's settings for the whole process.
         Raises UserError for an unknown or damaged bundle or run, for integers where there is no decoder, and as
         `use_lora`.
         """
@@ -119,11 +126,12 @@ class Pipeline:
             from mvader_jax.train.snapshot import Snapshot, load_snapshot
 
             bundle = load_snapshot(Snapshot.of(name, raw=raw), **where)
-            pipe = cls(bundle.fast() if fast else bundle, dtype=dtype, mesh=mesh)
+            bundle = bundle.fast() if fast else bundle
         else:
-            pipe = cls(load_bundle(name, fast=fast, **where), dtype=dtype, mesh=mesh)
-        said = {"frozen_dtype": frozen_dtype, "raw": raw, "fast": fast}
-        pipe._loaded |= {"bundle": str(name), **{key: value for key, value in said.items() if value}}
+            bundle = load_bundle(name, fast=fast, **where)
+        said = {"bundle": str(name), "frozen_dtype": frozen_dtype, "raw": raw, "fast": fast}
+        loaded = {key: value for key, value in said.items() if value}
+        pipe = cls(bundle, dtype=dtype, mesh=mesh, loaded=loaded)
         if lora:
             pipe.use_lora(*arguments.listed_files(lora, "lora"))
         return pipe

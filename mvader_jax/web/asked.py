@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from mvader_jax.bounds import PositiveInt, Share, between
+from mvader_jax.bounds import NonNegativeInt, PositiveInt, Share, between
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Element, Image, Prompt, Text
+from mvader_jax.sampling.attention import Attention
 from mvader_jax.sampling.pictures import Pictures
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import FAST, STRENGTH, SamplingSettings
@@ -32,10 +33,17 @@ class Words(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class Region(Checked):
-    """A factor on the weight of a painted region. mask: the id of a picture, white where it lies."""
+    """A factor on the weight of a region of a picture. mask: the id of a picture, white where it lies; or box: left, top,
+    right, bottom in [0, 1]."""
 
-    mask: str
+    mask: str | None = None
     weight: _Weight = 1.0
+    box: tuple[float, float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.mask is None) == (self.box is None):
+            raise UserError("a region is either a mask or a box")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Part(Checked):
         """The element of a prompt. Raises UserError for an empty text, and for pictures that are gone."""
         if self.text is not None:
             return Text(self.text, self.weight, {one.words: one.weight for one in self.words})
-        regions = [(mask(store, one.mask), one.weight) for one in self.regions]
+        regions = [(one.box or mask(store, one.mask), one.weight) for one in self.regions]
         return Image(store.get(self.picture).image(), self.weight, regions)
 
 
@@ -70,13 +78,15 @@ class Asked(Checked):
     """A prompt and how to draw it.
 
     task: what pictures of the prompt are where they are no part of it: what sampling starts from, noised to
-    `strength`, two of them mixed by `fraction`. fast: with the UNet of few steps.
+    `strength`, two of them mixed by `fraction`. first: the number of the first picture under its seed. fast: with the
+    UNet of few steps.
     """
 
     parts: tuple[Part, ...] = ()
     negative: tuple[Part, ...] = ()
     settings: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
     num_images: PositiveInt = 1
+    first: NonNegativeInt = 0
     task: Literal["img2img", "interpolation"] | None = None
     strength: Share = STRENGTH
     fraction: Share = 0.5
@@ -153,7 +163,22 @@ class Asked(Checked):
         return run(elements, self.settings, **self._beside(store), **watch)
 
     def _beside(self, store: Store) -> dict[str, Any]:
-        return {"negative": self.negative_elements(store), "num_images": self.num_images}
+        return {
+            "negative": self.negative_elements(store),
+            "num_images": self.num_images,
+            "first": self.first,
+        }
+
+    def attend(self, pipe: Pipeline, store: Store) -> Attention:
+        """The pictures, and where in them each element was looked at. Errors as the pipeline's, and for a task."""
+        if self.task is not None:
+            raise UserError("where it looked is seen of pictures that are drawn from noise; this one was not")
+        return pipe.attend(self.elements(store), self.settings, **self._beside(store))
+
+    def alone(self, seed: int, index: int) -> Asked:
+        """One of its pictures."""
+        settings = self.settings.changed(seed=seed)
+        return dataclasses.replace(self, settings=settings, num_images=1, first=index)
 
     def quick(self) -> Asked:
         """The same in few steps, one picture, for a slider that moves: what a UNet of few steps cannot do is left out."""
@@ -215,7 +240,7 @@ def swept(asked: Asked, across: Slider, down: Slider | None = None) -> list[list
     return [[across.at(row, value) for value in across.values] for row in one]
 
 
-def mask(store: Store, id: str) -> Any:
+def mask(store: Store, id: str | None) -> Any:
     """A painted region as an array [h, w] in [0, 1], as its file would be read."""
     import numpy as np
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from typing import Any
 
 from mvader_jax.images.names import names_picture
 from mvader_jax.sampling.settings import FAST, SamplingSettings
 from mvader_jax.web.asked import Asked, Part, Region
-
-#: The name of a file of prompts, where a command needs one.
-PROMPTS = "prompt.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +20,16 @@ class Opened:
     frozen_dtype: str | None = None
     mesh: str = ""
     raw: bool = False
+    lora: tuple[str, ...] = ()
 
     def flags(self, fast: bool) -> list[str]:
         """As arguments."""
         flags = ["--fast"] * fast + ["--raw"] * self.raw
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "raw" and value != field.default:
-                flags += [f"--{field.name.replace('_', '-')}", str(value)]
-        return flags
+        for name in ("bundle", "dtype", "frozen_dtype", "mesh"):
+            value = getattr(self, name)
+            if value != getattr(Opened, name):
+                flags += [f"--{name.replace('_', '-')}", str(value)]
+        return flags + [word for file in self.lora for word in ("--lora", file)]
 
     def python(self, fast: bool) -> list[str]:
         """As lines of Python that make `pipe`."""
@@ -40,6 +37,7 @@ class Opened:
         options += [f"fast={fast}"] * fast + [f"raw={self.raw}"] * self.raw
         options += [f"dtype={self.dtype!r}"] * (self.dtype != Opened.dtype)
         options += [f"frozen_dtype={self.frozen_dtype!r}"] * (self.frozen_dtype is not None)
+        options += [f"lora={list(self.lora)!r}"] * bool(self.lora)
         lines = ["import mvader_jax as mv"]
         if self.mesh:
             lines.append("from mvader_jax.parallel.mesh import open_mesh")
@@ -49,38 +47,26 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """command, python: to be copied; files: {name: id of a picture} that they name; prompts: the text of PROMPTS, which
-    the command names where weights of words or regions are in no argument."""
+    """command, python: to be copied; files: {name: id of a picture} that they name."""
 
     command: str
     python: str
     files: dict[str, str]
-    prompts: str = ""
 
 
 def say(asked: Asked, opened: Opened) -> Said:
     """Both ways of drawing the same."""
-    files = {
-        name: id
-        for part in (*asked.parts, *asked.negative)
-        if part.picture is not None
-        for name, id in {
-            part.name: part.picture,
-            **{_mask(part, region): region.mask for region in part.regions},
-        }.items()
-    }
+    files: dict[str, str] = {}
+    for part in (*asked.parts, *asked.negative):
+        if part.picture is not None:
+            files[part.name] = part.picture
+        files |= {_where(part, region): region.mask for region in part.regions if region.mask is not None}
     python = "\n".join([*opened.python(asked.fast), _call(asked)])
-    inner = any(part.words or part.regions for part in (*asked.parts, *asked.negative))
-    if inner and asked.task == "interpolation":
-        return Said("# weights of words and regions beside an interpolation: in Python alone", python, files)
-    if inner:
-        command = ["mvader", "sample", "--prompts", PROMPTS, *opened.flags(asked.fast)]
-        return Said(shlex.join(command), python, files, _line(asked))
     return Said(shlex.join(_command(asked, opened)), python, files)
 
 
 def argument(part: Part) -> str:
-    """A row as an argument of `mvader sample`, which has no weights of words and regions."""
+    """A row as an argument of `mvader sample`; its words and regions are in flags."""
     weight = "" if part.weight == 1 else f"@{_number(part.weight)}"
     if part.picture is not None:
         return f"{part.name}{weight}"
@@ -96,10 +82,16 @@ def _command(asked: Asked, opened: Opened) -> list[str]:
         words.append(argument(part))
     for part in asked.negative:
         words += ["--negative", argument(part)]
+    for side, parts in (("", asked.parts), ("n", asked.negative)):
+        for number, part in enumerate(parts, start=1):
+            for one in part.words:
+                words += ["--span", f"{side}{number}:{one.words}@{_number(one.weight)}"]
+            for region in part.regions:
+                words += ["--region", f"{side}{number}:{_where(part, region)}@{_number(region.weight)}"]
     for name, value in asked.options.items():
         words += [f"--{name}", _number(value)]
-    words += ["--num-images", str(asked.num_images)]
-    for name, value in _changed(asked, both="both").items():
+    words += ["--num-images", str(asked.num_images), *(["--first", str(asked.first)] if asked.first else [])]
+    for name, value in _changed(asked).items():
         words += _flag(name, value)
     return words + opened.flags(asked.fast)
 
@@ -112,13 +104,12 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"--{name.replace('_', '-')}", _number(value) if isinstance(value, float) else str(value)]
 
 
-def _changed(asked: Asked, both: str | None) -> dict[str, Any]:
-    """The settings that are not what is drawn with where nothing is said. both: what `site` then is."""
+def _changed(asked: Asked) -> dict[str, Any]:
+    """The settings that are not what is drawn with where nothing is said."""
     defaults = SamplingSettings().changed(**FAST) if asked.fast else SamplingSettings()
-    found = {
-        field.name: getattr(asked.settings, field.name) for field in dataclasses.fields(SamplingSettings)
-    }
-    same = {"site": (None, both or "both"), "balance": (None, False), "strength": (asked.settings.strength,)}
+    fields = [field.name for field in dataclasses.fields(SamplingSettings)]
+    found = {name: getattr(asked.settings, name) for name in fields}
+    same = {"site": (None, "both"), "balance": (None, False), "strength": (asked.settings.strength,)}
     return {
         name: value
         for name, value in found.items()
@@ -126,37 +117,9 @@ def _changed(asked: Asked, both: str | None) -> dict[str, Any]:
     }
 
 
-def _line(asked: Asked) -> str:
-    """The line of a file of prompts."""
-
-    line: dict[str, Any] = {"id": "page", "prompt": rows(asked.parts)}
-    if asked.task == "img2img":
-        line["prompt"] = rows(tuple(part for part in asked.parts if part.text is not None))
-        line["init_image"] = next(part.name for part in asked.parts if part.picture is not None)
-        line["strength"] = asked.strength
-    if asked.negative:
-        line["negative"] = rows(asked.negative)
-    settings = {name: list(v) if isinstance(v, tuple) else v for name, v in _changed(asked, None).items()}
-    return json.dumps({**line, "num_images": asked.num_images, **settings}, ensure_ascii=False)
-
-
-def rows(parts: tuple[Part, ...]) -> list[dict[str, Any]]:
-    """Parts as `Prompt.from_json` reads them."""
-    return [_row(part) for part in parts]
-
-
-def _row(part: Part) -> dict[str, Any]:
-    weight = {} if part.weight == 1 else {"weight": part.weight}
-    if part.text is not None:
-        words = {one.words: one.weight for one in part.words}
-        return {"text": part.text, **weight, **({"spans": words} if words else {})}
-    regions = [{"mask": _mask(part, one), "weight": one.weight} for one in part.regions]
-    return {"image": part.name, **weight, **({"regions": regions} if regions else {})}
-
-
 def _call(asked: Asked) -> str:
-    options = [f"num_images={asked.num_images}"]
-    options += [f"{name}={value!r}" for name, value in _changed(asked, None).items()]
+    options = [f"num_images={asked.num_images}"] + [f"first={asked.first}"] * (asked.first > 0)
+    options += [f"{name}={value!r}" for name, value in _changed(asked).items()]
     negative = [f"negative=[{', '.join(map(_part, asked.negative))}]"] if asked.negative else []
     if asked.task is None:
         parts = f"[{', '.join(map(_part, asked.parts))}]"
@@ -174,17 +137,19 @@ def _part(part: Part) -> str:
     if part.words:
         inner = f", spans={ {one.words: one.weight for one in part.words} }"
     if part.regions:
-        masks = ", ".join(f"({_mask(part, one)!r}, {_number(one.weight)})" for one in part.regions)
-        inner = f", regions=[{masks}]"
+        places = [(one.box or _where(part, one), one.weight) for one in part.regions]
+        inner = f", regions={places!r}"
     weight = "" if part.weight == 1 else f", {_number(part.weight)}"
     if part.text is not None:
         return f"mv.Text({part.text!r}{weight}{inner})"
     return f"mv.Image({part.name!r}{weight}{inner})"
 
 
-def _mask(part: Part, region: Region) -> str:
-    """The file's name of a painted region of a picture."""
-    return f"{part.name.rpartition('.')[0]}-region-{region.mask[:6]}.png"
+def _where(part: Part, region: Region) -> str:
+    """A box, or the file's name of a painted region."""
+    if region.box is not None:
+        return ",".join(map(_number, region.box))
+    return f"{part.name.rpartition('.')[0]}-region-{str(region.mask)[:6]}.png"
 
 
 def _number(value: float) -> str:

@@ -25,11 +25,13 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
 from mvader_jax.prompt.elements import SITES
+from mvader_jax.sampling.drawing import read_drawing
 from mvader_jax.sampling.settings import FAST, image_size
 from mvader_jax.settings import Checked, from_dict, to_dict
 from mvader_jax.web.asked import MOST_CELLS, MOST_PARTS, MOST_PICTURES, Asked, Slider
 from mvader_jax.web.guard import Guard
 from mvader_jax.web.presets import examples, presets
+from mvader_jax.web.restored import restored
 from mvader_jax.web.said import say
 from mvader_jax.web.store import MOST_BYTES, safe_name
 from mvader_jax.web.studio import Event, Studio
@@ -85,7 +87,10 @@ def application(studio: Studio) -> gradio.Server:
     def sweep(asked: str) -> Iterator[str]:
         yield from page.told(asked, page.sweep)
 
-    for one in (draw, sweep):
+    def attend(asked: str) -> Iterator[str]:
+        yield from page.told(asked, page.attend)
+
+    for one in (draw, sweep, attend):
         server.api(one, name=one.__name__, **_DEVICE)
     return server
 
@@ -154,7 +159,12 @@ class Page:
 
     def _kept(self, data: bytes) -> dict[str, Any]:
         kept = self.studio.store.upload(data)
-        return {"id": kept.id, "width": kept.size[0], "height": kept.size[1]}
+        found = {"id": kept.id, "width": kept.size[0], "height": kept.size[1]}
+        try:
+            drawing = read_drawing(data)
+        except UserError:  # it was not drawn here, or does not say how
+            return found
+        return {**found, "asked": restored(drawing, self.studio.store).to_json()}
 
     async def say(self, request: Request) -> Response:
         """The command line and the Python call of what is asked."""
@@ -198,6 +208,19 @@ class Page:
         """{"asked", "run", "across", "down"}."""
         wanted = from_dict(_Sweep, asked, "the sweep")
         return self.studio.sweep(wanted.asked, wanted.across, wanted.down, wanted.run)
+
+    def attend(self, asked: Any) -> Iterator[Event]:
+        """{"asked", "run", "seed", "index"}: of one picture of what was asked."""
+        wanted = from_dict(_Attending, asked, "what is looked at")
+        return self.studio.attend(wanted.asked.alone(wanted.seed, wanted.index), wanted.run)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attending(Checked):
+    asked: Asked
+    run: str
+    seed: int
+    index: int
 
 
 @dataclasses.dataclass(frozen=True)

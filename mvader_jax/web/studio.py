@@ -8,18 +8,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import PIL.Image
 
 from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import png_bytes
-from mvader_jax.sampling.pictures import NotFiniteError, drawn_with
+from mvader_jax.sampling.pictures import NotFiniteError, drawn_with, kept
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.steps import Cancelled, Step
 from mvader_jax.web.asked import Asked, Slider, swept
-from mvader_jax.web.said import Opened, rows
+from mvader_jax.web.said import Opened
 from mvader_jax.web.store import Store
 
 #: What the browser is told of a drawing, as JSON.
@@ -73,6 +73,25 @@ class Studio:
                 self._draw(cell, end, _beside(tell, about), looks=False)
 
         return self._told(run, cells)
+
+    def attend(self, asked: Asked, run: str) -> Iterator[Event]:
+        """Where each element of the prompt was looked at in the first picture: {"seen"}, a row per element with the
+        overlay's id, the share of attention that it got, and the share that its weight asks for."""
+
+        def seen(end: threading.Event, tell: Tell) -> None:
+            found = asked.attend(self._pipeline(asked.fast), self.store)
+            rows = [
+                {
+                    "id": self.store.add(found.overlay(0, number)).id,
+                    "name": part.name if part.text is None else part.text,
+                    "got": float(found.shares[0, number]),
+                    "asked": float(found.asked[number]),
+                }
+                for number, part in enumerate(asked.parts)
+            ]
+            tell({"seen": rows})
+
+        return self._told(run, seen)
 
     def cancel(self, run: str) -> None:
         """Ends a drawing, or keeps one that waits from beginning."""
@@ -129,31 +148,24 @@ class Studio:
         try:
             drawn = list(asked.draw(self._pipeline(asked.fast), self.store, **watched))
         except NotFiniteError as error:
-            tell({"pictures": [self._kept(asked, picture) for picture in error.pictures.values()]})
+            tell({"pictures": [self._kept(picture) for picture in error.pictures.values()]})
             raise
-        tell({"pictures": [self._kept(asked, picture) for picture in drawn]})
+        tell({"pictures": [self._kept(picture) for picture in drawn]})
 
-    def _kept(self, asked: Asked, picture: PIL.Image.Image) -> dict[str, Any]:
-        """The picture in the store, with what it was drawn with as `mvader sample` writes it."""
+    def _kept(self, picture: PIL.Image.Image) -> dict[str, Any]:
+        """The picture in the store, with what it was drawn with as `Pictures.save` writes it."""
         own = drawn_with(picture)
-        number = {key: own[key] for key in ("seed", "index")}
-        task = {"task": asked.task, **asked.options} if asked.task else {}
-        place = {"bundle": self.opened.bundle, "dtype": self.opened.dtype}
-        about = {
-            "prompt": rows(asked.parts),
-            "negative": rows(asked.negative),
-            **task,
-            **asked.settings.recorded(),
-            **number,
-            **place,
-            "page": asked.to_json(),
+        return {
+            "id": self.store.add(picture, {**own, **kept(cast(dict[str, Any], picture.info))}).id,
+            "seed": own["seed"],
+            "index": own["index"],
         }
-        return {"id": self.store.add(picture, about).id, **number}
 
     def _pipeline(self, fast: bool) -> Pipeline:
         if fast and self._fast is None:
-            bundle = self.pipe.bundle.fast()
-            self._fast = Pipeline(bundle, dtype=self.pipe.dtype, mesh=self.pipe.placement.mesh)
+            pipe, mesh = self.pipe, self.pipe.placement.mesh
+            said = {**pipe.loaded, "fast": True}
+            self._fast = Pipeline(pipe.bundle.fast(), dtype=pipe.dtype, mesh=mesh, loaded=said)
         return self._fast if fast and self._fast is not None else self.pipe
 
 

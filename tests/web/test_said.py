@@ -12,12 +12,11 @@ import pytest
 from mvader_jax.cli import sample as command_line
 from mvader_jax.cli.main import main
 from mvader_jax.prompt.elements import Image
-from mvader_jax.sampling.batch.requests import read_requests
 from mvader_jax.sampling.pictures import Pictures
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.web.asked import Asked
-from mvader_jax.web.said import PROMPTS, Opened, Said, say
+from mvader_jax.web.said import Opened, Said, say
 from mvader_jax.web.store import Store
 from mvader_jax.web.studio import Studio
 
@@ -46,15 +45,12 @@ def saved(said: Said, store: Store) -> None:
     """The files that both name, where a person has put them."""
     for name, id in said.files.items():
         Path(name).write_bytes(store.get(id).png)
-    if said.prompts:
-        Path(PROMPTS).write_text(said.prompts, encoding="utf-8")
 
 
 def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
     """What `mvader sample` makes of a command: the arguments of what draws."""
     caught: list[tuple[Any, ...]] = []
     monkeypatch.setattr(command_line, "_sample_parts", lambda *given: caught.append(given))
-    monkeypatch.setattr(command_line, "sample_file", lambda *given: caught.append(given) or 0)
     words = shlex.split(command)
     assert words[0] == "mvader"
     with pytest.raises(SystemExit) as ended:
@@ -112,16 +108,18 @@ def test_the_command_is_the_same_prompt_and_settings(
         {"picture": asking.picture(store, 1), "name": "../photo.png"},
     ]
     negative = [{"text": "blurred", "weight": 2}] if "negative_strength" in settings else []
-    asked = Asked.of(asking.wanted(*parts, settings=settings, num_images=3, negative=negative))
-    said = say(asked, Opened("micro", "bfloat16", "int8", "data=2", True))
+    asked = Asked.of(asking.wanted(*parts, settings=settings, num_images=3, first=2, negative=negative))
+    said = say(
+        asked, Opened("micro", "bfloat16", "int8", "data=2", True, ("a.safetensors@0.5", "b c.safetensors"))
+    )
     assert set(said.files) == {"photo.png", "photo-2.png"}
     saved(said, store)
     found, drawn_with, count, place = parsed(said.command, monkeypatch)
     assert pixels(command_line.read_parts(found.parts)) == pixels(asked.elements(store))
     assert pixels(command_line.read_parts(found.negative)) == pixels(asked.negative_elements(store) or ())
-    assert same_settings(drawn_with, asked.settings) and count == 3
-    assert (place.bundle, place.dtype, place.frozen_dtype, place.mesh, place.raw, place.fast) == (
-        "micro", "bfloat16", "int8", "data=2", True, False,
+    assert same_settings(drawn_with, asked.settings) and (found.first, count) == (2, 3)
+    assert (place.bundle, place.dtype, place.frozen_dtype, place.mesh, place.raw, place.fast, place.lora) == (
+        "micro", "bfloat16", "int8", "data=2", True, False, ("a.safetensors@0.5", "b c.safetensors"),
     )  # fmt: skip
 
 
@@ -133,26 +131,20 @@ def test_any_text_is_read_again(files: Path, monkeypatch: pytest.MonkeyPatch, te
     assert element == Asked.of(asking.wanted(text)).elements(Store())[0]
 
 
-def test_weights_of_words_and_regions_are_in_a_file_of_prompts(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_of_words_and_regions_are_flags(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store()
-    id = asking.picture(store)
-    painted = {"picture": id, "name": "a b.jpg", "regions": [{"mask": asking.mask(store), "weight": 2}]}
-    parts = [{"text": "a red hat", "words": [{"words": "red", "weight": 0.5}]}, painted]
-    asked = Asked.of(
-        asking.wanted(*parts, negative=[{**painted, "regions": []}], settings={"balance": True}, num_images=2)
-    )
+    regions = [{"mask": asking.mask(store), "weight": 2}, {"box": [0, 0.25, 0.5, 1], "weight": 0}]
+    painted = {"picture": asking.picture(store), "name": "a b.jpg", "regions": regions}
+    words = [{"words": words, "weight": 0.123456789} for words in ("red", "1:a@2, it's")]
+    parts = [{"text": "a red hat, 1:a@2, it's", "words": words}, painted]
+    asked = Asked.of(asking.wanted(*parts, negative=[{**painted, "weight": 0.5}], settings={"balance": True}))
     said = say(asked, Opened())
     saved(said, store)
     assert "a-b.jpg" in said.files and len(said.files) == 2
-    path, defaults, *_ = parsed(said.command, monkeypatch)
-    (request,), problems = read_requests(path, defaults)
-    assert problems == [] and request.num_images == 2
-    assert same_settings(request.settings, asked.settings)
-    assert pixels(request.prompt.elements) == pixels(asked.elements(store))
-    assert request.negative is not None
-    assert pixels(request.negative.elements) == pixels(asked.negative_elements(store))
+    found, *_ = parsed(said.command, monkeypatch)
+    elements, negative = found.elements()
+    assert pixels(elements) == pixels(asked.elements(store))
+    assert pixels(negative) == pixels(asked.negative_elements(store))
 
 
 @pytest.mark.parametrize("task", ["img2img", "interpolation"])

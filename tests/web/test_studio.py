@@ -9,7 +9,9 @@ import pytest
 
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata
+from mvader_jax.sampling.drawing import read_drawing
 from mvader_jax.web.asked import Asked, Slider, swept
+from mvader_jax.web.restored import restored
 from mvader_jax.web.store import Store
 from mvader_jax.web.studio import Studio
 
@@ -32,6 +34,7 @@ def test_asked_goes_to_the_browser_and_comes_back() -> None:
         ({"parts": [{"text": "a", "words": [{"words": "b"}]}]}, "does not occur"),
         ({"parts": [{"picture": "/etc/passwd"}]}, "no longer on the server"),
         ({"parts": [{"text": "a", "regions": [{"mask": "x"}]}]}, "regions to a picture"),
+        ({"parts": [{"picture": "a", "regions": [{}]}]}, "either a mask or a box"),
         ({"parts": [{"text": "a"}] * 17}, "more than 16 rows"),
         ({"num_images": 17}, "up to 16"),
         ({"settings": {"steps": 0}}, "steps is 0"),
@@ -64,6 +67,35 @@ def test_a_picture_says_what_it_was_drawn_with(studio: Studio, tmp_path) -> None
     (tmp_path / "a.png").write_bytes(studio.store.get(last["pictures"][0]["id"]).png)
     found = read_png_metadata(tmp_path / "a.png")
     assert found["AI-generated"] == "true" and found["seed"] == "5" and "a red circle" in found["prompt"]
+
+
+@pytest.mark.parametrize("task", [None, "img2img"])
+def test_a_picture_brings_its_prompt_back(studio: Studio, task: str | None) -> None:
+    store = studio.store
+    region = (
+        [] if task else [{"mask": asking.mask(store), "weight": 2}, {"box": [0, 0, 0.5, 1], "weight": 0.5}]
+    )
+    part = {"picture": asking.picture(store), "weight": 1 if task else 0.3, "regions": region}
+    text = {"text": "a red circle", "weight": 0.5, "words": [{"words": "red", "weight": 2}]}
+    more = {"negative": [{"text": "a square"}], "settings": {"balance": True, "seed": 9}, "first": 1}
+    *_, last = studio.draw(Asked.of(asking.wanted(text, part, task=task, strength=0.5, **more)), "run")
+    elsewhere = Store()  # another server, which has none of the pictures
+    again = restored(read_drawing(store.get(last["pictures"][0]["id"]).png), elsewhere)
+    drawn = again.draw(studio.pipe, elsewhere)
+    assert (again.settings.seed, again.first, again.task) == (9, 1, task)
+    assert np.array_equal(drawn[0], store.get(last["pictures"][0]["id"]).image())
+
+
+def test_where_it_looked(studio: Studio) -> None:
+    picture = {"picture": asking.picture(studio.store), "weight": 0.5}
+    (told,) = studio.attend(Asked.of(asking.wanted("a red circle", picture)).alone(7, 1), "run")
+    text, image = told["seen"]
+    assert (text["name"], image["name"]) == ("a red circle", "picture.png")
+    assert 0 < text["got"] < 1 and text["got"] + image["got"] == pytest.approx(1, abs=1e-3)
+    assert text["asked"] == pytest.approx(2 / 3)
+    assert studio.store.get(text["id"]).size == (64, 64)
+    (told,) = studio.attend(Asked.of(asking.wanted("a", picture | {"weight": 1}, task="img2img")), "run")
+    assert "drawn from noise" in told["problem"]
 
 
 def test_a_drawing_is_ended(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ const $ = (id) => document.getElementById(id);
 const NUMBERS = ["steps", "guidance_scale", "height", "width", "seed"];
 const about = await get("about");
 //: What is asked for, as the server reads it; `rows` and `away` hold its parts.
-const asked = { settings: structuredClone(about.settings), num_images: 1, task: null, strength: 0.6, fraction: 0.5, fast: false };
+const asked = { settings: structuredClone(about.settings), num_images: 1, task: null, strength: 0.6, fraction: 0.5, first: 0, fast: false };
 
 const parts = { changed, choose, paint: painted, weighted: () => asked.task === null };
 const rows = new Rows($("parts"), "part", parts);
 const away = new Rows($("negative"), "negative part", { ...parts, weighted: () => true });
-const results = new Results({ again: use, part: ({ id, name }) => rows.add(picturePart(id, name)) });
+const results = new Results({ again: use, part: ({ id, name }) => rows.add(picturePart(id, name)), look });
 
 function snapshot() {
   return structuredClone({ ...asked, parts: rows.parts, negative: away.parts });
@@ -57,6 +57,7 @@ async function follow(name, body, told, quick = false) {
   busy(true);
   note(quick ? "" : "Waiting for its turn …");
   problem("");
+  results.seen(null);
   let ended = "";
   try {
     for await (const event of events(name, { ...body, run })) {
@@ -75,6 +76,14 @@ async function follow(name, body, told, quick = false) {
   running = null;
   busy(false);
   note(ended);
+}
+
+// Where each part of the prompt was looked at in a picture.
+function look(picture, before) {
+  stop();
+  return follow("attend", { asked: before, seed: picture.seed, index: picture.index }, (event) => {
+    if (event.seen) results.seen(event.seen);
+  });
 }
 
 function stop() {
@@ -129,14 +138,12 @@ async function say() {
   try {
     const said = await post("say", snapshot());
     if (mine !== saying) return;
-    for (const part of ["command", "python", "prompts"]) $(part).textContent = said[part];
-    $("prompts-block").hidden = !said.prompts;
+    for (const part of ["command", "python"]) $(part).textContent = said[part];
     const files = Object.entries(said.files).map(([name, id]) => make("a", { href: `pictures/${id}?name=${name}`, download: name, textContent: name }));
     $("files").replaceChildren(...(files.length ? ["They read: ", ...files.flatMap((one) => [one, " "])] : []));
   } catch (error) {
     if (mine !== saying) return;
     for (const part of ["command", "python"]) $(part).textContent = `# ${sentence(error)}`;
-    $("prompts-block").hidden = true;
     $("files").replaceChildren();
   }
 }
@@ -159,7 +166,7 @@ function use(before) {
 
 function fields() {
   for (const name of NUMBERS) $(name).value = asked.settings[name] ?? about.size[name];
-  $("num_images").value = asked.num_images;
+  for (const name of ["num_images", "first"]) $(name).value = asked[name];
   $("sampler").value = asked.settings.sampler;
   $("balance").value = String(asked.settings.balance ?? false);
   $("site").value = asked.settings.site ?? "both";
@@ -200,7 +207,9 @@ function wire() {
   for (const name of ["height", "width"]) Object.assign($(name), { min: about.multiple, step: about.multiple });
   $("num_images").max = about.limits.pictures;
   const on = (id, kind, does) => $(id).addEventListener(kind, does);
-  on("num_images", "change", () => { asked.num_images = Number($("num_images").value) || 1; say(); });
+  for (const [name, usual] of [["num_images", 1], ["first", 0]]) {
+    on(name, "change", () => { asked[name] = Number($(name).value) || usual; say(); });
+  }
   on("sampler", "change", () => { asked.settings.sampler = $("sampler").value; say(); });
   on("site", "change", () => { asked.settings.site = $("site").value; changed("released"); });
   on("balance", "change", () => {
@@ -333,8 +342,12 @@ async function taken(files) {
 
 async function dropped(files) {
   for (const one of await taken(files)) {
-    if (one.asked) use(one.asked);
-    else rows.add(picturePart(one.id, one.name), false);
+    if (!one.asked) {
+      rows.add(picturePart(one.id, one.name), false);
+      continue;
+    }
+    use(one.asked);
+    results.show([results.figure({ id: one.id, seed: one.asked.settings.seed, index: one.asked.first }, one.asked)]);
   }
 }
 

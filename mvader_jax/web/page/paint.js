@@ -3,7 +3,7 @@
 import { upload } from "./talk.js";
 
 const $ = (id) => document.getElementById(id);
-const COLOUR = "rgb(31 111 98)", LARGEST = 1024;
+const COLOUR = "rgb(255 96 64)", LARGEST = 1024;
 
 function loaded(source) {
   return new Promise((resolve, reject) => {
@@ -92,7 +92,7 @@ async function again(marks, source, { width, height }) {
   const data = marks.getImageData(0, 0, width, height);
   for (let i = 0; i < data.data.length; i += 4) {
     data.data[i + 3] = data.data[i];
-    [data.data[i], data.data[i + 1], data.data[i + 2]] = [31, 111, 98];
+    [data.data[i], data.data[i + 1], data.data[i + 2]] = [255, 96, 64];
   }
   marks.putImageData(data, 0, 0);
 }

@@ -19,9 +19,9 @@ export function described(asked) {
 }
 
 export class Results {
-  // again(asked), part(picture): what the buttons under a picture do.
-  constructor({ again, part }) {
-    Object.assign(this, { again, part, history: [] });
+  // again(asked), part(picture), look(picture, asked): what the buttons under a picture do.
+  constructor({ again, part, look }) {
+    Object.assign(this, { again, part, look, history: [] });
   }
 
   previews(sources) {
@@ -47,11 +47,29 @@ export class Results {
     const actions = make(
       "figcaption", {},
       make("span", { textContent: `seed ${picture.seed}${picture.index ? `, number ${picture.index}` : ""}` }),
+      ...(asked.task ? [] : [press("Where it looked", () => this.look(picture, asked))]),
       press("Use again", () => this.again(asked)),
       press("Add to the prompt", () => this.part({ id: picture.id, name })),
       save,
     );
     return make("figure", {}, image(`pictures/${picture.id}`, `drawn from: ${described(asked)}`), actions);
+  }
+
+  // rows: an overlay per part of the prompt, with the share of attention that it got and that its weight asks for.
+  seen(rows) {
+    $("seen").hidden = !rows;
+    const percent = (share) => `${Math.round(100 * share)} %`;
+    const bar = (share, kind) => {
+      const inside = make("span", { className: kind });
+      inside.style.width = `${100 * share}%`;
+      return make("span", { className: "bar" }, inside);
+    };
+    $("seen-rows").replaceChildren(...(rows ?? []).map(({ id, name, got, asked }) => make(
+      "li", {}, image(`pictures/${id}`, `where “${name}” was looked at, in red`),
+      make("span", { className: "name", textContent: name }),
+      bar(got, "got"), make("span", { textContent: `got ${percent(got)}` }),
+      bar(asked, "asked"), make("span", { textContent: `asked for ${percent(asked)}` }),
+    )));
   }
 
   remember(picture, asked) {

@@ -72,7 +72,7 @@ export class Rows {
       box.append(one(label, `“${words.words}”`, words, remove(part.words, words, `do not weight “${words.words}”`)));
     }
     (part.regions ?? []).forEach((region, k) => {
-      const edit = button(`paint region ${k + 1} of ${name} again`, "✎", () => this.painted(part, name, row, region), "quiet");
+      const edit = region.mask == null ? null : button(`paint region ${k + 1} of ${name} again`, "✎", () => this.painted(part, name, row, region), "quiet");
       const away = remove(part.regions, region, `remove region ${k + 1} of ${name}`);
       const line = one(`weight of region ${k + 1} of ${name}`, `region ${k + 1}`, region, edit, away);
       box.append(line);
