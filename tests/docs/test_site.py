@@ -32,8 +32,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_page_is_in_the_site(site: Path) -> None:
-    """With a heading; pages from outside docs/ too."""
-    pages = {path.stem for path in (*(ROOT / "docs").glob("*.md"), site / "pods", site / "contributing")}
+    """With a heading; notebooks, and pages from outside docs/ too."""
+    pages = {path.stem for end in ("md", "ipynb") for path in (ROOT / "docs").glob(f"*.{end}")}
+    pages |= {"pods", "contributing"}
     built = {path.stem: path.read_text(encoding="utf-8") for path in site.glob("*.html")}
     assert pages <= built.keys()
     assert [name for name in pages if "<h1" not in built[name]] == []
