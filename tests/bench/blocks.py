@@ -1,8 +1,8 @@
 """What a change of a block saves on a TPU, by XLA's own cycles: python tests/bench/blocks.py [--gradients] [ROW ...]
 
 Blocks of Stable Diffusion 1.4's UNet, bfloat16, two samples on one v5e chip, compiled at XLA's default effort, each as it is
-and as it was or with one of XLA's settings. A row takes a minute of an idle core, with gradients three; what was
-compiled is kept. docs/planning.md holds the table.
+and as it was. A row takes a minute of an idle core, with gradients three; what was compiled is kept. docs/planning.md holds
+the table.
 """
 
 from __future__ import annotations
@@ -16,22 +16,18 @@ from mvader_jax.parallel.libtpu import prepare
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """kind, level, channels: of a `plan.blocks.Block`; before: as on a CPU, which repeats a picture; options: XLA's."""
+    """kind, level, channels: of a `plan.blocks.Block`; before: as on a CPU, which repeats a picture."""
 
     kind: str
     level: int
     channels: int
     before: bool = False
-    options: tuple[tuple[str, str], ...] = ()
 
 
-_NO_SPLIT = (("xla_tpu_run_space_to_batch", "false"),)
 ROWS = {
     "upsampler, picture repeated": Row("upsample", 1, 640, before=True),
     "upsampler": Row("upsample", 1, 640),
     "resnet": Row("resnet", 0, 320),
-    "resnet, no space to batch": Row("resnet", 0, 320, options=_NO_SPLIT),
-    "upsampler, no space to batch": Row("upsample", 1, 640, options=_NO_SPLIT),
 }
 
 
@@ -58,7 +54,6 @@ def compiled(row: Row, gradients: bool, rows: int) -> dict[str, Any]:
         program = dataclasses.replace(
             program, function=lambda params, inputs: module.apply({"params": params}, *inputs)
         )
-    program = dataclasses.replace(program, jit_options={"compiler_options": dict(row.options)})
     platform = unet_blocks.current_platform
     unet_blocks.current_platform = (lambda: "cpu") if row.before else platform
     try:
