@@ -141,7 +141,7 @@ def evaluate(
       mvader evaluate --world emoji --bundle runs/emoji/interleaved/bundle
       mvader evaluate --world emoji --pictures mine --parts told
       mvader evaluate --world conjunction --bundle tiny --count 50
-      mvader evaluate --world coco --data captions_val2014.json --bundle bundles/sd14 --drawn coco30k
+      mvader evaluate --world coco --data captions_val2014.json --drawn coco30k
     """
     from mvader_jax.prompt.checks import check_weight
 

@@ -52,9 +52,8 @@ def score(
 
     \b
     Examples:
-      mvader score pictures --reference real --inception bundles/inception --metrics fid,kid --keep features
-      mvader score pictures --reference stats.npz --inception bundles/inception --bootstrap 100
-      mvader score pictures --prompts prompts.jsonl --clip bundles/clip --metrics clip,clip-image --json
+      mvader score pictures --reference real --inception bundles/inception
+      mvader score drawn --metrics clip,clip-image --clip bundles/clip --json
     """
     from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.parallel.processes import first_process

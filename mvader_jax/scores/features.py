@@ -18,7 +18,7 @@ from mvader_jax.parallel.processes import by_first, first_process
 from mvader_jax.prompt.elements import ImageSource
 from mvader_jax.sampling.batch.requests import fingerprint
 from mvader_jax.scores.networks import Network
-from mvader_jax.storage.atomic import explained, local, make_directory
+from mvader_jax.storage.atomic import explained, local
 from mvader_jax.storage.lock import only_user
 
 #: Called with (how many are done, how many there are).
@@ -28,8 +28,8 @@ Progress = Callable[[int, int], None]
 class Kept:
     """Where features lie: a folder that stays, or one that goes with the block."""
 
-    def __init__(self, folder: Path, stays: bool) -> None:
-        self.folder, self.stays = folder, stays
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def features(
         self,
@@ -40,7 +40,8 @@ class Kept:
     ) -> np.ndarray:
         """float32 [N, D] in the order of the pictures, in a file. Rows that an earlier run left are not made again.
 
-        Raises UserError for a picture that cannot be read, after those before it were kept. Together.
+        Raises UserError for a picture that cannot be read, after those before it were kept. Together: the first process
+        alone has them then, the others get zeros.
         """
         file = self.folder / f"{network.name}-{_mark(network, pictures)}.f32"
         row = 4 * network.width
@@ -67,12 +68,10 @@ def keeping(folder: Path | None) -> Iterator[Kept]:
     """folder: where features stay for the next run. Raises UserError where it cannot be used, or another run does."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="mvader-scores-") as made:
-            yield Kept(Path(made), False)
+            yield Kept(Path(made))
         return
-    place = make_directory(local(folder))
-    lock = only_user(place) if first_process() else contextlib.nullcontext()
-    with lock:
-        yield Kept(place, True)
+    with only_user(local(folder)):
+        yield Kept(folder)
 
 
 def _mark(network: Network, pictures: Sequence[Path]) -> str:

@@ -20,7 +20,7 @@ from mvader_jax.images.read import load_image
 from mvader_jax.models.clip_vision import ClipProjectionsConfig, ClipVisionConfig
 from mvader_jax.models.inception import Inception, InceptionConfig
 from mvader_jax.parallel.sharding import Tree
-from mvader_jax.prompt.elements import ImageSource
+from mvader_jax.prompt.elements import ImageSource, Prompt, Text
 from mvader_jax.sampling.placement import Placement
 from mvader_jax.scores import clip
 from mvader_jax.scores.preprocess import RESIZES
@@ -111,20 +111,24 @@ def open_network(name: str, bundle: Bundle, mesh: Mesh | None, resize: str = "py
 
 def clip_texts(
     bundle: Bundle, mesh: Mesh | None, texts: Sequence[str], batch: int
-) -> Float32[np.ndarray, "N W"]:
-    """Unit vectors of texts, those longer than CLIP reads cut. Raises UserError where the bundle has no tokenizer."""
+) -> tuple[Float32[np.ndarray, "N W"], int]:
+    """(unit vectors of texts, how many of these were cut: CLIP reads 75 tokens). Raises UserError where the bundle has no
+    tokenizer."""
     if bundle.tokenizer is None:
         raise UserError(
             "this CLIP has no tokenizer, so it reads no texts; convert it again with --tokenizer FOLDER (its vocab.json "
             "and merges.txt), or from a Hugging Face folder that holds them"
         )
     run = _program(Placement(mesh), functools.partial(clip.embed_texts, bundle.model), bundle.components)
-    found = []
+    found, cut = [], []
     for start in range(0, len(texts), batch):
-        part = list(texts[start : start + batch])
-        rows = bundle.to_batch(part + part[-1:] * (batch - len(part)), long_prompts="cut").token_ids
-        found.append(np.asarray(run(np.asarray(rows)))[: len(part)])
-    return np.concatenate(found)
+        prompts = [Prompt((Text(text),)) for text in texts[start : start + batch]]
+        told: list[str] = []
+        ids = bundle.to_batch(prompts, long_prompts="cut", notify=told.append).token_ids
+        cut += told
+        rows = np.concatenate([ids, np.repeat(ids[-1:], batch - len(ids), axis=0)])
+        found.append(np.asarray(run(rows))[: len(prompts)])
+    return np.concatenate(found), len(cut)
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from mvader_jax.bounds import NonNegativeInt, PositiveInt, Seed
 from mvader_jax.errors import UserError
+from mvader_jax.parallel.processes import first_process
 from mvader_jax.sampling.output import check_writable
 from mvader_jax.scores.asked import Asked, read_asked
 from mvader_jax.scores.features import Kept, keeping
@@ -108,7 +109,7 @@ def score(
     """{"settings", "pictures", "reference", "scores": {metric: {"value", ...}}, "notes"}.
 
     Raises UserError for what is missing, before any picture is read; for pictures that cannot be, naming the first.
-    Together.
+    Together; the first process alone gets the scores.
     """
     files = pictures_in(pictures)
     _check_count(settings, len(files))
@@ -123,30 +124,37 @@ def score(
         look = _Look(kept, settings.batch, progress)
         own = {name: look("pictures", network, files) for name, network in networks.items()}
         refer = {name: look("reference", networks[name], others) for name in _referring(settings)}
+        texts, cut = _texts(settings, asked, bundles, mesh)
         measured = Measured(
             own,
             refer,
             given,
-            _texts(settings, asked, bundles, mesh),
+            texts,
             _pairs(settings, asked, files, others, networks, look),
             settings.bootstrap,
             settings.seed,
         )
-        if settings.save_stats is not None:
-            write_moments(settings.save_stats, moments(own["inception"]))
-        scores = {name: METRICS[name].measure(measured) for name in settings.metrics}
+        scores = {}
+        if first_process():
+            scores = {name: METRICS[name].measure(measured) for name in settings.metrics}
+            if settings.save_stats is not None:
+                write_moments(settings.save_stats, moments(own["inception"]))
     count = (given.count or None) if given is not None else len(others) or None
     return {
         "settings": _recorded(settings, networks),
         "pictures": len(files),
         "reference": count,
         "scores": scores,
-        "notes": [
-            note
-            for name in settings.metrics
-            for note in METRICS[name].notes(len(files), count if METRICS[name].reference else None)
-        ],
+        "notes": _notes(settings, len(files), count, cut),
     }
+
+
+def _notes(settings: Scoring, pictures: int, reference: int | None, cut: int) -> list[str]:
+    """What must be said beside the values."""
+    found = [f"{cut} of {pictures} texts are longer than CLIP reads, and cut"] if cut else []
+    for metric in (METRICS[name] for name in settings.metrics):
+        found += metric.notes(pictures, reference if metric.reference else None)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,9 +231,10 @@ def _check_width(given: Moments | None, networks: Mapping[str, Network]) -> None
 
 def _texts(
     settings: Scoring, asked: Sequence[Asked], bundles: Mapping[str, Bundle], mesh: Mesh | None
-) -> np.ndarray | None:
+) -> tuple[np.ndarray | None, int]:
+    """(features, how many texts were cut)."""
     if not any(METRICS[name].asked == "texts" for name in settings.metrics):
-        return None
+        return None, 0
     return clip_texts(bundles["clip"], mesh, [one.text for one in asked], settings.batch)
 
 

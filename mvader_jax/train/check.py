@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mvader_jax.errors import UserError
-from mvader_jax.train.config import Stage
+from mvader_jax.scores.metrics import METRICS
+from mvader_jax.train.config import Judges, Stage
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 
 
@@ -22,6 +23,7 @@ def check_stage(stage: Stage) -> None:
             f"remat does nothing for the {objective.kind} objective: its networks keep everything"
         )
     _check_drawing(stage)
+    _check_scores(stage)
     _check_decay(stage.optimizer)
 
 
@@ -36,6 +38,25 @@ def _check_drawing(stage: Stage) -> None:
     if stage.sample_prompts and drawing is not None and not drawing.reads_prompts:
         raise UserError(
             f"sample_prompts do nothing for the {stage.objective.kind} objective, which draws held-out pictures"
+        )
+
+
+def _check_scores(stage: Stage) -> None:
+    if not stage.validate_with and stage.judges != Judges():
+        raise UserError("judges do nothing without validate_with, which names scores, as in ['fid', 'clip']")
+    for name in stage.validate_with:
+        if name not in METRICS:
+            raise UserError(f"validate_with names {name!r}; accepted: {', '.join(METRICS)}")
+        network = METRICS[name].network
+        if getattr(stage.judges, network) is None:
+            raise UserError(
+                f"validate_with names {name!r}, which needs {network}'s weights: set judges.{network} to their bundle; "
+                "docs/scores.md says how to make one"
+            )
+    drawing = stage.objective.drawing()
+    if stage.validate_with and (drawing is None or not drawing.reads_prompts):
+        raise UserError(
+            f"validate_with scores pictures of prompts, and the {stage.objective.kind} objective draws none"
         )
 
 

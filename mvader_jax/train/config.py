@@ -53,6 +53,20 @@ class Group(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class Judges(Checked):
+    """What scores the pictures of `validate_with` (docs/scores.md)."""
+
+    #: Bundle of FID's Inception, for fid and kid.
+    inception: str | None = None
+    #: Bundle of a CLIP, for cmmd, clip and clip-image.
+    clip: str | None = None
+    #: Steps between scores, and once at the end.
+    every: PositiveInt = 1000
+    #: Pictures drawn, of the first held-out captions; compared with the pictures that these belong to.
+    pictures: Annotated[int, between(2, 10_000)] = 64
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage(Checked):
     """One training run of the model: what trains, on what, for how long."""
 
@@ -108,6 +122,11 @@ class Stage(Checked):
     sample_steps: Annotated[int, between(1, 1000)] = 50
     #: Classifier-free guidance of the grid's pictures.
     sample_guidance: Annotated[float, any_number("negative guidance turns away")] = 8.0
+    #: Scores of pictures drawn by the averaged model: fid, kid, cmmd, clip, clip-image. The model that is best by the
+    #: first of them is kept as the bundle `best/`. The pictures are drawn as the grid's are.
+    validate_with: tuple[str, ...] = ()
+    #: The networks that score.
+    judges: Judges = Judges()
     #: An update is bad, and changes nothing, when its loss or gradient is not finite, or its loss is more than
     #: this many times the running mean of the losses (0: however large).
     max_loss_ratio: Annotated[float, _RATIO] = 0.0

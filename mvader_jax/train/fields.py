@@ -20,7 +20,7 @@ from mvader_jax.data.config import DataConfig
 from mvader_jax.lora.config import LoraConfig
 from mvader_jax.settings import Choice, type_hints
 from mvader_jax.storage.atomic import write_file
-from mvader_jax.train.config import Group, Stage, TrainConfig
+from mvader_jax.train.config import Group, Judges, Stage, TrainConfig
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 from mvader_jax.train.show import line
 
@@ -33,7 +33,7 @@ def tables() -> str:
     """All tables, in Markdown: a config, a stage, and what a stage holds, each kind of it."""
     sections = [
         _section(cls.__name__, cls)
-        for cls in (TrainConfig, Stage, Group, LoraConfig, OptimizerConfig, DataConfig)
+        for cls in (TrainConfig, Stage, Group, LoraConfig, Judges, OptimizerConfig, DataConfig)
     ]
     for base in (
         hint for cls in (Stage, DataConfig) for hint in type_hints(cls).values() if _is_choice(hint)

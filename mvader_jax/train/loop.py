@@ -34,6 +34,7 @@ from mvader_jax.train.origin import code_version, trained_by, trained_records
 from mvader_jax.train.preemption import Preemption
 from mvader_jax.train.profiling import Profile
 from mvader_jax.train.run import Run, data_loader
+from mvader_jax.train.scoring import Scores
 from mvader_jax.train.state import TrainState, merge
 
 #: Draws the model as it is: (run, averaged model) -> (grid uint8 [H, W, 3], what each picture shows), or None
@@ -68,9 +69,11 @@ def train(
     stage = config.stage(stage_name)
     directory = local(workdir) / stage_name
     # At the end it would be too late.
-    check_place(directory / "bundle", overwrite=True, not_ours=not_ours)
+    for name in ("bundle", "best"):
+        check_place(directory / name, overwrite=True, not_ours=not_ours)
     with only_user(directory), Preemption() as preemption:
         job = begin(config, stage_name, workdir, mesh)
+        scores = Scores(job.run, directory) if stage.validate_with else None
         first = job.step
         logger = Logger(directory, stage, job.run.rates, first=first, quiet=quiet)
         logger.say(*job.notes, *([] if quiet else banner(job)))
@@ -107,12 +110,14 @@ def train(
                         logger.write(number, validate(job.run, job.state))
                     if on_sample is not None and stage.sample_every and number % stage.sample_every == 0:
                         draw(job.run, job.state, number, on_sample, directory, logger)
+                    if scores is not None and (last or number % stage.judges.every == 0):
+                        score(job, scores, config, stage_name, directory, logger)
         preemption.working = False
         logger.say(*job.damage())
         if stop:
             return stopped(job, preemption, logger)
         with jax.set_mesh(mesh):
-            write_result(job.run, job.state, directory / "bundle", config, stage_name)
+            write_result(job, directory / "bundle", config, stage_name)
         logger.say(f"finished: {directory / 'bundle'}")
     return 0
 
@@ -162,15 +167,29 @@ def result(run: Run, state: TrainState) -> Bundle:
     )
 
 
-def write_result(run: Run, state: TrainState, path: Path, config: TrainConfig, stage_name: str) -> None:
-    """Writes the finished stage's bundle: its own components, and those of earlier bundles it did not use."""
-    bundle = run.stage.objective.finished(result(run, state), held_out_batches(run))
-    trained = trained_by(config, stage_name, run.stage.steps, code_version())
+def score(
+    job: Job, scores: Scores, config: TrainConfig, stage_name: str, directory: Path, logger: Logger
+) -> None:
+    """Writes the scores of the averaged model, and keeps it where it is the best so far."""
+    values = scores(result(job.run, job.state))
+    logger.write(job.step, values)
+    if scores.is_best(job.step, values):
+        write_result(job, directory / "best", config, stage_name)
+        scores.keep(job.step, values)
+
+
+def write_result(job: Job, path: Path, config: TrainConfig, stage_name: str) -> None:
+    """Writes a bundle of the averaged model: its own components, and those of earlier bundles it did not use."""
+    run = job.run
+    bundle = run.stage.objective.finished(result(run, job.state), held_out_batches(run))
+    trained = trained_by(config, stage_name, job.step, code_version())
     bundle = dataclasses.replace(bundle, records=trained_records(bundle, run.groups, trained))
     with whole_directory(path, overwrite=True, not_ours=not_ours) as work:
         run.start.write(work, bundle, run.groups)
     if run.stage.lora:
-        write_factors(run, state, path.parent / "lora.safetensors")
+        # Beside the bundle: of the finished one by the name that others know.
+        name = "lora" if path.name == "bundle" else path.name
+        write_factors(run, job.state, path.with_name(f"{name}.safetensors"))
 
 
 def write_factors(run: Run, state: TrainState, file: Path) -> None:

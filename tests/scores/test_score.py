@@ -16,6 +16,8 @@ from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import make_mesh, parse_mesh
 from mvader_jax.scores import features
 from mvader_jax.scores.formulas import cmmd, frechet, kid, moments
+from mvader_jax.scores.networks import load_judge, open_network
+from mvader_jax.scores.preprocess import RESIZES
 from mvader_jax.scores.score import Scoring, score
 
 ALL = ("fid", "kid", "cmmd", "clip", "clip-image")
@@ -88,6 +90,8 @@ def test_every_score_is_its_formula_of_the_features(
     # Too few pictures are said, in the numbers and to the person.
     assert any("fid of 7 pictures is too high" in note for note in found["notes"])
     assert "kid's subsets are of all 7 pictures" in told.err
+    # "a red circle 0" fits into the 12 tokens of this CLIP.
+    assert not any("texts are longer" in note for note in found["notes"])
     # The file of statistics stands for the folder.
     statistics = settings(at, "fid", reference=tmp_path / "own.npz")
     assert score(at / "real", statistics)["scores"]["fid"]["value"] == pytest.approx(
@@ -106,8 +110,8 @@ def test_a_mesh_gives_the_same_numbers(at: Path) -> None:
 
 
 def test_a_stopped_run_goes_on(at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = settings(at, "kid", keep=tmp_path / "kept", batch=2)
-    whole = score(at / "pictures", settings(at, "kid", batch=2))
+    chosen = settings(at, "cmmd", keep=tmp_path / "kept", batch=2)
+    whole = score(at / "pictures", settings(at, "cmmd", batch=2))
     told: list[tuple[str, int, int]] = []
 
     def stop(what: str, done: int, total: int) -> None:
@@ -117,12 +121,12 @@ def test_a_stopped_run_goes_on(at: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
     with pytest.raises(KeyboardInterrupt):
         score(at / "pictures", chosen, progress=stop)
-    (kept,) = (tmp_path / "kept").glob("inception-*.f32")
+    (kept,) = (tmp_path / "kept").glob("clip-*.f32")
     with kept.open("ab") as file:
         file.write(b"half a row")
     told.clear()
     again = score(at / "pictures", chosen, progress=lambda *what: told.append(what))
-    assert told[0] == ("pictures, inception", 4, 7)
+    assert told[0] == ("pictures, clip", 4, 7)
     assert again["scores"] == whole["scores"]
 
     def nothing(*_: Any) -> Any:
@@ -135,13 +139,14 @@ def test_a_stopped_run_goes_on(at: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_another_picture_or_way_to_read_it_is_not_taken_for_the_old_one(at: Path, tmp_path: Path) -> None:
     folder = judges.save_pictures(tmp_path / "mine", 3)
-    kept = tmp_path / "kept"
-    values = []
-    for changes in ({}, {"resize": "clean-fid"}, {"resize": "tensorflow"}):
-        values.append(score(folder, settings(at, "fid", keep=kept, **changes))["scores"]["fid"]["value"])
+    chosen = settings(at, "cmmd", keep=tmp_path / "kept")
+    before = score(folder, chosen)["scores"]["cmmd"]["value"]
+    assert score(folder, chosen)["scores"]["cmmd"]["value"] == before
     PIL.Image.new("RGB", (40, 30), "white").save(folder / "001.png")
-    values.append(score(folder, settings(at, "fid", keep=kept))["scores"]["fid"]["value"])
-    assert len(set(values)) == 4
+    assert score(folder, chosen)["scores"]["cmmd"]["value"] != before
+    bundle, picture = load_judge("inception", str(at / "inception"), None), folder / "002.png"
+    ways = [open_network("inception", bundle, None, name) for name in RESIZES]
+    assert len({str(way.about) for way in ways}) == len({way.read(picture).tobytes() for way in ways}) == 3
 
 
 def test_texts_come_from_what_drew_the_pictures(at: Path, tmp_path: Path) -> None:
@@ -152,7 +157,14 @@ def test_texts_come_from_what_drew_the_pictures(at: Path, tmp_path: Path) -> Non
     written = [{"id": "000", "prompt": ["a red circle"]}, {"id": "001", "prompt": ["a blue square"]}]
     lines = [{**row, "prompt": [{"text": row["prompt"][0]}]} for row in written]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows[1]["prompt"][0]["text"] += " on a ground that has no end, and no beginning either"
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    long = score(folder, settings(at, "clip", reference=None))
+    assert long["notes"] == ["1 of 2 texts are longer than CLIP reads, and cut"]
+    rows[1]["prompt"][0]["text"] = "a blue square"
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     manifest = score(folder, settings(at, "clip", reference=None))
+    assert manifest["notes"] == []
     named = score(folder, settings(at, "clip", reference=None, prompts=tmp_path / "p.jsonl"))
     assert manifest["scores"] == named["scores"]
 
@@ -207,9 +219,9 @@ def test_a_damaged_picture_is_named_and_what_was_before_it_is_kept(at: Path, tmp
     folder = judges.save_pictures(tmp_path / "mine", 5)
     (folder / "003.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"003.png' is not an image that Pillow can read"):
-        score(folder, settings(at, "fid", keep=tmp_path / "kept", batch=2))
+        score(folder, settings(at, "cmmd", keep=tmp_path / "kept", batch=2))
     (kept,) = (tmp_path / "kept").glob("*.f32")
-    assert kept.stat().st_size == 2 * 128 * 4
+    assert kept.stat().st_size == 2 * 24 * 4
 
 
 def test_a_clip_without_a_tokenizer_says_how_to_get_one(at: Path, tmp_path: Path) -> None:
@@ -226,3 +238,30 @@ def test_kid_is_the_same_for_the_same_seed(at: Path) -> None:
     once = kid(a, b, np.random.default_rng(3), subsets=4, size=9)
     assert once == kid(a, b, np.random.default_rng(3), subsets=4, size=9)
     assert once != kid(a, b, np.random.default_rng(4), subsets=4, size=9)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--metrics", "kid", "--bootstrap", "5"],
+        ["--metrics", "fid", "--seed", "5"],
+        ["--metrics", "fid", "--clip", "x"],
+        ["--metrics", "cmmd", "--resize", "clean-fid"],
+        ["--metrics", "cmmd", "--prompts", "x.jsonl"],
+        ["--metrics", "clip", "--reference", "x"],
+        ["--metrics", "clip-image", "--prompts", "x.jsonl", "--reference", "x"],
+    ],
+)
+def test_what_does_nothing_for_a_score_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = arguments[1]
+    needed = {"fid": "inception", "kid": "inception"}.get(name, "clip")
+    given = ["--reference", "real"] * (name in ("fid", "kid", "cmmd")) + [f"--{needed}", "x"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["score", "pictures", *given, *arguments])
+    assert stopped.value.code == 2
+    assert (
+        f"mvader: {arguments[-2]} does nothing for --metrics {name}; leave it out\n"
+        in capsys.readouterr().err
+    )

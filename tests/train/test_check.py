@@ -17,7 +17,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.plan.program import train_program
 from mvader_jax.train.check import check_stage
-from mvader_jax.train.config import load_config
+from mvader_jax.train.config import Judges, load_config
 from mvader_jax.train.objectives import Autoencoding, Captioning, Contrastive, Diffusion
 from mvader_jax.train.optim.optimizer import OptimizerConfig
 from mvader_jax.train.run import build_run
@@ -34,6 +34,16 @@ CASES: list[tuple[dict[str, Any], str]] = [
     (
         {"objective": Autoencoding(), "sample_every": 5, "sample_prompts": ("a cat",)},
         "sample_prompts do nothing for the vae objective",
+    ),
+    ({"judges": Judges(clip="x")}, "judges do nothing without validate_with"),
+    ({"validate_with": ("fidd",)}, "validate_with names 'fidd'; accepted: fid, kid, cmmd, clip, clip-image"),
+    (
+        {"validate_with": ("clip", "fid"), "judges": Judges(clip="x")},
+        "validate_with names 'fid', which needs inception's weights: set judges.inception",
+    ),
+    (
+        {"objective": Autoencoding(), "validate_with": ("fid",), "judges": Judges(inception="x")},
+        "scores pictures of prompts, and the vae objective draws none",
     ),
     ({"objective": Autoencoding(), "remat": "blocks"}, "remat does nothing for the vae objective"),
     ({"objective": Contrastive(), "accumulate": 2}, "it cannot accumulate microbatches"),
