@@ -7,3 +7,8 @@ class UserError(ValueError):
 
 class Notice(UserWarning):
     """What a user should know and what stops nothing, in one sentence; given to `warnings.warn`."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, as a part of one sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -21,7 +21,8 @@ from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.storage.atomic import whole_directory
 from mvader_jax.storage.bundle import check_whole, component_files, link_component, same_disk
 from mvader_jax.storage.bundle_config import find_bundle, not_ours, read_model, write_config
-from mvader_jax.storage.stream import ComponentReader, Leaf, write_component
+from mvader_jax.storage.reader import ComponentReader, Leaf
+from mvader_jax.storage.stream import write_component
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,8 @@ from mvader_jax.models.config import ModelConfig
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.storage.atomic import whole_directory
 from mvader_jax.storage.bundle_config import not_ours, write_config
-from mvader_jax.storage.stream import Leaf, write_component
+from mvader_jax.storage.reader import Leaf
+from mvader_jax.storage.stream import write_component
 
 DTYPES = ("keep", "float32", "bfloat16")
 #: Called with (bytes done, bytes in all).

@@ -21,7 +21,7 @@ from mvader_jax.models.quantised import SCALE
 from mvader_jax.storage.atomic import whole_directory
 from mvader_jax.storage.bundle import verify
 from mvader_jax.storage.bundle_config import find_bundle, read_model
-from mvader_jax.storage.stream import ComponentReader
+from mvader_jax.storage.reader import ComponentReader
 
 EXPORT_DTYPES = {"keep": None, "float32": DTYPES["F32"], "float16": DTYPES["F16"], "bfloat16": DTYPES["BF16"]}
 Described = dict[str, tuple[tuple[int, ...], np.dtype]]

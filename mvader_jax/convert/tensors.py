@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from mvader_jax.errors import UserError
-from mvader_jax.storage.stream import bytes_of
+from mvader_jax.storage.reader import bytes_of
 
 #: Element types by the names that safetensors gives them.
 DTYPES: dict[str, np.dtype] = {

@@ -32,7 +32,6 @@ from mvader_jax.parallel.sharding import Tree, param_shardings
 from mvader_jax.prompt.elements import PromptLike
 from mvader_jax.prompt.layout import lay_out
 from mvader_jax.prompt.tokenizer import Tokenizer
-from mvader_jax.storage import checkpoint
 from mvader_jax.storage.atomic import whole_directory
 from mvader_jax.storage.bundle_config import (
     find_bundle,
@@ -43,7 +42,7 @@ from mvader_jax.storage.bundle_config import (
     write_config,
     write_json,
 )
-from mvader_jax.storage.stream import ComponentReader
+from mvader_jax.storage.reader import ComponentReader, read_tree
 
 #: Components up to this size are compared with their SHA-256 whenever they are read whole (0.1 s).
 _ALWAYS_VERIFIED_BYTES = 64 << 20
@@ -155,7 +154,11 @@ def load_bundle(
         )
         shardings = None if mesh is None else param_shardings(target, axes[component], mesh)
         place = path / places[component]
-        tree = checkpoint.restore_tree(place, abstract=target, shardings=shardings, dtype=dtype)
+        tree = read_tree(place, target, dtype) if shardings is None else None
+        if tree is None:  # onto a mesh, or something is wrong: orbax knows what
+            from mvader_jax.storage.checkpoint import restore_tree
+
+            tree = restore_tree(place, abstract=target, shardings=shardings, dtype=dtype)
         if records[component].get("dtypes") == sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tree)}):
             _compare(place, tree, expected.get(places[component]))
         if integers is not None and component == "decoder":
@@ -229,9 +232,11 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
 
     The processes of a job call it together, each writing its shards.
     """
+    from mvader_jax.storage.checkpoint import save_tree  # orbax is imported by who writes
+
     records = {}
     for name, tree in bundle.components.items():
-        checkpoint.save_tree(path / name, tree)
+        save_tree(path / name, tree)
         # Not the hash of what the component was before it was trained: several processes make none.
         origin = {key: value for key, value in bundle.records.get(name, {}).items() if key != "sha256"}
         records[name] = {**origin, **summary(tree)}

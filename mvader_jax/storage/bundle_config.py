@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mvader_jax.errors import UserError
+from mvader_jax.errors import UserError, first_line
 from mvader_jax.models.components import COMPONENTS
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.prompt.words import WORDS_FILE
 from mvader_jax.settings import convert, from_dict, to_dict
 from mvader_jax.storage import hub
 from mvader_jax.storage.atomic import local, write_file
-from mvader_jax.storage.checkpoint import first_line
 
 ASSETS = Path(__file__).parents[1] / "assets"
 Record = dict[str, Any]

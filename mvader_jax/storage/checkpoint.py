@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mvader_jax.errors import UserError
+from mvader_jax.errors import UserError, first_line
 from mvader_jax.parallel.processes import barrier, everywhere, first_process
 from mvader_jax.parallel.sharding import Tree
 from mvader_jax.storage.fingerprint import fingerprint
@@ -87,12 +87,6 @@ def restore_tree(
     """
     if not Path(path).is_dir():
         raise UserError(f"{path} is missing")
-    if abstract is not None and shardings is None:
-        # Metadata opens every array, half of what reading a small model takes: only a misfit needs it.
-        with contextlib.suppress(Exception):
-            tree = _read(path, abstract, None, dtype, _whole(abstract))
-            if _shapes_of(tree) == _shapes_of(abstract):
-                return tree
     metadata = _metadata(path)
     stored = _shapes(metadata)
     if abstract is not None:
@@ -121,10 +115,6 @@ def _read(path: str | Path, stored: Tree, shardings: Tree | None, dtype: Any, in
         return checkpointer.restore(
             Path(path).absolute(), args=ocp.args.PyTreeRestore(item=stored, restore_args=arguments)
         )
-
-
-def _shapes_of(tree: Tree) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in _named(tree).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,7 +385,3 @@ def _reason(error: BaseException) -> str:
     number = getattr(error, "errno", None)
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(number or int(found[1])) if number or found else first_line(error)  # type: ignore[index]
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -10,7 +10,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.storage import hub
 from mvader_jax.storage.bundle_config import bundle_files, find_bundle, read_config
 from mvader_jax.storage.describe import Description, describe, origin, size_in_words
-from mvader_jax.storage.stream import ComponentReader
+from mvader_jax.storage.reader import ComponentReader
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 

@@ -1,4 +1,4 @@
-"""Components written and read one slice at a time, as checkpoints that `mvader_jax.checkpoint` reads.
+"""Components written one slice at a time, as checkpoints that `mvader_jax.storage.checkpoint` reads.
 
 Orbax writes the metadata; the arrays go straight into the uncompressed zarr files that it reads, in
 chunks along their first axes, so that no component is ever whole in memory and every host of a mesh can
@@ -8,9 +8,7 @@ read its own part.
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import hashlib
-import json
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,40 +20,15 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax.traverse_util import unflatten_dict
 
-from mvader_jax.errors import UserError
-from mvader_jax.parallel.sharding import Tree
 from mvader_jax.storage.checkpoint import forget_place
 from mvader_jax.storage.quiet import quiet
+from mvader_jax.storage.reader import Leaf, bytes_of
 
 #: A chunk's size: small enough that hosts of a pod read little more than their shards.
 _CHUNK_BYTES = 32 << 20
 #: Bytes that may wait between reading and writing.
 _AHEAD_BYTES = 256 << 20
 Advance = Callable[[int], None]
-
-
-def bytes_of(array: np.ndarray) -> memoryview:
-    """An array's bytes in C order; a view where it is contiguous. (bfloat16 itself is no buffer format.)"""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """A leaf to be written: its slices come in order from `slices()`, whole where it is not stacked."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    stacked: bool
-    slices: Callable[[], Iterator[np.ndarray]]
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
 
 
 def write_component(
@@ -210,123 +183,3 @@ class _Room:
         with self.changed:
             self.closed = True
             self.changed.notify()
-
-
-class ComponentReader:
-    """A component of a bundle on disk, whoever wrote it, read a slice at a time."""
-
-    def __init__(self, directory: Path) -> None:
-        """Raises UserError where there is no whole checkpoint."""
-        self.directory = directory
-        try:
-            metadata = json.loads((directory / "_METADATA").read_text(encoding="utf-8"))
-            names = [
-                [str(key["key"]) for key in entry["key_metadata"]]
-                for entry in metadata["tree_metadata"].values()
-            ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            what = "is not a whole checkpoint" if directory.is_dir() else "is missing"
-            raise UserError(f"{directory} {what}") from None
-        self._ocdbt = bool(metadata.get("use_ocdbt"))
-        self._driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-        self._held: tuple[str, np.ndarray] | None = None
-        self._arrays = {"/".join(keys): self._open(".".join(keys)) for keys in sorted(names)}
-
-    def _open(self, name: str) -> ts.TensorStore:
-        base = str(self.directory.absolute())
-        store: dict[str, Any] = {"driver": "file", "path": f"{base}/{name}"}
-        if self._ocdbt:
-            store = {"driver": "ocdbt", "base": f"file://{base}", "path": name}
-        try:
-            # A chunk that is missing is damage, and not zeros: whoever writes bundles stores zeros too.
-            spec = {"driver": self._driver, "kvstore": store, "fill_missing_data_reads": False}
-            return ts.open(spec, open=True, read=True).result()
-        except (ValueError, OSError) as error:
-            raise UserError(f"{self.directory} lacks {name}: {str(error).splitlines()[0][:200]}") from None
-
-    @property
-    def plain(self) -> bool:
-        """Whether every chunk is a file of its own, uncompressed, as `write_component` writes them."""
-        return not self._ocdbt and all(self._chunk_files(path) is not None for path in self.paths)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.size * array.dtype.numpy_dtype.itemsize for array in self._arrays.values())
-
-    def check_files(self) -> None:
-        """Raises UserError where a chunk's file is missing or not of its size; only of `plain` components."""
-        for path in self.paths:
-            for file, nbytes in self._chunk_files(path) or ():
-                if not file.is_file() or file.stat().st_size != nbytes:
-                    what = "cut" if file.is_file() else "missing"
-                    raise UserError(
-                        f"{self.directory}: {path} cannot be read: its file {file.name} is {what}"
-                    )
-
-    def _chunk_files(self, path: str) -> list[tuple[Path, int]] | None:
-        """(file, its size) of every chunk of a leaf; None where they are stored otherwise."""
-        array, folder = self._arrays[path], self.directory / ".".join(path.split("/"))
-        metadata = array.spec().to_json().get("metadata", {})
-        if self._ocdbt or self._driver != "zarr" or metadata.get("compressor") is not None:
-            return None
-        chunk = self._chunk(path)
-        nbytes = int(np.prod(chunk, dtype=np.int64)) * self.dtype(path).itemsize
-        counts = [-(-length // step) for length, step in zip(self.shape(path), chunk, strict=True)]
-        names = [".".join(map(str, index)) for index in np.ndindex(*counts)] if counts else ["0"]
-        return [(folder / name, nbytes) for name in names]
-
-    def _chunk(self, path: str) -> tuple[int, ...]:
-        return tuple(length or 1 for length in self._arrays[path].chunk_layout.read_chunk.shape or ())
-
-    @property
-    def paths(self) -> list[str]:
-        return sorted(self._arrays)
-
-    def shape(self, path: str) -> tuple[int, ...]:
-        return tuple(self._arrays[path].shape)
-
-    def dtype(self, path: str) -> np.dtype:
-        return np.dtype(self._arrays[path].dtype.numpy_dtype)
-
-    def read(self, path: str, layer: int | None = None) -> np.ndarray:
-        """A leaf, or its row `layer` where it is stacked. Raises UserError where its file is damaged."""
-        array = self._arrays[path]
-        if layer is not None:
-            if self._held is not None and self._held[0] == path:
-                return self._held[1][layer]
-            self._held = None
-            # A chunk comes whole: where it spans layers, they are kept for those that follow.
-            if self._chunk(path)[0] > 1:
-                self._held = (path, self.read(path))
-                return self._held[1][layer]
-            array = array[layer]
-        try:
-            return np.asarray(array.read().result())
-        except (ValueError, OSError) as error:
-            raise UserError(
-                f"{self.directory}: {path} cannot be read: {str(error).splitlines()[0][:200]}"
-            ) from None
-
-    def sha256(self) -> str:
-        """The hash that a record has of what is stored, read a slice at a time. Raises UserError as `read`."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            shape, dtype = self.shape(path), self.dtype(path)
-            digest.update(f"{path}:{dtype}:{shape}".encode())
-            sliced = len(shape) > 2 and self._chunk(path)[0] == 1
-            for layer in range(shape[0]) if sliced else (None,):
-                digest.update(bytes_of(self.read(path, layer)))
-        return digest.hexdigest()
-
-    def tree(self) -> Tree:
-        """The shapes, as a tree."""
-        return unflatten_dict({tuple(path.split("/")): _Shaped(self.shape(path)) for path in self.paths})
-
-    def leaf(self, path: str) -> Leaf:
-        """A leaf as it would be written again, unchanged."""
-        return Leaf(path, self.shape(path), self.dtype(path), False, lambda: iter([self.read(path)]))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shaped:
-    shape: tuple[int, ...]

@@ -25,7 +25,8 @@ from mvader_jax.cli.main import main
 from mvader_jax.errors import UserError
 from mvader_jax.storage.bundle import check_whole, load_bundle, save_bundle, summary, verify
 from mvader_jax.storage.bundle_config import ASSETS, not_ours, read_config, write_config
-from mvader_jax.storage.stream import Leaf, write_component
+from mvader_jax.storage.reader import Leaf
+from mvader_jax.storage.stream import write_component
 
 TINY = ASSETS / "tiny"
 

@@ -20,7 +20,7 @@ from mvader_jax.convert.tensors import (
     shown,
 )
 from mvader_jax.errors import UserError
-from mvader_jax.storage.stream import bytes_of
+from mvader_jax.storage.reader import bytes_of
 
 #: The format's own limit.
 _MAX_HEADER = 100 << 20

@@ -17,7 +17,7 @@ import numpy as np
 
 from mvader_jax.convert.tensors import DTYPES, Tensor, Weights, plain, read_at, reason
 from mvader_jax.errors import UserError
-from mvader_jax.storage.stream import bytes_of
+from mvader_jax.storage.reader import bytes_of
 
 _STORAGES = {
     "DoubleStorage": "F64",

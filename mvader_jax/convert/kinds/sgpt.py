@@ -26,7 +26,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.components import abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.storage.bundle_config import find_bundle, read_model
-from mvader_jax.storage.stream import ComponentReader
+from mvader_jax.storage.reader import ComponentReader
 
 Read = Callable[[str], np.ndarray | None]
 
