@@ -14,12 +14,10 @@ Seed = Annotated[int, typer.Option(help="same seed, same pictures")]
 Seeds = Annotated[
     str, typer.Option(help="same seed, same pictures; 0:16 (0 to 15) or 0,3,7 draws a picture of each")
 ]
-Steps = Annotated[int, typer.Option(help="sampling steps, 1 to 1000")]
 FastSteps = Annotated[
     int | None, typer.Option(help="sampling steps, 1 to 1000 [default: 50; with --fast: 4]")
 ]
 GuidanceScale = Annotated[float, typer.Option(help="classifier-free guidance")]
-Sampler = Annotated[str, typer.Option(help="plms is the paper's; mvader samplers lists all")]
 GuidanceInterval = Annotated[
     str | None,
     typer.Option(
@@ -34,6 +32,21 @@ FastSampler = Annotated[
 ]
 Fast = Annotated[
     bool, typer.Option("--fast", help="draw in few steps, with the UNet that was distilled to them")
+]
+WaitSteps = Annotated[
+    int | None, typer.Option(help="sampling steps, 1 to 1000 [default: 50; with a UNet of few steps 4]")
+]
+WaitSampler = Annotated[
+    str | None, typer.Option(help="mvader samplers lists all [default: ddim; with a UNet of few steps lcm]")
+]
+#: Of commands that a person waits for.
+FastIfThere = Annotated[
+    bool | None,
+    typer.Option(
+        "--fast/--no-fast",
+        help="draw with the UNet that was distilled to few steps [default: where the bundle holds one and neither "
+        "--steps nor --sampler is given]",
+    ),
 ]
 Site = Annotated[str, typer.Option(help="where weights act: decoder, cross_attention or both")]
 BalanceAttention = Annotated[
@@ -73,6 +86,17 @@ def read_balance(thetas: bool, attention: bool) -> Balance:
     if thetas and attention:
         raise UserError("--balance and --balance-attention both say what a weight is a share of; give one")
     return "attention" if attention else thetas
+
+
+def chosen_fast(fast: bool | None, bundle: str, *given: Any) -> bool:
+    """What `FastIfThere` comes to. given: the options that a person would have left out to have it chosen."""
+    if fast is not None:
+        return fast
+    if any(one is not None for one in given):
+        return False
+    from mvader_jax.storage.bundle_config import holds_fast
+
+    return holds_fast(bundle)
 
 
 def sampling_of(fast: bool, **flags: Any) -> SamplingSettings:

@@ -24,7 +24,16 @@ def bundle(
     image_encoder: Annotated[Path | None, typer.Option(help=_From)] = None,
     text_encoder: Annotated[Path | None, typer.Option(help=_From)] = None,
     unet: Annotated[Path | None, typer.Option(help=_From)] = None,
+    unet_fast: Annotated[
+        Path | None, typer.Option(help=f"the UNet of few steps: {_From}, whose unet may be one")
+    ] = None,
     vae: Annotated[Path | None, typer.Option(help=_From)] = None,
+    base: Annotated[
+        str | None, typer.Option(help="a bundle that all components come from where no other is named")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="with --base: a component to leave out; may be repeated")
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="a folder or bundle, in place of the decoder's own")
     ] = None,
@@ -38,7 +47,6 @@ def bundle(
         list[str] | None,
         typer.Option(help="a LoRA file, or FILE@0.8, laid into the weights of --base; may be repeated"),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="with --merge-lora: the bundle that is changed")] = None,
     embedder: Annotated[
         str | None, typer.Option(help="s_magma or clip_text [default: s_magma with a decoder]")
     ] = None,
@@ -61,9 +69,11 @@ def bundle(
       mvader bundle bundles/mine --checkpoint runs/tiny/diffusion
       mvader bundle bundles/both --unet bundles/sd14 --decoder bundles/gptj
       mvader bundle bundles/styled --base bundles/sd14 --merge-lora style.safetensors@0.8
+      mvader bundle bundles/quick --base tiny --unet-fast runs/tiny/distill/bundle
+      mvader bundle bundles/plain --base bundles/quick --without unet_fast
     """
     from mvader_jax.cli._progress import bar
-    from mvader_jax.convert.compose import compose
+    from mvader_jax.convert.compose import compose, with_base
     from mvader_jax.convert.lora.merge import merge_lora as run_merge
     from mvader_jax.storage.bundle import verify as check
     from mvader_jax.storage.bundle_config import find_bundle
@@ -78,21 +88,26 @@ def bundle(
         "image_encoder": image_encoder,
         "text_encoder": text_encoder,
         "unet": unet,
+        "unet_fast": unet_fast,
         "vae": vae,
     }
     parts = {name: path for name, path in given.items() if path is not None}
-    if (describe or verify) and parts:
+    if without and base is None:
+        raise UserError("--without leaves out what --base brings; give both")
+    if (describe or verify) and (parts or base):
         what = "--describe" if describe else "--verify"
         raise UserError(f"{what} takes no components; it looks at the bundle at OUT")
-    if checkpoint is not None and (parts or describe or verify or tokenizer or embedder or seed):
+    if checkpoint is not None and (parts or base or describe or verify or tokenizer or embedder or seed):
         raise UserError("--checkpoint brings all components of a bundle; leave out the other options")
     if raw and checkpoint is None:
         raise UserError("--raw belongs to --checkpoint")
     if as_json and not describe:
         raise UserError("--json belongs to --describe")
-    if (base is None) != (not merge_lora):
+    if merge_lora and base is None:
         raise UserError("--merge-lora names LoRA files and --base the bundle they change; give both")
-    if merge_lora and (checkpoint or parts or describe or verify or tokenizer or embedder or seed):
+    if base is not None and not (merge_lora or parts or without or tokenizer):
+        raise UserError("--base alone changes nothing; give --merge-lora, --without, or a component, or copy the folder")
+    if merge_lora and (checkpoint or parts or without or describe or verify or tokenizer or embedder or seed):
         raise UserError("--merge-lora takes all components of --base; leave out the other options")
     compared = check(find_bundle(out)) if verify else {}
     if checkpoint is not None:
@@ -103,6 +118,9 @@ def bundle(
         print(f"wrote {out}")
     elif not (describe or verify):
         with bar("copying", "B", quiet=quiet) as progress:
+            if base is not None:
+                own, kind = with_base(Path(base), parts, without or [])
+                parts, embedder = own, embedder or kind
             notes = compose(
                 out,
                 parts,

@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from mvader_jax.cli._options import BundleName, GuidanceScale, Quiet, Sampler, Seed, Site, Steps
+from mvader_jax.cli._options import (
+    BundleName,
+    FastIfThere,
+    GuidanceScale,
+    Quiet,
+    Seed,
+    Site,
+    WaitSampler,
+    WaitSteps,
+    chosen_fast,
+    sampling_of,
+)
 from mvader_jax.sampling.seeds import SEED
 from mvader_jax.sampling.settings import SamplingSettings
 
@@ -30,11 +41,12 @@ def figure(
         str | None, typer.Option(help="weights: the thetas of both elements [default: 1,.3,.1,.03,0]")
     ] = None,
     seed: Seed = SEED,
-    steps: Steps = SamplingSettings.steps,
+    steps: WaitSteps = None,
     guidance_scale: GuidanceScale = SamplingSettings.guidance_scale,
-    sampler: Sampler = SamplingSettings.sampler,
+    sampler: WaitSampler = None,
     site: Site = "both",
     bundle: BundleName = "tiny",
+    fast: FastIfThere = None,
     out: Annotated[
         Path | None, typer.Option(help="the PNG to write  [default: outputs/figure-WHICH.png]")
     ] = None,
@@ -68,12 +80,9 @@ def figure(
     check_figure(which, chosen)
     if chosen.get("values") == ():
         raise UserError(f"the values {values!r} hold no word; expected words such as red,green")
-    sampling = SamplingSettings(
-        steps=steps,
-        sampler=sampler,
-        guidance_scale=guidance_scale,
-        seed=seed,
-        site=site,  # type: ignore[arg-type]
+    few = chosen_fast(fast, bundle, steps, sampler)
+    sampling = sampling_of(
+        few, steps=steps, sampler=sampler, guidance_scale=guidance_scale, seed=seed, site=site
     )
     options = Options(sampling, **chosen)
     parts = [*(inputs or []), *(more or [])]
@@ -83,7 +92,7 @@ def figure(
         raise UserError(f"{str(target)!r} is no name of a PNG; a figure is written as NAME.png")
     check_replaceable(target, "figure", [getattr(parse_part(part), "image", None) for part in parts])
     with status(f"loading {bundle}", quiet) as say:
-        pipe = load_pipeline(bundle)
+        pipe = load_pipeline(bundle, fast=few)
         sheet = draw_figure(which, pipe, elements, options, lambda what: say(f"figure {which}: {what}"))
     make_writable(target.parent)
     recorded = {**options.sampling.recorded(), "strength": options.strength}

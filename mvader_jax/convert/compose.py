@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 from mvader_jax.convert.convert import Progress, counter
 from mvader_jax.convert.engine import shapes
 from mvader_jax.convert.vocabulary import load_vocabulary
+from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
-from mvader_jax.models.components import COMPONENTS, COPIES, JUDGES, abstract_components
+from mvader_jax.models.components import COMPONENTS, JUDGES, abstract_components
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import EMBEDDERS, embedder_kind, find_embedder
 from mvader_jax.prompt.tokenizer import Tokenizer
@@ -53,9 +54,7 @@ def compose(
     UserError where a bundle lacks its component, or components do not fit each other.
     """
     if not parts:
-        options = ", ".join(
-            "--" + name.replace("_", "-") for name in COMPONENTS if name not in (*COPIES, *JUDGES)
-        )
+        options = ", ".join("--" + name.replace("_", "-") for name in COMPONENTS if name not in JUDGES)
         raise UserError(f"no components were given; pass some of: {options}")
     found = {name: _find(path, name) for name, path in parts.items()}
     model, notes = _model(found, embedder)
@@ -69,8 +68,8 @@ def compose(
         )
         model = dataclasses.replace(model, unet=dataclasses.replace(model.unet, cross_attention_dim=width))
     _check(model, found, stale)
-    for name, item in found.items():
-        check_whole(item.directory.parent, name)
+    for item in found.values():
+        check_whole(item.directory.parent, item.directory.name)
     sizes = {
         name: sum(file.stat().st_size for file in component_files(item.directory))
         for name, item in found.items()
@@ -99,9 +98,32 @@ def compose(
     return tuple(notes)
 
 
+def with_base(
+    base: Path, parts: Mapping[str, Path], without: Sequence[str]
+) -> tuple[dict[str, Path], str | None]:
+    """(`parts` and the other components of the bundle `base` but those named in `without`; its embedder, None where
+    another network may read the prompts). Raises UserError for a component that `base` has not, or that is given."""
+    model, records = read_model(find_bundle(base))
+    for name in without:
+        if name not in records or name in parts:
+            why = (
+                "is given as well"
+                if name in parts
+                else f"{base} has none; it holds {', '.join(sorted(records))}"
+            )
+            raise UserError(f"{name} is to be left out, but {why}")
+    rest = {name: base for name in records if name not in without}
+    readers = {kind.reader for kind in EMBEDDERS.values()}
+    return {**rest, **parts}, None if readers & parts.keys() else model.embedder
+
+
 def _find(path: Path, name: str) -> _Found:
     bundle = find_bundle(path)
     model, records = read_model(bundle)
+    if name == "unet_fast" and name not in records and model.unet is not None and model.unet.distilled:
+        # A converted LCM has no other UNet.
+        found = _find(path, "unet")
+        return dataclasses.replace(found, model=dataclasses.replace(model, unet_fast=model.unet))
     if name not in records:
         raise UserError(f"{path} has no {name}; it holds {', '.join(sorted(records)) or 'nothing'}")
     return _Found(bundle / name, model, records[name])
@@ -127,8 +149,8 @@ def _model(found: Mapping[str, _Found], embedder: str | None) -> tuple[ModelConf
         for name in ("biases", "adapters"):
             if name in found:
                 fields.setdefault("decoder", found[name].model.decoder)
-    if "unet" in found:
-        fields["schedule"] = found["unet"].model.schedule
+    if "unet" in found or "unet_fast" in found:
+        fields["schedule"] = _schedule(found)
     if embedder is None:
         reading = (name for name, kind in EMBEDDERS.items() if kind.reader in found)
         embedder = next(reading, ModelConfig.embedder)
@@ -139,6 +161,20 @@ def _model(found: Mapping[str, _Found], embedder: str | None) -> tuple[ModelConf
         for name in idle
     ]
     return ModelConfig(embedder=embedder, **fields), notes
+
+
+def _schedule(found: Mapping[str, _Found]) -> ScheduleConfig | None:
+    """The UNet's, with the steps that its few-step twin was taught in. Raises UserError where they differ in more."""
+    one, fast = (found[name].model.schedule if name in found else None for name in ("unet", "unet_fast"))
+    if one is None or fast is None:
+        return one or fast
+    for name in ("num_train_steps", "beta_start", "beta_end", "beta_schedule", "prediction_type"):
+        if getattr(one, name) != getattr(fast, name):
+            raise UserError(
+                f"the unet_fast was taught with {name} {getattr(fast, name)}, but the unet has {getattr(one, name)}; "
+                "they do not belong together"
+            )
+    return dataclasses.replace(one, original_steps=fast.original_steps)
 
 
 def _words(component: str) -> str:
@@ -194,6 +230,25 @@ def _check(model: ModelConfig, found: Mapping[str, _Found], stale: frozenset[str
         )
     if model.unet is not None:
         pairs.append(("UNet's input", model.unet.in_channels, "UNet's output", model.unet.out_channels))
+    if model.unet_fast is not None:
+        width = model.unet_fast.cross_attention_dim
+        pairs.append(
+            (
+                "few-step UNet's cross-attention",
+                width,
+                "hidden states' width",
+                _condition_width(model) or width,
+            )
+        )
+        channels = model.unet_fast.in_channels
+        pairs.append(
+            (
+                "few-step UNet's channels",
+                channels,
+                "UNet's",
+                model.unet.in_channels if model.unet else channels,
+            )
+        )
     for what, have, other, need in pairs:
         if have != need:
             raise UserError(f"the {what} is {have}, but the {other} {need}; they do not belong together")

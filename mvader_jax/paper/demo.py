@@ -77,14 +77,20 @@ def _shows(path: Path, picture: PIL.Image.Image) -> bool:
 
 
 def demo(
-    pipe: Pipeline, out: Path, settings: SamplingSettings | None = None, *, num_images: int = 4
+    pipe: Pipeline,
+    out: Path,
+    settings: SamplingSettings | None = None,
+    *,
+    num_images: int = 4,
+    fast: bool = False,
 ) -> list[Drawn]:
     """Draws every task of TASKS into `out`: the prompt's pictures, then what was made of it.
 
-    All prompts are padded to one length, so that one program serves them. Raises UserError where `out`
-    cannot be written; and, when the other tasks are in place, where NaN or infinity arose in a picture.
+    fast: whether the pipeline was loaded with the few-step UNet, which the commands then say. All prompts are padded to
+    one length, so that one program serves them. Raises UserError where `out` cannot be written; and, when the other
+    tasks are in place, where NaN or infinity arose in a picture.
     """
-    settings, count = settings or SamplingSettings(), image_count(num_images)
+    settings, count = settings or pipe.defaults, image_count(num_images)
     static = settings.static(pipe.model)
     for task in TASKS:
         check_replaceable(out / f"{task}.png", "demo")
@@ -103,6 +109,7 @@ def demo(
     pictures = pixels.reshape(len(prompts), count, *pixels.shape[1:])
     whole = np.all(finite.reshape(len(prompts), count), axis=1)
     drawn, bad = [], []
+    command = ["mvader sample", *(["--fast"] if fast else [])]
     for (task, words), prompt, made, good in zip(parts.items(), prompts, pictures, whole, strict=True):
         if not good:
             bad.append(task)
@@ -111,7 +118,7 @@ def demo(
         quoted = [f'"{word}"' if " " in word else word for word in words]
         metadata = {"demo": task, "prompt": words, "seed": settings.seed, "steps": settings.steps}
         save_png(path, sheet([[*shown(prompt.elements), *map(Cell, made)]]), metadata)
-        drawn.append(Drawn(task, " ".join(["mvader sample", *quoted]), path))
+        drawn.append(Drawn(task, " ".join([*command, *quoted]), path))
     if bad:
         raise UserError(not_finite(f"the pictures of {', '.join(bad)}"))
     return drawn

@@ -66,6 +66,14 @@ def is_run(name: str | Path) -> bool:
     return match is not None and (Path(match["directory"]) / "checkpoints").is_dir()
 
 
+def holds_fast(name: str | Path) -> bool:
+    """Whether a bundle, named as `find_bundle` takes it, holds a few-step UNet beside its own; of a run False.
+
+    Whoever draws while a person waits asks this. Raises UserError as `find_bundle` and `read_model` do.
+    """
+    return not is_run(name) and "unet_fast" in read_model(find_bundle(name))[1]
+
+
 def bundle_files(names: Sequence[str], where: str) -> list[str]:
     """Of the paths below a folder, those of a bundle. Raises UserError where they are none's."""
     parts = [name for name in names if name.partition("/")[0] in (*COMPONENTS, "tokenizer") and "/" in name]

@@ -51,6 +51,7 @@ def run(
         return loaded if name == "micro" else load(name, cache=False)
 
     monkeypatch.setattr(Pipeline, "load", loading)
+    monkeypatch.setattr("mvader_jax.storage.bundle_config.holds_fast", lambda name: False)
 
     def go(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stopped:

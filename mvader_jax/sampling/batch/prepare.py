@@ -7,21 +7,21 @@ import dataclasses
 import hashlib
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvader_jax.condition import Condition, PromptBatch, stack
+from mvader_jax.condition import Condition, stack
 from mvader_jax.errors import UserError
 from mvader_jax.images.preprocess import clip_preprocess, to_vae_pixels
 from mvader_jax.images.read import load_image
 from mvader_jax.prompt.elements import Image, ImageSource, Prompt
 from mvader_jax.sampling.batch.requests import Problem
 from mvader_jax.sampling.batch.shapes import Batch, Item, Shape, layout
-from mvader_jax.sampling.generate import InitImages
+from mvader_jax.sampling.generate import InitImages, Prompted
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import image_size
 
@@ -72,6 +72,7 @@ class Preparer:
         self._by_pixels: weakref.WeakValueDictionary[Hashable, Picture] = weakref.WeakValueDictionary()
         self._negatives: OrderedDict[Prompt | None, Condition] = OrderedDict()
         self._known_errors: dict[str, str | None] = {}
+        self._places: dict[Shape, int] = {}
         encoder = pipe.model.image_encoder
         self._capacity, self._image_size, shards = 0, 0, pipe.shards
         self._blank = np.zeros((0, 0), np.float32)
@@ -81,6 +82,17 @@ class Preparer:
             self._capacity = max(64, FEATURE_BYTES // bytes_each)
             self._image_size = encoder.image_size
         self.together = shards * -(-ENCODED_TOGETHER // shards)
+
+    def expect(self, batches: Sequence[Batch]) -> None:
+        """Told what is to come, which says how many prompts a program of each shape embeds.
+
+        As many as its most varied batch holds, a power of two, where that is half of the rows or less: equal prompts of
+        a batch are then embedded once. One number for all batches of a shape, so that one program draws them.
+        """
+        for batch in batches:
+            several = len({item.request.prompt for item in batch.items})
+            places = 1 << (several - 1).bit_length()
+            self._places[batch.shape] = max(self._places.get(batch.shape, 1), places)
 
     def read(self, batch: Batch) -> Prepared:
         """Reads the images that are not known yet."""
@@ -156,19 +168,24 @@ class Preparer:
                 picture.features, picture.pixels = np.array(row), None
                 self.encoded += 1
 
-    def inputs(self, prepared: Prepared) -> tuple[PromptBatch, Condition]:
-        """Prompts and conditions of negative prompts, `size` rows each; the last real one fills them up."""
+    def inputs(self, prepared: Prepared) -> tuple[Prompted, Condition]:
+        """Prompts, and conditions of negative prompts, `size` rows; the last real one fills them up."""
         items = prepared.items + prepared.items[-1:] * (self.size - len(prepared.items))
-        prompts = [item.request.prompt for item in items]
+        prompts, rows = [item.request.prompt for item in items], None
+        places = self._places.get(prepared.shape, self.size)
+        if 2 * places <= self.size:
+            place_of = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+            rows = np.array([place_of[prompt] for prompt in prompts], np.int32)
+            prompts = [*place_of, *prompts[-1:] * (places - len(place_of))]
         sizes = [prepared.pictures[name].size for prompt in prompts for name in _names(prompt)]
         shape = prepared.shape
         images = {"num_images": shape.images, "sizes": sizes} if shape.images else {}
         batch = layout(self.pipe.bundle, prompts, length=shape.length, notify=_told, **images)
         if shape.images:
-            pixels = np.stack([self._stacked(item.request.prompt, prepared, shape.images) for item in items])
+            pixels = np.stack([self._stacked(prompt, prepared, shape.images) for prompt in prompts])
             batch = dataclasses.replace(batch, pixels=pixels)
         negatives = [self.negative(item.request.negative) for item in items]
-        return batch, stack(negatives, shape.length)
+        return Prompted(batch, rows), stack(negatives, shape.length)
 
     def init_images(self, prepared: Prepared) -> InitImages | None:
         """What a batch starts from, `size` rows; None where it is pure noise."""

@@ -84,8 +84,14 @@ def sample_all(
     job.note(problems)
     shape_of, unfit = shapes(pipe.bundle, requests, job.logger.say)
     job.note(unfit)
-    missing = job.begin([request for request in requests if request.line in shape_of])
-    batches = plan([(item, shape_of[item.request.line]) for item in missing], preparer.size)
+    fitting = [request for request in requests if request.line in shape_of]
+
+    def planned(items: Iterable[Item]) -> list[Batch]:
+        return plan([(item, shape_of[item.request.line]) for item in items], preparer.size)
+
+    # Of all pictures, those that are there too: a run that goes on draws with the programs of before.
+    preparer.expect(planned(Item(one, index) for one in fitting for index in range(one.count)))
+    batches = planned(job.begin(fitting))
     with job, contextlib.closing(drawing(pipe, preparer, batches, job.note)) as under_way:
         drawn: Drawn | None = None
         for ready in under_way:
@@ -113,6 +119,7 @@ def drawing(
     pipe: Pipeline, preparer: Preparer, batches: list[Batch], note: Callable[[Iterable[Problem]], None]
 ) -> Generator[Drawn, None, None]:
     """The batches in order, each as soon as the device has been told to draw it. note: told what is left out."""
+    preparer.expect(batches)
     with _reading(preparer, batches) as read:
         started: Encoding = []
         prepared = next(read, None)
@@ -202,11 +209,11 @@ def _meaningless(items: Sequence[Item], finite: np.ndarray) -> list[Problem]:
 
 def draw(pipe: Pipeline, preparer: Preparer, prepared: Prepared) -> tuple[jax.Array, jax.Array]:
     """Starts drawing a batch: `Pipeline.generate`'s results, of which rows past the last item are filling."""
-    prompts, negatives = preparer.inputs(prepared)
+    prompt, negatives = preparer.inputs(prepared)
     items = prepared.items + prepared.items[-1:] * (preparer.size - len(prepared.items))
     settings = [item.request.settings for item in items]
     numbered = [item.request.numbered[item.index] for item in items]
-    prompt, base, negative, strength = Prompted(prompts), Prompted(negatives), None, None
+    base, negative, strength = Prompted(negatives), None, None
     if prepared.shape.both:
         negative, base = base, Prompted(preparer.nulls(prepared.shape.length))
         strength = np.array([one.negative_strength for one in settings], np.float32)

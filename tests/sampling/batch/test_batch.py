@@ -119,6 +119,36 @@ def test_an_image_of_two_names_is_encoded_once(pipe: Pipeline, folder: Path) -> 
     assert list(first.pictures.values()) == list(second.pictures.values()) == first.new
 
 
+def test_equal_prompts_of_a_batch_are_embedded_once(
+    pipe: Pipeline, folder: Path, by_seven: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[tuple[int, Any]] = []
+    generate = pipe.generate
+
+    def counted(draws: Any, *rest: Any) -> Any:
+        embedded.append((draws.prompt.count, draws.prompt.rows))
+        return generate(draws, *rest)
+
+    monkeypatch.setattr(pipe, "generate", counted)
+    prompt = LINES[0]["prompt"]
+    lines = [LINES[0], {"id": "e", "prompt": prompt, "seed": 9, "num_images": 4, "guidance_scale": 3.0}]
+    assert run(pipe, write(folder, lines), folder / "out", size=7).drawn == 7
+    assert [(count, list(rows)) for count, rows in embedded] == [(1, [0] * 7)]
+    found = pictures(folder / "out")
+    assert all(same(found[name], by_seven[name]) for name in ("a-000.png", "a-001.png", "a-002.png"))
+    # Two prompts are two, and filling is none. What is drawn again is drawn by the program of before.
+    embedded.clear()
+    lines += [{"id": "f", "prompt": "a blue square", "seed": 2}]
+    assert run(pipe, write(folder, lines), folder / "two", size=4).drawn == 8
+    assert [(count, list(rows)) for count, rows in embedded] == [(2, [0, 0, 0, 0]), (2, [0, 0, 0, 1])]
+    (folder / "two" / "f-000.png").unlink()
+    assert run(pipe, write(folder, lines), folder / "two", size=4).compiled == 0
+    # Where most prompts differ each row has its own.
+    embedded.clear()
+    run(pipe, write(folder, [{"prompt": "a red circle"}, {"prompt": "in blue"}]), folder / "three", size=3)
+    assert embedded == [(3, None)]
+
+
 def test_an_image_whose_contents_changed_is_drawn_from_again(pipe: Pipeline, folder: Path) -> None:
     path, out = write(folder, LINES), folder / "out"
     run(pipe, path, out)
