@@ -106,7 +106,9 @@ def bundle(
     if merge_lora and base is None:
         raise UserError("--merge-lora names LoRA files and --base the bundle they change; give both")
     if base is not None and not (merge_lora or parts or without or tokenizer):
-        raise UserError("--base alone changes nothing; give --merge-lora, --without, or a component, or copy the folder")
+        raise UserError(
+            "--base alone changes nothing; give --merge-lora, --without, or a component, or copy the folder"
+        )
     if merge_lora and (checkpoint or parts or without or describe or verify or tokenizer or embedder or seed):
         raise UserError("--merge-lora takes all components of --base; leave out the other options")
     compared = check(find_bundle(out)) if verify else {}

@@ -1,9 +1,10 @@
-"""What a process need not work out again: traced programs and shapes, kept beside JAX's compiled programs.
+"""What a process need not work out again: traced and compiled programs, and shapes, beside JAX's own cache.
 
 JAX's persistent cache finds a compiled program by its StableHLO, for which the program is traced and lowered
-first: half of what a second process would wait for. Here StableHLO and shapes are kept under what determines
-them: this package's source, the libraries' versions, JAX's settings, the model, the arguments' shapes. They are
-kept where JAX keeps its programs, and nowhere if it keeps none.
+first: most of what a second process would wait for. Here StableHLO and shapes are kept under what determines
+them: this package's source, the libraries' versions, JAX's settings, the model, the arguments' shapes. What was compiled
+of StableHLO is kept under its hash, the machine and XLA's flags, so that another source of the same program finds it. All
+are kept where JAX keeps its programs, and nowhere if it keeps none.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+import pickle
+import platform
+import re
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.export
+from jax.experimental import serialize_executable
 
 from mvader_jax.errors import UserError
 from mvader_jax.storage.atomic import local, make_directory, sweep, write_file
@@ -27,6 +31,12 @@ _SOURCE = Path(__file__).parents[1]
 _LIBRARIES = ("jax", "jaxlib", "flax")
 #: Settings of JAX that say where things are kept, not what is traced.
 _ELSEWHERE = ("jax_compilation_cache", "jax_persistent_cache", "jax_log")
+#: Digits of a SHA-256.
+_HASH = 64
+#: What stands in place of a compiled program that cannot be kept.
+_NOT_KEPT = b""
+#: Where in the source something is, in StableHLO's text.
+_PLACES = re.compile(r' ?loc\((?:unknown|#loc\d*|"[^"]*")\)|^#loc.*$', re.M)
 
 
 class Program:
@@ -34,7 +44,8 @@ class Program:
 
     function: `function(*trees of arrays, **settings)`, returning an array or a tuple of them.
     name, about: what beside shapes and settings tells this program from others.
-    options: `jax.jit`'s. With any of them (they place it on a mesh) every process traces it anew.
+    options: `jax.jit`'s. With any of them (they place it on a mesh), and of arrays that lie elsewhere than on the first
+    device, every process traces it anew.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, about: Hashable, **options: Any) -> None:
@@ -47,7 +58,7 @@ class Program:
         return len(self._compiled)
 
     def __call__(self, *trees: Any, keep: bool = True, **settings: Hashable) -> Any:
-        """keep: whether the traced program may be kept on disk: False where the function calls code from
+        """keep: whether the program may be kept on disk: False where the function calls code from
         outside this package (a sampler of the user's own), in which a change would not be noticed."""
         leaves, structure = jax.tree.flatten(trees)
         shapes = tuple((leaf.shape, str(jax.dtypes.canonicalize_dtype(leaf.dtype))) for leaf in leaves)
@@ -58,23 +69,87 @@ class Program:
                 return self._function(*jax.tree.unflatten(structure, leaves), **settings)
 
             flat.__name__ = self._name
-            file = kept_file(self._name, (self._about, key)) if keep and not self._options else None
-            traced = flat if file is None else _kept(flat, shapes, file)
-            self._compiled[key] = jax.jit(traced, **self._options)
+            whole = keep and not self._options and _on_first_device(leaves)
+            file = kept_file(self._name, (self._about, key)) if whole else None
+            found = jax.jit(flat, **self._options) if file is None else _Kept(flat, shapes, file)
+            self._compiled[key] = found
         return self._compiled[key](*leaves)
 
 
-def _kept(function: Callable[..., Any], shapes: tuple[Any, ...], file: Path) -> Callable[..., Any]:
-    """The function as StableHLO, read from the file, or traced and written to it."""
+def _on_first_device(leaves: list[Any]) -> bool:
+    """What is kept runs where it was compiled."""
+    first = {jax.devices()[0]}
+    return all(leaf.devices() == first for leaf in leaves if isinstance(leaf, jax.Array))
+
+
+class _Kept:
+    """A function of arrays of these shapes; read from disk, or traced and compiled at its first call and written there.
+
+    file: where its StableHLO is, after the hash that its compiled program is found by.
+    """
+
+    def __init__(self, function: Callable[..., Any], shapes: tuple[Any, ...], file: Path) -> None:
+        self._function, self._shapes, self._file = function, [jax.ShapeDtypeStruct(*s) for s in shapes], file
+        self._run: Callable[..., Any] | None = None
+
+    def __call__(self, *leaves: Any) -> Any:
+        if self._run is None:
+            self._run = self._found() or self._made(leaves)
+        return self._run(*leaves)
+
+    def _found(self) -> Callable[..., Any] | None:
+        data = read_kept(self._file)
+        return None if data is None else _read_compiled(self._compiled_file(data[:_HASH].decode()))
+
+    def _made(self, leaves: tuple[Any, ...]) -> Callable[..., Any]:
+        from jax import export  # not where everything is found
+
+        data = read_kept(self._file)
+        if data is not None:
+            exported, digest = export.deserialize(bytearray(data[_HASH:])), data[:_HASH].decode()
+        else:
+            try:
+                exported = export.export(jax.jit(self._function))(*self._shapes)
+            except ValueError:  # a kernel for which JAX promises no stable form
+                return jax.jit(self._function)
+            digest = hashlib.sha256(_PLACES.sub("", exported.mlir_module()).encode()).hexdigest()
+            write_kept(self._file, digest.encode() + bytes(exported.serialize()))
+        file = self._compiled_file(digest)
+        if (known := _read_compiled(file)) is not None:
+            return known  # of another source
+
+        def kept(*leaves: Any) -> Any:
+            return exported.call(*leaves)
+
+        compiled = jax.jit(kept).lower(*self._shapes).compile()
+        if read_kept(file) == _NOT_KEPT:
+            return compiled
+        # XLA's CPU programs that JAX's cache gave are not whole when they are written once more, which shows when they
+        # run: what is kept has run, and what cannot be is not tried again.
+        try:
+            data = pickle.dumps(serialize_executable.serialize(compiled))
+            run = _loaded(data)
+            jax.block_until_ready(run(*leaves))
+        except Exception:
+            write_kept(file, _NOT_KEPT)
+            return compiled
+        write_kept(file, data)
+        return run
+
+    def _compiled_file(self, digest: str) -> Path:
+        name = hashlib.sha256(f"{digest} {_machine()} {_surroundings()}".encode()).hexdigest()[:32]
+        return self._file.with_name(f"compiled-{name}")
+
+
+def _read_compiled(file: Path) -> Callable[..., Any] | None:
     data = read_kept(file)
-    if data is not None:
-        return jax.export.deserialize(bytearray(data)).call
-    try:
-        exported = jax.export.export(jax.jit(function))(*(jax.ShapeDtypeStruct(*s) for s in shapes))
-    except ValueError:  # a kernel for which JAX promises no stable form
-        return function
-    write_kept(file, bytes(exported.serialize()))
-    return exported.call
+    with contextlib.suppress(Exception):  # what another XLA wrote under the same names is compiled anew
+        return None if data is None else _loaded(data)
+    return None
+
+
+def _loaded(data: bytes) -> Callable[..., Any]:
+    return serialize_executable.deserialize_and_load(*pickle.loads(data), execution_devices=jax.devices()[:1])
 
 
 def kept_file(name: str, about: Hashable) -> Path | None:
@@ -82,7 +157,7 @@ def kept_file(name: str, about: Hashable) -> Path | None:
     directory = getattr(jax.config, "jax_compilation_cache_dir", None)
     if not directory or "://" in str(directory):
         return None
-    digest = hashlib.sha256(f"{_surroundings()}\n{about!r}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{_source()} {_surroundings()}\n{about!r}".encode()).hexdigest()
     return Path(directory) / "traced" / f"{name}-{digest[:32]}"
 
 
@@ -106,18 +181,33 @@ def _surroundings() -> str:
     settings = sorted(
         (name, str(value)) for name, value in jax.config.values.items() if not name.startswith(_ELSEWHERE)
     )
-    return f"{_source()} {jax.default_backend()} {jax.devices()[0].device_kind} {settings}"
+    return f"{_libraries()} {jax.default_backend()} {jax.devices()[0].device_kind} {settings}"
+
+
+@functools.lru_cache(maxsize=1)
+def _libraries() -> str:
+    return " ".join(f"{library} {importlib.metadata.version(library)}" for library in _LIBRARIES)
 
 
 @functools.lru_cache(maxsize=1)
 def _source() -> str:
-    """The hash of this package's source and the versions of what it is traced with."""
+    """The hash of this package's source."""
     digest = hashlib.sha256()
     for file in sorted(_SOURCE.rglob("*.py")):
         digest.update(f"{file.relative_to(_SOURCE)}\n".encode() + file.read_bytes())
-    for library in _LIBRARIES:
-        digest.update(f"{library} {importlib.metadata.version(library)}\n".encode())
     return digest.hexdigest()
+
+
+def _machine() -> str:
+    """What a compiled program is for beside its device: a CPU's kind and cores, XLA's flags."""
+    known = [platform.machine(), str(os.cpu_count()), jax.devices()[0].client.platform_version]
+    known += [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        known += [
+            next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags")
+        ]
+    return " ".join(known)
 
 
 def cache_directory() -> Path:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import micro
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from mvader_jax.errors import UserError
 from mvader_jax.models import components
@@ -25,10 +26,15 @@ from mvader_jax.storage.programs import Program
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[Path]:
+    """A place for what is kept. JAX's own cache is off: what a machine did before would be found there."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
     yield tmp_path
     jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 class Traced:
@@ -95,14 +101,55 @@ def test_settings_of_jax_are_told_apart(cache: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"not a program", None])
 def test_damaged_file_is_traced_again(cache: Path, damage: bytes | None) -> None:
     drawn = Program(Traced(), "test", "about")(TREE, X)
-    (file,) = (cache / "traced").iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
-    traced = Traced()
-    np.testing.assert_array_equal(Program(traced, "test", "about")(TREE, X), drawn)
-    assert traced.times == 1
-    Program(traced, "test", "about")(TREE, X)
-    assert traced.times == 1
+    for kind, traces in (("test-*", 1), ("compiled-*", 0)):
+        (file,) = (cache / "traced").glob(kind)
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+        traced = Traced()
+        np.testing.assert_array_equal(Program(traced, "test", "about")(TREE, X), drawn)
+        assert traced.times == traces
+        Program(traced, "test", "about")(TREE, X)
+        assert traced.times == traces and programs.read_kept(file)
+
+
+def test_what_is_compiled_is_read_back_whole(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lowered for it, and another source of the same program finds it."""
+    drawn = Program(Traced(), "test", "about")(TREE, X)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "jit", None)
+        np.testing.assert_array_equal(Program(Traced(), "test", "about")(TREE, X), drawn)
+    monkeypatch.setattr(programs, "_source", lambda: "edited")
+    Program(Traced(), "test", "about")(TREE, X)
+    assert len(list((cache / "traced").glob("compiled-*"))) == 1
+    monkeypatch.setattr(programs, "_machine", lambda: "another")
+    Program(Traced(), "test", "about")(TREE, X)
+    assert len(list((cache / "traced").glob("compiled-*"))) == 2
+
+
+def test_what_does_not_run_when_read_back_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As XLA's CPU programs that JAX's cache gave; the program itself runs."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        def run(*_: Any) -> None:
+            tried.append(1)
+            raise RuntimeError("NOT_FOUND: Function multiply_fusion not found")
+
+        return run
+
+    tried: list[int] = []
+    monkeypatch.setattr(programs.serialize_executable, "deserialize_and_load", broken)
+    for _ in range(2):
+        out = Program(Traced(), "test", "about")(TREE, X)
+        np.testing.assert_allclose(out, np.float32(1.7) * X, rtol=1e-6)
+    assert len(tried) == 1
+    monkeypatch.undo()
+    np.testing.assert_array_equal(Program(Traced(), "test", "about")(TREE, X), out)
+
+
+def test_what_runs_elsewhere_is_not_kept(cache: Path) -> None:
+    there = jax.devices()[1]
+    out = Program(Traced(), "test", "about")(TREE, jax.device_put(X, there))
+    assert out.devices() == {there} and not list(cache.glob("traced/*"))
 
 
 def test_nothing_is_kept_where_it_may_not_be(cache: Path) -> None:

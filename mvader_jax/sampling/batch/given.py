@@ -17,7 +17,7 @@ from mvader_jax.prompt.length import notice
 from mvader_jax.sampling.batch.prepare import Preparer
 from mvader_jax.sampling.batch.requests import KEYS, Problem, Request
 from mvader_jax.sampling.batch.run import Drawn, drawing
-from mvader_jax.sampling.batch.shapes import Item, plan, shapes
+from mvader_jax.sampling.batch.shapes import Item, places_of, plan, shapes
 from mvader_jax.sampling.pictures import NotFiniteError, Pictures
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import NAMES, SamplingSettings, image_count
@@ -98,6 +98,7 @@ def draw_all(pipe: Pipeline, requests: Sequence[Request], *, size: int, progress
     _refuse(unfit)
     items = [Item(request, index) for request in requests for index in range(request.count)]
     batches = plan([(item, shape_of[item.request.line]) for item in items], preparer.size)
+    preparer.places = places_of(batches, preparer.size)
     good: dict[tuple[int, int], PIL.Image.Image] = {}
     line, done, waiting = Line("drawing", "pictures", progress), 0, list[Drawn]()
 

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import TypeAlias
 
 import jax
@@ -72,7 +72,8 @@ class Preparer:
         self._by_pixels: weakref.WeakValueDictionary[Hashable, Picture] = weakref.WeakValueDictionary()
         self._negatives: OrderedDict[Prompt | None, Condition] = OrderedDict()
         self._known_errors: dict[str, str | None] = {}
-        self._places: dict[Shape, int] = {}
+        #: How many prompts a batch of each shape embeds, `size` where it does not say (`shapes.places_of`).
+        self.places: dict[Shape, int] = {}
         encoder = pipe.model.image_encoder
         self._capacity, self._image_size, shards = 0, 0, pipe.shards
         self._blank = np.zeros((0, 0), np.float32)
@@ -82,17 +83,6 @@ class Preparer:
             self._capacity = max(64, FEATURE_BYTES // bytes_each)
             self._image_size = encoder.image_size
         self.together = shards * -(-ENCODED_TOGETHER // shards)
-
-    def expect(self, batches: Sequence[Batch]) -> None:
-        """Told what is to come, which says how many prompts a program of each shape embeds.
-
-        As many as its most varied batch holds, a power of two, where that is half of the rows or less: equal prompts of
-        a batch are then embedded once. One number for all batches of a shape, so that one program draws them.
-        """
-        for batch in batches:
-            several = len({item.request.prompt for item in batch.items})
-            places = 1 << (several - 1).bit_length()
-            self._places[batch.shape] = max(self._places.get(batch.shape, 1), places)
 
     def read(self, batch: Batch) -> Prepared:
         """Reads the images that are not known yet."""
@@ -172,8 +162,8 @@ class Preparer:
         """Prompts, and conditions of negative prompts, `size` rows; the last real one fills them up."""
         items = prepared.items + prepared.items[-1:] * (self.size - len(prepared.items))
         prompts, rows = [item.request.prompt for item in items], None
-        places = self._places.get(prepared.shape, self.size)
-        if 2 * places <= self.size:
+        places = self.places.get(prepared.shape, self.size)
+        if places < self.size:
             place_of = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
             rows = np.array([place_of[prompt] for prompt in prompts], np.int32)
             prompts = [*place_of, *prompts[-1:] * (places - len(place_of))]

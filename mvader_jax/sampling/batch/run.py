@@ -19,7 +19,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.parallel.processes import by_first, first_process, gather_json, gather_rows
 from mvader_jax.sampling.batch.prepare import Encoding, Prepared, Preparer
 from mvader_jax.sampling.batch.requests import Problem, Request, fingerprint
-from mvader_jax.sampling.batch.shapes import Batch, Item, plan, shapes
+from mvader_jax.sampling.batch.shapes import Batch, Item, places_of, plan, shapes
 from mvader_jax.sampling.batch.store import Store
 from mvader_jax.sampling.generate import Draws, Prompted, traced_start
 from mvader_jax.sampling.pictures import not_finite
@@ -87,10 +87,11 @@ def sample_all(
     fitting = [request for request in requests if request.line in shape_of]
 
     def planned(items: Iterable[Item]) -> list[Batch]:
-        return plan([(item, shape_of[item.request.line]) for item in items], preparer.size)
+        return plan([(item, shape_of[item.request.line]) for item in items], preparer.size, preparer.places)
 
     # Of all pictures, those that are there too: a run that goes on draws with the programs of before.
-    preparer.expect(planned(Item(one, index) for one in fitting for index in range(one.count)))
+    everything = planned(Item(one, index) for one in fitting for index in range(one.count))
+    preparer.places = places_of(everything, preparer.size)
     batches = planned(job.begin(fitting))
     with job, contextlib.closing(drawing(pipe, preparer, batches, job.note)) as under_way:
         drawn: Drawn | None = None
@@ -119,7 +120,6 @@ def drawing(
     pipe: Pipeline, preparer: Preparer, batches: list[Batch], note: Callable[[Iterable[Problem]], None]
 ) -> Generator[Drawn, None, None]:
     """The batches in order, each as soon as the device has been told to draw it. note: told what is left out."""
-    preparer.expect(batches)
     with _reading(preparer, batches) as read:
         started: Encoding = []
         prepared = next(read, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -119,8 +119,12 @@ def _measure(
     return factors, max(row.token_ids.shape[1] for row in rows), images and 1 << (images - 1).bit_length()
 
 
-def plan(items: Iterable[tuple[Item, Shape]], size: int) -> list[Batch]:
+def plan(
+    items: Iterable[tuple[Item, Shape]], size: int, places: Mapping[Shape, int] | None = None
+) -> list[Batch]:
     """Batches of `size` pictures, the longest prompts first, in the order of the file within a shape.
+
+    places: how many different prompts a batch of a shape holds at most (`places_of`), as many as it likes by default.
 
     What is left over of a shape joins the next larger one that holds it, so that a few odd prompts cost
     neither a program of their own nor a batch that is mostly filling.
@@ -137,6 +141,34 @@ def plan(items: Iterable[tuple[Item, Shape]], size: int) -> list[Batch]:
         if over and larger is not None:
             waiting[larger] = mine[len(mine) - over :] + waiting[larger]
             mine = mine[: len(mine) - over]
-        batches += [Batch(shape, tuple(mine[i : i + size])) for i in range(0, len(mine), size)]
+        several = size if places is None else places.get(shape, size)
+        batches += [Batch(shape, part) for part in _parts(mine, size, several)]
     # What does not fit into memory says so at once, and not after a day.
     return sorted(batches, key=lambda batch: (batch.shape.length, batch.shape.images), reverse=True)
+
+
+def _parts(items: Sequence[Item], size: int, places: int) -> Iterator[tuple[Item, ...]]:
+    part: list[Item] = []
+    prompts: set[Prompt] = set()
+    for item in items:
+        new = item.request.prompt not in prompts
+        if len(part) == size or (new and len(prompts) == places):
+            yield tuple(part)
+            part, prompts = [], set()
+        part.append(item)
+        prompts.add(item.request.prompt)
+    if part:
+        yield tuple(part)
+
+
+def places_of(batches: Iterable[Batch], size: int) -> dict[Shape, int]:
+    """How many prompts a program of each shape embeds for batches of `size`.
+
+    As many as its most varied batch holds, a power of two, where that is half of the rows or less: equal prompts of a
+    batch are then embedded once. One number for all batches of a shape, so that one program draws them.
+    """
+    found: dict[Shape, int] = {}
+    for batch in batches:
+        several = len({item.request.prompt for item in batch.items})
+        found[batch.shape] = max(found.get(batch.shape, 1), 1 << (several - 1).bit_length())
+    return {shape: places if 2 * places <= size else size for shape, places in found.items()}
