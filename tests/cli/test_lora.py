@@ -21,7 +21,10 @@ from mvader_jax.cli.main import main
             "holds weight, which is no factor of a layer that this model has",
         ),
         ("bundle out --merge-lora style.safetensors", "--base the bundle they change; give both"),
-        ("bundle out --base tiny", "--base alone changes nothing; give --merge-lora, --without, or a component"),
+        (
+            "bundle out --base tiny",
+            "--base alone changes nothing; give --merge-lora, --without, or a component",
+        ),
         ("bundle out --base tiny --unet tiny --merge-lora style.safetensors", "leave out the other options"),
         ("bundle out --base tiny --merge-lora style.safetensors", "cannot be read as a LoRA"),
         ("export style.safetensors out --to kohya --dtype float16", "a LoRA file is written as it is"),
