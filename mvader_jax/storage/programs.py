@@ -149,7 +149,10 @@ def _read_compiled(file: Path) -> Callable[..., Any] | None:
 
 
 def _loaded(data: bytes) -> Callable[..., Any]:
-    return serialize_executable.deserialize_and_load(*pickle.loads(data), execution_devices=jax.devices()[:1])
+    program, takes, gives = pickle.loads(data)
+    return serialize_executable.deserialize_and_load(
+        program, takes, gives, execution_devices=jax.devices()[:1]
+    )
 
 
 def kept_file(name: str, about: Hashable) -> Path | None:
