@@ -39,10 +39,10 @@ def read_like(path: Path, flags: Mapping[str, Any], given: Collection[str]) -> D
     loaded = {**drawing.loaded, **{name: flags[name] for name in LOADED if name in given}}
     if "bundle" not in given and str(loaded.get("bundle", "")).startswith("hf:"):
         raise UserError(
-            f"{str(path)!r} was drawn by {loaded['bundle']}: nothing is fetched that a picture names; name it with --bundle"
+            f"{str(path)!r} was drawn by {loaded['bundle']!r}: nothing is fetched that a picture names; name it with --bundle"
         )
     if "lora" in loaded and "lora" not in given:
-        names = ", ".join(map(str, loaded["lora"]))
+        names = ", ".join(map(repr, loaded["lora"]))
         raise UserError(f"{str(path)!r} was drawn with the LoRA {names}: name its file with --lora")
     if "lora" in given:
         loaded["lora"] = tuple(flags["lora"])

@@ -65,7 +65,9 @@ def _told(path: Path, drawing: Drawing) -> str:
     lines.append(f"  {'drawn by':9} {', '.join(by)}")
     import shlex
 
-    return "\n".join([*lines, f"  {'again':9} {shlex.join(_command(path, drawing))}"])
+    lines.append(f"  {'again':9} {shlex.join(_command(path, drawing))}")
+    # What a stranger's picture says does not steer a terminal.
+    return "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines)
 
 
 def _part(element: Element) -> str:
@@ -96,4 +98,5 @@ def _picture(source: Any) -> str:
 def _command(path: Path, drawing: Drawing) -> list[str]:
     from mvader_jax.sampling.command import command
 
-    return command(drawing) or ["mvader", "sample", "--like", str(path)]
+    said = command(drawing)
+    return said if said and all(map(str.isprintable, said)) else ["mvader", "sample", "--like", str(path)]

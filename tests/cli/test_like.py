@@ -142,3 +142,11 @@ def test_no_bundle_is_fetched_that_a_picture_names(run: Run, tmp_path: Path) -> 
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
     code, _, said = run("sample", "--like", "a.png")
     assert code == 2 and "nothing is fetched that a picture names; name it with --bundle" in said
+    steers = {"prompt": [{"text": "a \x1b[2J cat\n"}, {"image": "\x1b"}], "bundle": "\x1b[2J\n"}
+    info.add_itxt("mvader", json.dumps(steers))
+    info.add_itxt("mvader-inputs", json.dumps([{"name": "\x1b"}]))
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "b.png", pnginfo=info)
+    code, out, _ = run("show", "b.png")
+    assert code == 0 and "\x1b" not in out and out.splitlines()[-1].endswith("mvader sample --like b.png")
+    code, _, said = run("sample", "--like", "a.png")
+    assert code == 2 and "nothing is fetched that a picture names; name it with --bundle" in said

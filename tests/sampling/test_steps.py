@@ -60,7 +60,9 @@ def test_a_preview_of_a_model_that_predicts_velocity() -> None:
     pipe = Pipeline(micro.bundle(dataclasses.replace(micro.NANO, schedule=schedule)))
     steps: list[Step] = []
     drawn = pipe("a red circle", steps=2, sampler="ddim", callback=steps.append, callback_every=2)
+    assert pipe._steps._look._cache_size() == 0  # what nobody looks at is not decoded
     assert np.abs(array(steps[-1].preview) - array(drawn)).mean() < 5
+    assert pipe._steps._look._cache_size() == 1
 
 
 def test_any_number_of_steps_together_is_one_program(pipe: Pipeline) -> None:
