@@ -258,7 +258,7 @@ WRONG = {
     "figure": ["3", "nope.png"],
     "plan": ["nope.py"],
     "sample": ["nope.png"],
-    "score": ["nope", "--reference", "nope"],
+    "score": ["nope", "--reference", "nope", "--inception", "nope"],
     "train": ["nope.py"],
 }
 
