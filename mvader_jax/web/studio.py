@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import jax
 import PIL.Image
 
 from mvader_jax.diffusion.samplers import SAMPLERS
@@ -38,7 +39,11 @@ class Studio:
         opened: Opened | None = None,
         explained: Callable[[BaseException], tuple[str, int]] | None = None,
     ) -> None:
-        """explained: of an error that is no UserError a sentence, where there is one (`cli.main.explained`)."""
+        """explained: of an error that is no UserError a sentence, where there is one (`cli.main.explained`).
+        Raises UserError for a bundle that draws nothing, and where several processes draw."""
+        pipe.bundle.need("unet", "vae")
+        if jax.process_count() > 1:
+            raise UserError("the page draws in one process; several draw with mvader sample --prompts")
         self.pipe, self.opened, self.store = pipe, opened or Opened(), Store()
         self._explained = explained or (lambda error: (str(error) if isinstance(error, UserError) else "", 0))
         self._fast: Pipeline | None = None

@@ -1,17 +1,22 @@
 """What draws for a page, without a browser: previews, ends, sweeps, and mistakes in a sentence."""
 
+import dataclasses
 import threading
+from pathlib import Path
 from typing import Any
 
 import asking
+import micro
 import numpy as np
 import pytest
 
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import read_png_metadata
 from mvader_jax.sampling.drawing import read_drawing
+from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.web.asked import Asked, Slider, swept
 from mvader_jax.web.restored import restored
+from mvader_jax.web.said import Opened, say
 from mvader_jax.web.store import Store
 from mvader_jax.web.studio import Studio
 
@@ -61,7 +66,7 @@ def test_previews_come_before_the_pictures(studio: Studio, monkeypatch: pytest.M
     assert [(one["seed"], one["index"]) for one in last["pictures"]] == [(5, 0), (5, 1)]
 
 
-def test_a_picture_says_what_it_was_drawn_with(studio: Studio, tmp_path) -> None:
+def test_a_picture_says_what_it_was_drawn_with(studio: Studio, tmp_path: Path) -> None:
     asked = Asked.of(asking.wanted("a red circle"))
     *_, last = studio.draw(asked, "run")
     (tmp_path / "a.png").write_bytes(studio.store.get(last["pictures"][0]["id"]).png)
@@ -96,6 +101,28 @@ def test_where_it_looked(studio: Studio) -> None:
     assert studio.store.get(text["id"]).size == (64, 64)
     (told,) = studio.attend(Asked.of(asking.wanted("a", picture | {"weight": 1}, task="img2img")), "run")
     assert "drawn from noise" in told["problem"]
+
+
+def test_a_bundle_that_draws_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="this bundle has no unet and no vae"):
+        Studio(Pipeline(micro.bundle(micro.MODEL, "decoder")))
+
+
+def test_few_steps_draw_while_a_slider_moves() -> None:
+    pipe = Pipeline.load("tiny", fast=None)
+    studio = Studio(pipe)
+    assert studio.has_fast and not Studio(Pipeline.load("tiny")).has_fast
+    asked = Asked.of(
+        asking.wanted("a red circle", negative=[{"text": "a square"}], settings={"steps": 50, "seed": 3})
+    )
+    (told,) = studio.draw(asked.quick(), "run")  # one program: no looks on the way
+    png = studio.store.get(told["pictures"][0]["id"]).png
+    drawing = read_drawing(png)
+    assert (drawing.settings.steps, drawing.settings.sampler, drawing.settings.seed) == (4, "lcm", 3)
+    assert drawing.loaded["fast"] and restored(drawing, studio.store) == dataclasses.replace(
+        asked.quick(), settings=dataclasses.replace(asked.quick().settings, site="both", balance=False)
+    )
+    assert "--fast" in say(asked.quick(), Opened()).command
 
 
 def test_a_drawing_is_ended(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

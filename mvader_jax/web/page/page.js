@@ -235,8 +235,13 @@ function wire() {
   on("draw-sweep", "click", sweep);
   for (const copy of document.querySelectorAll("[data-copy]")) {
     copy.addEventListener("click", async () => {
-      await navigator.clipboard?.writeText($(copy.dataset.copy).textContent);
-      note("Copied.");
+      try { // not there on pages of other machines without encryption
+        await navigator.clipboard.writeText($(copy.dataset.copy).textContent);
+        note("Copied.");
+      } catch {
+        getSelection().selectAllChildren($(copy.dataset.copy));
+        note("Selected; Ctrl-C copies it.");
+      }
     });
   }
   document.addEventListener("keydown", (event) => {
