@@ -51,6 +51,7 @@ class Program:
     def __init__(self, function: Callable[..., Any], name: str, about: Hashable, **options: Any) -> None:
         self._function, self._name, self._about, self._options = function, name, about, options
         self._compiled: dict[Hashable, Any] = {}
+        self._calls: dict[Hashable, Any] = {}
 
     @property
     def compiled(self) -> int:
@@ -61,8 +62,17 @@ class Program:
         """keep: whether the program may be kept on disk: False where the function calls code from
         outside this package (a sampler of the user's own), in which a change would not be noticed."""
         leaves, structure = jax.tree.flatten(trees)
-        shapes = tuple((leaf.shape, str(jax.dtypes.canonicalize_dtype(leaf.dtype))) for leaf in leaves)
-        key = (structure, shapes, tuple(sorted(settings.items())))
+        given = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        call = (structure, given, tuple(sorted(settings.items())))
+        if call not in self._calls:  # names of types take longer than a small drawing's Python
+            shapes = tuple((shape, str(jax.dtypes.canonicalize_dtype(dtype))) for shape, dtype in given)
+            self._calls[call] = self._program((structure, shapes, call[2]), leaves, keep, settings)
+        return self._calls[call](*leaves)
+
+    def _program(
+        self, key: tuple[Any, Any, Any], leaves: list[Any], keep: bool, settings: dict[str, Hashable]
+    ) -> Callable[..., Any]:
+        structure, shapes, _ = key
         if key not in self._compiled:
 
             def flat(*leaves: Any) -> Any:
@@ -73,7 +83,7 @@ class Program:
             file = kept_file(self._name, (self._about, key)) if whole else None
             found = jax.jit(flat, **self._options) if file is None else _Kept(flat, shapes, file)
             self._compiled[key] = found
-        return self._compiled[key](*leaves)
+        return self._compiled[key]
 
 
 def _on_first_device(leaves: list[Any]) -> bool:
