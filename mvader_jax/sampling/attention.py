@@ -23,7 +23,7 @@ from mvader_jax.sampling.pictures import Pictures
 
 #: The side, in pixels, that small pictures are enlarged to on a sheet, so that labels fit below them.
 _SIDE = 192
-#: What the hottest place is drawn in, and how much of it: none where an element got nothing.
+#: What the hottest place is drawn in, and how much of it.
 _HOT, _MOST = (255, 64, 0), 0.75
 
 
@@ -56,10 +56,10 @@ class Attention:
         return np.stack([[_resized(place, size) for place in row] for row in self.places])
 
     def overlay(self, picture: int, element: int) -> PIL.Image.Image:
-        """A picture, its places the redder the more of their attention went to an element: the hottest is as red as red
-        becomes, and nothing of it red where it got none."""
+        """A picture, its places the redder the more of their attention went to an element: not red where it got least,
+        as red as red becomes where it got most."""
         heat = _resized(self.places[picture, element], self.pictures[picture].size)
-        heat = _MOST * heat / max(float(heat.max()), 1e-9)
+        heat = _MOST * (heat - heat.min()) / max(float(np.ptp(heat)), 1e-9)
         grey = np.asarray(self.pictures[picture].convert("L"), np.float32)[..., None]
         mixed = (1 - heat[..., None]) * grey + heat[..., None] * np.asarray(_HOT, np.float32)
         return PIL.Image.fromarray(mixed.round().astype(np.uint8))
