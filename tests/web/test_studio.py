@@ -109,9 +109,11 @@ def test_a_bundle_that_draws_nothing_is_refused() -> None:
 
 
 def test_few_steps_draw_while_a_slider_moves() -> None:
-    pipe = Pipeline.load("tiny", fast=None)
-    studio = Studio(pipe)
-    assert studio.has_fast and not Studio(Pipeline.load("tiny")).has_fast
+    assert Studio(Pipeline.load("tiny", fast=None)).has_fast and not Studio(Pipeline.load("tiny")).has_fast
+    unet = micro.MODEL.unet
+    assert unet is not None
+    few = dataclasses.replace(micro.MODEL, unet_fast=dataclasses.replace(unet, time_cond_proj_dim=16))
+    studio = Studio(Pipeline(micro.bundle(few)))
     asked = Asked.of(
         asking.wanted("a red circle", negative=[{"text": "a square"}], settings={"steps": 50, "seed": 3})
     )
