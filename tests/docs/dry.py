@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import inspect
 import itertools
 import os
@@ -182,7 +183,7 @@ class Dry:
         if words[-1] == "...":
             named(words[:-1])
             return
-        words = readable(words)
+        words = [name for word in readable(words) for name in sorted(glob.glob(word)) or [word]]
         try:
             with pytest.raises(SystemExit) as stopped:
                 main(words)
