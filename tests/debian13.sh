@@ -29,7 +29,7 @@ inside() {
     done
     # shellcheck disable=SC2016  # the inner shell expands them
     unshare --mount bash -c '
-        mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"
+        mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && mount --rbind /sys "$0/sys" && exec chroot "$0" "$@"
     ' "$ROOT" env -i HOME=/root LANG=C.UTF-8 PATH=/venv/bin:/usr/bin:/bin "${kept[@]}" \
         PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt "$@"
 }
