@@ -45,7 +45,7 @@ def compile_program(
     lowered = program.lower()
     text = lowered.as_text()
     versions = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
-    options = {"exec_time_optimization_effort": float(effort), **program.compiler_options}
+    options = {**effort_option(effort), **program.compiler_options}
     recipe = [FORMAT, topology.name, topology.slices, options, versions, list(program.mesh.shape.items())]
     key = hashlib.sha256(f"{json.dumps(recipe)}\n{text}".encode()).hexdigest()[:32]
     path = cache_directory() / f"{key}.json"
@@ -80,6 +80,15 @@ def compile_program(
         say("reading the compiled program")
         result.update(measure(compiled_text, program, topology))
     return result
+
+
+def effort_option(effort: float) -> dict[str, Any]:
+    """XLA's effort, -1 to 1, as the installed JAX takes it: 0.12 knows levels alone, the lowest of them O0."""
+    if hasattr(jax.config, "jax_exec_time_optimization_effort"):
+        return {"exec_time_optimization_effort": float(effort)}
+    if effort == 0:
+        return {}
+    return {"optimization_level": "O0" if effort <= -1 else "O1" if effort < 0 else "O3"}
 
 
 def cache_directory() -> Path:

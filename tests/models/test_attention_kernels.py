@@ -17,6 +17,7 @@ from mvader_jax.models.attention import attend, key_bias, plain
 from mvader_jax.models.attention_kernels import choose, current_platform, run
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.parallel.pods import parse_topology
+from mvader_jax.plan.compile import effort_option
 from mvader_jax.plan.hlo.cost import cost
 from mvader_jax.plan.topology import devices
 
@@ -289,9 +290,7 @@ def compiled_for(pod: Any, queries: int, keys: int, heads: int, width: int, dtyp
     with jax.set_mesh(pod):
         assert current_platform() == "tpu"
         traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*arguments)
-        return traced.lower(lowering_platforms=("tpu",)).compile(
-            compiler_options={"exec_time_optimization_effort": -1.0}
-        )
+        return traced.lower(lowering_platforms=("tpu",)).compile(compiler_options=effort_option(-1.0))
 
 
 def test_a_tpus_compiler_takes_the_kernel_and_keeps_no_scores(pod: Any) -> None:

@@ -16,6 +16,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, compiler_options, make_mesh
 from mvader_jax.parallel.pods import parse_topology
 from mvader_jax.parallel.sharding import bytes_per_device, constrain
+from mvader_jax.plan.compile import effort_option
 from mvader_jax.plan.counted import step_flops
 from mvader_jax.plan.program import sample_program, train_program
 from mvader_jax.plan.states import states_note
@@ -100,7 +101,7 @@ def test_gathered_weights_do_not_become_loops() -> None:
     with jax.set_mesh(mesh):
         product = jax.jit(lambda x, w: constrain(x @ w.astype(x.dtype), "batch", "sequence", "activation"))
         lowered = product.trace(x, w).lower(lowering_platforms=("tpu",))
-    quick = {"exec_time_optimization_effort": -1.0}
+    quick = effort_option(-1.0)
     assert " while(" in lowered.compile(compiler_options=quick).as_text()
     text = lowered.compile(compiler_options={**quick, **compiler_options(mesh)}).as_text()
     assert " while(" not in text and "all-gather" in text
