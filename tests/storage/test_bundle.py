@@ -218,7 +218,8 @@ def test_verify_says_what_was_compared(
     with pytest.raises(SystemExit):
         main(["bundle", str(copy), "--verify"])
     out = capsys.readouterr().out
-    assert "sha256 unknown, nothing to compare with" in out and out.count(", verified") == len(compared) - 1
+    assert "sha256 unknown, nothing to compare with" in out
+    assert out.count(", verified") == len(data["components"]) - 1
     # Several processes used to leave the hash of what a training had started from; now none.
     data["components"]["unet"] |= {"sha256": "0" * 64, "trained": "diffusion"}
     (copy / "config.json").write_text(json.dumps(data))
