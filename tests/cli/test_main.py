@@ -260,6 +260,7 @@ WRONG = {
     "sample": ["nope.png"],
     "score": ["nope", "--reference", "nope", "--inception", "nope"],
     "train": ["nope.py"],
+    "web": ["--bundle", "nope"],
 }
 
 
