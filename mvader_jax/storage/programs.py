@@ -122,7 +122,9 @@ class _Kept:
                 exported = export.export(jax.jit(self._function))(*self._shapes)
             except ValueError:  # a kernel for which JAX promises no stable form
                 return jax.jit(self._function)
-            digest = hashlib.sha256(_PLACES.sub("", exported.mlir_module()).encode()).hexdigest()
+            # Arguments that nothing reads are in the program's shapes, and not in its text.
+            text = f"{self._shapes}\n{_PLACES.sub('', exported.mlir_module())}"
+            digest = hashlib.sha256(text.encode()).hexdigest()
             write_kept(self._file, digest.encode() + bytes(exported.serialize()))
         file = self._compiled_file(digest)
         if (known := _read_compiled(file)) is not None:

@@ -146,6 +146,15 @@ def test_what_does_not_run_when_read_back_is_not_kept(cache: Path, monkeypatch: 
     np.testing.assert_array_equal(Program(Traced(), "test", "about")(TREE, X), out)
 
 
+def test_an_argument_that_nothing_reads_has_its_shape_too(cache: Path) -> None:
+    def first(x: jax.Array, unread: jax.Array) -> jax.Array:
+        return 2 * x
+
+    for length in (3, 5, 3):
+        out = Program(first, "test", f"about {length}")(X, np.zeros(length, np.float32))
+        np.testing.assert_allclose(out, 2 * X, rtol=1e-6)
+
+
 def test_what_runs_elsewhere_is_not_kept(cache: Path) -> None:
     there = jax.devices()[1]
     out = Program(Traced(), "test", "about")(TREE, jax.device_put(X, there))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -298,7 +299,7 @@ def test_what_is_left_of_a_bucket_joins_a_larger_one() -> None:
         return Shape(StaticSettings("plms", steps, (8, 8)), (), False, length, images)
 
     def items(count: int) -> list[Item]:
-        return [Item(None, index) for index in range(count)]  # type: ignore[arg-type]
+        return [Item(SimpleNamespace(prompt=index), index) for index in range(count)]  # type: ignore[arg-type]
 
     wanted = [(8, 0, 10), (16, 0, 3), (32, 1, 5), (16, 1, 1)]
     queue = [(item, shape(length, images)) for length, images, n in wanted for item in items(n)]
