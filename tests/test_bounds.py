@@ -26,21 +26,25 @@ from mvader_jax.bounds import Bound
 from mvader_jax.cli.main import main
 from mvader_jax.data.building.filters import FilterConfig
 from mvader_jax.errors import UserError
+from mvader_jax.lora.config import LoraConfig
 from mvader_jax.models.clip_text import ClipTextConfig
 from mvader_jax.models.decoder import AdaptersConfig
 from mvader_jax.plan.request import Request
 from mvader_jax.sampling.settings import StaticSettings
+from mvader_jax.scores.score import Scoring
 from mvader_jax.settings import Checked, Choice, convert, from_dict, override, to_dict, type_hints
 from mvader_jax.train.config import Group, load_config
 
-#: One of each class that has no defaults.
+#: One of each class that has no defaults, or none that stand by themselves.
 STAGE = micro.train_config().stages["diffusion"]
 EXAMPLES: dict[str, Any] = {
     "Group": Group("unet/.*", 1e-3),
     "Stage": STAGE,
     "TrainConfig": micro.train_config(),
     "AdaptersConfig": AdaptersConfig(16),
+    "LoraConfig": LoraConfig(4, "attn"),
     "SMagmaConfig": micro.MODEL.s_magma,
+    "Scoring": Scoring(("clip",), clip="tiny"),
     "Request": Request("configs/tiny.py", "v5e:2x2"),
     "StaticSettings": StaticSettings("ddim", 50, (8, 8)),
 }

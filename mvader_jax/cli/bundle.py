@@ -68,9 +68,9 @@ def bundle(
       mvader bundle tiny --describe
       mvader bundle bundles/mine --checkpoint runs/tiny/diffusion
       mvader bundle bundles/both --unet bundles/sd14 --decoder bundles/gptj
-      mvader bundle bundles/styled --base bundles/sd14 --merge-lora style.safetensors@0.8
+      mvader bundle bundles/styled --base bundles/sd14 --merge-lora style.safetensors
       mvader bundle bundles/quick --base tiny --unet-fast runs/tiny/distill/bundle
-      mvader bundle bundles/plain --base bundles/quick --without unet_fast
+      mvader bundle bundles/plain --base tiny --without unet_fast
     """
     from mvader_jax.cli._progress import bar
     from mvader_jax.convert.compose import compose, with_base

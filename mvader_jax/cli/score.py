@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mvader_jax.bounds import NON_NEGATIVE, POSITIVE
+from mvader_jax.bounds import NON_NEGATIVE, POSITIVE, Seed
 from mvader_jax.cli._given import refuse
 from mvader_jax.cli._options import DrawMesh, Quiet
 from mvader_jax.cli._progress import bars, tell
@@ -37,7 +37,7 @@ def score(
     ] = "pytorch-fid",
     batch: Annotated[int, POSITIVE, typer.Option(help="pictures looked at together")] = 50,
     bootstrap: Annotated[int, NON_NEGATIVE, typer.Option(help="resamplings for intervals, 0: none")] = 0,
-    seed: Annotated[int, typer.Option(help="of resamplings, and of kid's subsets")] = 0,
+    seed: Annotated[Seed, typer.Option(help="of resamplings, and of kid's subsets")] = 0,
     keep: Annotated[
         Path | None, typer.Option(help="folder where features stay: the same command goes on from there")
     ] = None,

@@ -16,7 +16,7 @@ def show(
     pictures: Annotated[list[Path], typer.Argument(help="PNGs that mvader drew")],
     as_json: Annotated[bool, typer.Option("--json", help="a JSON object per line")] = False,
 ) -> None:
-    """Print what pictures were drawn with: prompt, weights, seed, settings, and the command that draws each again.
+    """Print what pictures were drawn with. It is prompt, weights, seed, settings, and the command that draws each again.
 
     \b
     Examples:

@@ -33,7 +33,7 @@ def web(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Open a page where a prompt's weights are sliders, and pictures are drawn as they move. Ctrl-C ends it.
+    """Open a page where a prompt's weights are sliders. Pictures are drawn as they move; Ctrl-C ends it.
 
     \b
     Examples:

@@ -90,7 +90,7 @@ OTHERS = {
 PACKAGES = {"xpk", "img2dataset"}
 #: What stands in a page for a name of the reader's.
 NAMES = {"CONFIG": "configs/tiny.py", "STAGE": "diffusion", "DIR": "runs", "RUN": "runs/tiny"}
-NAMES |= {"FILE": "prompts.jsonl"}
+NAMES |= {"FILE": "prompts.jsonl", "BUNDLE": "tiny"}
 
 
 class Begun(BaseException):
@@ -200,7 +200,7 @@ class Dry:
             load_config(Path(request.config), request.overrides).stage(request.stage)
             parse_mesh(request.mesh)
         flags = {"--bundle", "--decoder", "--biases", "--adapters", "--image-prefix", "--image-encoder"}
-        flags |= {"--unet", "--vae", "--text-encoder", "--base", "--checkpoint"}
+        flags |= {"--unet", "--unet-fast", "--vae", "--text-encoder", "--base", "--checkpoint"}
         named = [value for flag, value in itertools.pairwise(words) if flag in flags]
         listed = [word for word in words if re.search(r"\.(init|precomputed|paths)=\[", word)]
         named += [path for word in listed for path in re.findall(r'"([^"]+)"', word)]

@@ -9,7 +9,8 @@ import micro
 import numpy as np
 import pytest
 import torch
-from test_decoder import modified_resnet, stacked
+from openai_clip import openai_clip
+from test_decoder import stacked
 from torch_trees import close, jitter, tree_of
 from transformers import GPTJConfig, GPTJModel
 
@@ -50,7 +51,7 @@ def twin(request: pytest.FixtureRequest) -> dict[str, Any]:
             )
         )
     )
-    encoder = modified_resnet().ModifiedResNet((1, 1, 1, 1), 64, 4, 64, 8)
+    encoder = openai_clip().ModifiedResNet((1, 1, 1, 1), 64, 4, 64, 8)
     encoder.attnpool = torch.nn.Identity()
     encoder = jitter(encoder)
     projection, norm = torch.nn.Linear(256, WIDTH), jitter(torch.nn.LayerNorm(WIDTH))

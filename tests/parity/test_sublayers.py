@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
-from test_decoder import modified_resnet
+from openai_clip import openai_clip
 from torch_trees import close, jitter, nchw, nhwc, tree_of
 from transformers import CLIPTextConfig, CLIPTextModel, GPTJConfig, GPTJModel, GPTNeoXConfig, GPTNeoXModel
 
@@ -119,7 +119,7 @@ def test_clip_text(heads: int, activation: Any) -> None:
     layer = theirs.get_submodule(f"{prefix}encoder.layers.1")
     tree = tree_of(layer.state_dict())
     config = ClipTextConfig(97, 48, 2, heads, 70, 23, activation)
-    ours = (ClipSelfAttention(config, jnp.float32), ClipMLP(config, jnp.float32))
+    ours = (ClipSelfAttention(config, jnp.float32, causal=True), ClipMLP(config, jnp.float32))
     where = f"{prefix}encoder.layers.1"
     attention_and_mlp(theirs, where, ("self_attn", "mlp"), ours, (tree["self_attn"], tree["mlp"]))
 
@@ -127,7 +127,7 @@ def test_clip_text(heads: int, activation: Any) -> None:
 @pytest.mark.parametrize(("inputs", "width", "stride"), [(24, 6, 1), (16, 6, 1), (16, 8, 2)])
 def test_bottleneck(inputs: int, width: int, stride: int) -> None:
     torch.manual_seed(23)
-    theirs = jitter(modified_resnet().Bottleneck(inputs, width, stride))
+    theirs = jitter(openai_clip().Bottleneck(inputs, width, stride))
     for name, buffer in theirs.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.add_(0.2 * torch.rand_like(buffer))

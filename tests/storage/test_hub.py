@@ -159,7 +159,7 @@ def test_what_is_needed(names: list[str], variant: str | None, chosen: list[str]
 
 def test_a_bundle_is_loaded_from_the_hub(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     hub.add("me/tiny", ASSETS / "tiny", "v1")
-    pipe = Pipeline.load("hf:me/tiny@v1", cache=False)
+    pipe = Pipeline.load("hf:me/tiny@v1", cache=False, fast=None)
     here = load_bundle("tiny")
     for name, tree in here.components.items():
         for a, b in zip(_leaves(tree), _leaves(pipe.bundle.components[name]), strict=True):
@@ -293,7 +293,7 @@ def test_what_is_pushed_loads_again_bitwise(hub: Hub, capsys: pytest.CaptureFixt
     commit = hub.repositories["me/mine"].branches["main"]
     assert capsys.readouterr().out == f"pushed to hf:me/mine@{commit}\n"
     assert hub.repositories["me/mine"].private
-    here, there = load_bundle("tiny"), Pipeline.load("hf:me/mine", cache=False).bundle
+    here, there = load_bundle("tiny"), Pipeline.load("hf:me/mine", cache=False, fast=None).bundle
     assert (here.model, here.records) == (there.model, there.records)
     assert here.components.keys() == there.components.keys()
     for a, b in zip(_leaves(here.components), _leaves(there.components), strict=True):

@@ -65,7 +65,7 @@ def test_a_toy_kind(
     assert run("convert", source, tmp_path / "x", "--as", "toy") == 2
     assert "wheels is 3" in capsys.readouterr().err
     assert run("convert", source, tmp_path / "x", "--as", "bert") == 2
-    assert "clip-text, toy" in capsys.readouterr().err
+    assert "clip-text, inception, toy" in capsys.readouterr().err
 
 
 def test_without_the_line_it_is_unknown(
