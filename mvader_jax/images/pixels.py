@@ -23,11 +23,19 @@ else:  # JAX is not imported for a name
 
 #: How far a person's floats may lie outside of [0, 1]: half precision and resizing lead so far.
 _SLACK = 1e-3
+#: Half of what a file's pixels reach.
+HALF = 127.5
 
 
 def to_float(pixels: UInt8[Pixels, "*shape"]) -> Float32[Pixels, "*shape"]:
     """uint8 -> float32 in [-1, 1], any shape."""
     return pixels.astype("float32") / 127.5 - 1.0
+
+
+def centred(pixels: Float32[Pixels, "*shape"], middle: float = HALF) -> Float32[Pixels, "*shape"]:
+    """Floats of 0 to 255, which resizing makes of uint8 -> [-1, 1], any shape. middle: what becomes 0; with 128, as some
+    networks of TensorFlow read pixels, 1 is not reached."""
+    return (pixels - middle) / middle
 
 
 def to_uint8(pixels: Float[Pixels, "*shape"]) -> UInt8[Pixels, "*shape"]:

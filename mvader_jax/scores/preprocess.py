@@ -10,19 +10,20 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float32, UInt8
 
+from mvader_jax.images.pixels import HALF, centred
+
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """resized: uint8 [H, W, 3] -> float32 [S, S, 3] of 0 to 255; middle, reach: what becomes 0, and 1 above it."""
+    """resized: uint8 [H, W, 3] -> float32 [S, S, 3] of 0 to 255; middle: what becomes 0, as `centred` has it."""
 
     name: str
     resized: Callable[[UInt8[np.ndarray, "H W 3"], int], Float32[np.ndarray, "S S 3"]]
-    middle: float
-    reach: float
+    middle: float = HALF
 
     def pixels(self, picture: UInt8[np.ndarray, "H W 3"], size: int) -> Float32[np.ndarray, "S S 3"]:
         """As the network reads them."""
-        return (self.resized(picture, size) - np.float32(self.middle)) / np.float32(self.reach)
+        return centred(self.resized(picture, size), self.middle)
 
 
 @functools.lru_cache(maxsize=256)
@@ -66,12 +67,12 @@ def _bicubic(picture: UInt8[np.ndarray, "H W 3"], size: int) -> Float32[np.ndarr
 
 
 #: pytorch-fid's `F.interpolate(mode="bilinear", align_corners=False)`; the TensorFlow 1 original's `resize_bilinear`;
-#: clean-fid's `clean` mode. The last two feed (x - 128) / 128 to the network, the first x / 127.5 - 1.
+#: clean-fid's `clean` mode. The last two feed (x - 128) / 128 to the network, the first -1 to 1.
 RESIZES = {
     resize.name: resize
     for resize in (
-        Resize("pytorch-fid", functools.partial(_bilinear, halves=True), 127.5, 127.5),
-        Resize("tensorflow", functools.partial(_bilinear, halves=False), 128.0, 128.0),
-        Resize("clean-fid", _bicubic, 128.0, 128.0),
+        Resize("pytorch-fid", functools.partial(_bilinear, halves=True)),
+        Resize("tensorflow", functools.partial(_bilinear, halves=False), 128.0),
+        Resize("clean-fid", _bicubic, 128.0),
     )
 }
