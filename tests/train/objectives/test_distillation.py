@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from mvader_jax.data.config import DataConfig
 from mvader_jax.data.sources import Scenes
 from mvader_jax.errors import UserError
+from mvader_jax.lora.config import LoraConfig
 from mvader_jax.models.components import abstract_components, init_component
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.plan.program import train_program
@@ -164,8 +166,20 @@ def test_it_goes_on_where_it_stopped(finished: Path, taught: tuple[str, Bundle],
     jax.tree.map(np.testing.assert_array_equal, again.components, whole.components)
 
 
-def test_the_average_is_the_target(taught: tuple[str, Bundle], tmp_path: Path) -> None:
-    run = build_run(config(taught[0]), config(taught[0]).stages["distill"], tmp_path, ONE)
+#: A student that is its teacher and narrow factors, as LCM-LoRA is.
+FACTORS = {
+    "lora": {"unet_fast": LoraConfig(rank=2, targets="attn.*/to_[qkvo].*")},
+    "groups": {"lora": Group("lora/.*", 1e-3)},
+}
+
+
+@pytest.mark.parametrize("changes", [{}, FACTORS], ids=["whole", "factors"])
+def test_the_average_is_the_target(
+    changes: dict[str, Any], taught: tuple[str, Bundle], tmp_path: Path
+) -> None:
+    chosen = config(taught[0])
+    stage = dataclasses.replace(chosen.stages["distill"], **changes)
+    run = build_run(dataclasses.replace(chosen, stages={"distill": stage}), stage, tmp_path, ONE)
     batch = next(stage_loader(run.start.bundle, run.stage))
     moved = jax.tree.map(lambda leaf: leaf + 0.1, run.state.ema)
     metrics = [
