@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,7 +93,8 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     hole: "",
     cut: "",
     empty: "",
-    flipped: "is damaged: its numbers are not those that were written",
+    # Where the byte is one of the compressor's own, it is the compressor that notices.
+    flipped: "is damaged: its numbers are not those that were written|cannot be read: .*ZSTD",
     odd_metadata: "is not a whole checkpoint",
     no_arrays: "",
     gone: "is missing",
@@ -122,7 +124,7 @@ def test_damage(
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and not (tmp_path / "out").exists()
         assert error.startswith("mvader: ") and error.count("\n") == 1 and len(error) < 700, error
-        assert f"{bundle / 'vae'}" in error and DAMAGES[damage] in error, error
+        assert f"{bundle / 'vae'}" in error and re.search(DAMAGES[damage], error), error
     # As stages and encodings start: on a mesh, or in another dtype.
     mesh = jax.make_mesh((8,), ("fsdp",))
     ways: list[dict[str, Any]] = [{"mesh": mesh}, {"dtype": "bfloat16"}]
