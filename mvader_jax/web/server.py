@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 import traceback
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -47,6 +48,7 @@ def serve(studio: Studio, host: str, port: int | None, token: str | None) -> tup
     server = application(studio)
     server.add_middleware(Guard, token=token)
     try:
+        _bindable(host, port or 0)  # what cannot be, Gradio waits for in vain
         _, address, _ = server.launch(
             server_name=host,
             server_port=port,
@@ -65,6 +67,14 @@ def serve(studio: Studio, host: str, port: int | None, token: str | None) -> tup
             f"cannot answer at {host}, port {port or '7860 to 7959'}: it is taken, or not of this machine"
         ) from None
     return server, address
+
+
+def _bindable(host: str, port: int) -> None:
+    """Raises OSError where nobody here can answer at an address."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
 
 
 def application(studio: Studio) -> gradio.Server:

@@ -195,6 +195,12 @@ def test_a_port_that_is_taken_is_a_sentence(client: Client, studio: Studio) -> N
         serve(studio, "127.0.0.1", int(client.host.rpartition(":")[2]), None)
 
 
+@pytest.mark.parametrize("host", ["nowhere.invalid", "203.0.113.7"])
+def test_an_address_that_is_not_of_this_machine_is_a_sentence(host: str, studio: Studio) -> None:
+    with pytest.raises(UserError, match=f"cannot answer at {host}.* or not of this machine"):
+        serve(studio, host, None, "token")
+
+
 def test_nothing_is_asked_of_other_machines(client: Client, reached: list[Any]) -> None:
     client("/")
     assert reached and set(reached) <= {"127.0.0.1", "localhost"}
