@@ -34,6 +34,8 @@ from mvader_jax.sampling.settings import StaticSettings
 from mvader_jax.scores.score import Scoring
 from mvader_jax.settings import Checked, Choice, convert, from_dict, override, to_dict, type_hints
 from mvader_jax.train.config import Group, load_config
+from mvader_jax.web import server
+from mvader_jax.web.asked import Asked, Part, Region, Slider, Words
 
 #: One of each class that has no defaults, or none that stand by themselves.
 STAGE = micro.train_config().stages["diffusion"]
@@ -47,6 +49,11 @@ EXAMPLES: dict[str, Any] = {
     "Scoring": Scoring(("clip",), clip="tiny"),
     "Request": Request("configs/tiny.py", "v5e:2x2"),
     "StaticSettings": StaticSettings("ddim", 50, (8, 8)),
+    "Words": Words("red"),
+    "Region": Region(box=(0.0, 0.0, 1.0, 1.0)),
+    "Part": Part("red"),
+    "Slider": Slider("parts", (1.0,)),
+    "_Attending": server._Attending(Asked(), "run", 0, 0),
 }
 ENDINGS = ("Config", "Settings", "Options", "Request")
 #: Dataclasses so named that hold no number of a person's: a source's own config as it is read, and paths.

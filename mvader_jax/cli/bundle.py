@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mvader_jax.bounds import Seed
+from mvader_jax.cli._given import refuse
 from mvader_jax.cli._options import Quiet
 from mvader_jax.errors import UserError
 
@@ -16,6 +17,7 @@ _From = "the bundle it comes from"
 
 
 def bundle(
+    context: typer.Context,
     out: Annotated[Path, typer.Argument(help="directory of the bundle to write, or to describe")],
     decoder: Annotated[Path | None, typer.Option(help=_From)] = None,
     biases: Annotated[Path | None, typer.Option(help=_From)] = None,
@@ -94,23 +96,27 @@ def bundle(
     parts = {name: path for name, path in given.items() if path is not None}
     if without and base is None:
         raise UserError("--without leaves out what --base brings; give both")
-    if (describe or verify) and (parts or base):
-        what = "--describe" if describe else "--verify"
-        raise UserError(f"{what} takes no components; it looks at the bundle at OUT")
-    if checkpoint is not None and (parts or base or describe or verify or tokenizer or embedder or seed):
-        raise UserError("--checkpoint brings all components of a bundle; leave out the other options")
-    if raw and checkpoint is None:
-        raise UserError("--raw belongs to --checkpoint")
-    if as_json and not describe:
-        raise UserError("--json belongs to --describe")
     if merge_lora and base is None:
         raise UserError("--merge-lora names LoRA files and --base the bundle they change; give both")
+    look = "--describe" if describe else "--verify"
+    way = "checkpoint" if checkpoint else "look" if describe or verify else "merge" if merge_lora else "put"
+    what, takes = {
+        "look": (
+            f"{look}, which looks at the bundle at OUT",
+            ("describe", "verify", *(["as_json"] * describe)),
+        ),
+        "checkpoint": ("--checkpoint, which brings all components", ("checkpoint", "raw", "overwrite")),
+        "merge": ("--merge-lora, which takes all of --base", ("merge_lora", "base", "overwrite")),
+        "put": (
+            "components put together",
+            (*given, "base", "tokenizer", "embedder", "seed", "overwrite", "without"),
+        ),
+    }[way]
+    refuse(context, what, {*takes, "out", "quiet"})
     if base is not None and not (merge_lora or parts or without or tokenizer):
         raise UserError(
             "--base alone changes nothing; give --merge-lora, --without, or a component, or copy the folder"
         )
-    if merge_lora and (checkpoint or parts or without or describe or verify or tokenizer or embedder or seed):
-        raise UserError("--merge-lora takes all components of --base; leave out the other options")
     compared = check(find_bundle(out)) if verify else {}
     if checkpoint is not None:
         write_snapshot(Snapshot.of(checkpoint, raw=raw), out, overwrite=overwrite)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvader_jax.bounds import NON_NEGATIVE, POSITIVE, ComputeDtype, FrozenDtype, between
+from mvader_jax.cli import _given
 from mvader_jax.cli._options import (
     BalanceAttention,
     BundleName,
@@ -274,10 +275,7 @@ def _sample_like(like: Path, context: typer.Context, asked: _Asked, place: Place
     from mvader_jax.prompt.elements import Prompt
 
     flags = dict(context.params)
-    said = {name: context.get_parameter_source(name) for name in flags}
-    drawing = read_like(
-        like, flags, {name for name, source in said.items() if source and source.name == "COMMANDLINE"}
-    )
+    drawing = read_like(like, flags, _given.given(context))
     for name, elements in zip(("prompt", "negative"), asked.elements(), strict=True):
         if elements:
             old = getattr(drawing, name)

@@ -153,7 +153,7 @@ def _mask(shape: Any, data: Any) -> np.ndarray:
             raise ValueError(shape)
         numbers = zlib.decompressobj().decompress(_data(data), wanted)
         return np.frombuffer(numbers, "<f4").reshape(height, width).astype(np.float32)
-    except Exception:
+    except (TypeError, ValueError, zlib.error):
         raise UserError("a mask that is kept in the picture is damaged") from None
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from mvader_jax.bounds import NonNegativeInt, PositiveInt, Share, between
+from mvader_jax.bounds import NonNegativeInt, PositiveInt, Share, any_number, between
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.elements import Element, Image, Prompt, Text
 from mvader_jax.sampling.attention import Attention
@@ -38,7 +38,7 @@ class Region(Checked):
 
     mask: str | None = None
     weight: _Weight = 1.0
-    box: tuple[float, float, float, float] | None = None
+    box: tuple[Share, Share, Share, Share] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,9 +204,9 @@ class Slider(Checked):
     of: Literal[
         "parts", "negative", "words", "regions", "negative_strength", "guidance_scale", "strength", "fraction"
     ]
-    values: tuple[float, ...]
-    row: int = 0
-    index: int = 0
+    values: tuple[Annotated[float, any_number("what it changes has its own bounds")], ...]
+    row: NonNegativeInt = 0
+    index: NonNegativeInt = 0
 
     def at(self, asked: Asked, value: float) -> Asked:
         """`asked` with the slider at a value. Raises UserError for a row that is not there, or a bad value."""

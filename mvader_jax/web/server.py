@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mvader_jax.bounds import NonNegativeInt, Seed
 from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.errors import UserError
 from mvader_jax.models.unet import UNetConfig
@@ -229,8 +230,8 @@ class Page:
 class _Attending(Checked):
     asked: Asked
     run: str
-    seed: int
-    index: int
+    seed: Seed
+    index: NonNegativeInt
 
 
 @dataclasses.dataclass(frozen=True)

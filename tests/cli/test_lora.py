@@ -25,7 +25,10 @@ from mvader_jax.cli.main import main
             "bundle out --base tiny",
             "--base alone changes nothing; give --merge-lora, --without, or a component",
         ),
-        ("bundle out --base tiny --unet tiny --merge-lora style.safetensors", "leave out the other options"),
+        (
+            "bundle out --base tiny --unet tiny --merge-lora style.safetensors",
+            "--unet does nothing for --merge-lora",
+        ),
         ("bundle out --base tiny --merge-lora style.safetensors", "cannot be read as a LoRA"),
         ("export style.safetensors out --to kohya --dtype float16", "a LoRA file is written as it is"),
         ("export style.safetensors out --to kohya", "cannot be read as a LoRA"),

@@ -243,9 +243,11 @@ def test_describe(public: Public, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run("bundle", tmp_path / "some", "--describe", "--json") == 0
     assert json.loads(capsys.readouterr().out)["components"] == records
     assert run("bundle", tmp_path / "x", "--unet", public.sd, "--json") == 2
-    assert "--json belongs to --describe" in capsys.readouterr().err
+    assert "--json does nothing for components put together" in capsys.readouterr().err
     assert run("bundle", tmp_path / "some", "--describe", "--unet", public.sd) == 2
-    assert "--describe takes no components" in capsys.readouterr().err
+    assert "does nothing for --describe" in capsys.readouterr().err
+    assert run("bundle", tmp_path / "some", "--verify", "--overwrite") == 2
+    assert "--overwrite does nothing for --verify" in capsys.readouterr().err
     assert run("bundle", tmp_path / "none", "--describe") == 2
     assert "no bundle" in capsys.readouterr().err
 
