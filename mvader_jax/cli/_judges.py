@@ -33,7 +33,7 @@ class Asked:
     fast: bool
 
     def pipeline(self) -> Pipeline:
-        from mvader_jax.cli.sample import load_pipeline
+        from mvader_jax.cli._loading import load_pipeline
 
         return load_pipeline(self.bundle, mesh=self.mesh, frozen_dtype=self.frozen_dtype, fast=self.fast)
 

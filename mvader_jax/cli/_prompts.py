@@ -11,7 +11,7 @@ from mvader_jax.cli._progress import bar, status, tell
 from mvader_jax.sampling.settings import SamplingSettings
 
 if TYPE_CHECKING:
-    from mvader_jax.cli.sample import Place
+    from mvader_jax.cli._loading import Place
     from mvader_jax.sampling.batch.run import Progress
 
 

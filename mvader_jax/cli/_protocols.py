@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def _draw(asked: Asked, prompts: Path, out: Path) -> int:
     """The pictures of a file of prompts, as `mvader sample --prompts` draws them; its exit code."""
-    from mvader_jax.cli.sample import Place, sample_file
+    from mvader_jax.cli._loading import Place
+    from mvader_jax.cli._prompts import sample_file
 
     place = Place(
         asked.bundle, "float32", asked.frozen_dtype, asked.mesh, out, asked.quiet, raw=False, fast=asked.fast

@@ -28,8 +28,8 @@ def demo(
       mvader demo
       mvader demo --seed 3 --num-images 2 --out outputs/demo-3
     """
+    from mvader_jax.cli._loading import load_pipeline
     from mvader_jax.cli._progress import status
-    from mvader_jax.cli.sample import load_pipeline
     from mvader_jax.paper.demo import demo as run
     from mvader_jax.sampling.output import check_writable
 

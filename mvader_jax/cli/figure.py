@@ -60,8 +60,8 @@ def figure(
       mvader figure 5 --inputs 'a <color> hat' photo.png@0.1 --values red,blue
       mvader figure weights "a red shape" photo.png --thetas 1,.3,0
     """
+    from mvader_jax.cli._loading import load_pipeline, read_parts
     from mvader_jax.cli._progress import status
-    from mvader_jax.cli.sample import load_pipeline, read_parts
     from mvader_jax.errors import UserError
     from mvader_jax.images.png import save_png
     from mvader_jax.paper.figures import Options, check_figure, draw_figure

@@ -45,9 +45,9 @@ def web(
 
     convert(ComputeDtype, dtype, "--dtype")
     convert(FrozenDtype | None, frozen_dtype, "--frozen-dtype")
+    from mvader_jax.cli._loading import load_pipeline
     from mvader_jax.cli._progress import status
     from mvader_jax.cli.main import explained
-    from mvader_jax.cli.sample import load_pipeline
     from mvader_jax.web.said import Opened
     from mvader_jax.web.server import serve
     from mvader_jax.web.studio import Studio

@@ -15,8 +15,8 @@ import twins
 from converting import convert
 from test_sources import finetuned
 
+from mvader_jax.cli._loading import load_pipeline
 from mvader_jax.cli.main import main
-from mvader_jax.cli.sample import load_pipeline
 from mvader_jax.convert.compose import compose
 from mvader_jax.errors import UserError
 from mvader_jax.prompt.tokenizer import TokenizerConfig, train_tokenizer

@@ -35,7 +35,7 @@ from mvader_jax.train.shipped import shipped_configs
 
 #: Where the work of a command begins: the function that is not called.
 BEGINS = [
-    "mvader_jax.cli.sample.load_pipeline",
+    "mvader_jax.cli._loading.load_pipeline",
     "mvader_jax.data.sources.emoji.Emoji.world",
     "mvader_jax.train.loop.train",
     "mvader_jax.plan.runner.run_request",

@@ -53,7 +53,7 @@ def test_the_prompts_are_read_by_those_who_draw(tmp_path: Path, capsys: pytest.C
 
 def test_a_bundle_draws_them_into_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("mvader_jax.cli.sample.sample_file", lambda *given: asked.extend(given) or 75)
+    monkeypatch.setattr("mvader_jax.cli._prompts.sample_file", lambda *given: asked.extend(given) or 75)
     with pytest.raises(SystemExit) as stopped:
         main([
             "evaluate", "--world", "coco", "--data", str(annotations(tmp_path / "c.json")), "--count", "3",

@@ -210,7 +210,7 @@ def test_nothing_is_asked_of_other_machines(client: Client, reached: list[Any]) 
 def test_the_command_prints_the_address(
     host: str | None, studio: Studio, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mvader_jax.cli.sample.load_pipeline", lambda *_, **__: studio.pipe)
+    monkeypatch.setattr("mvader_jax.cli._loading.load_pipeline", lambda *_, **__: studio.pipe)
 
     def interrupted(seconds: float) -> None:
         if threading.current_thread() is threading.main_thread() and seconds == 3600:

@@ -176,7 +176,7 @@ def test_a_bundle_that_draws_is_judged_and_its_numbers_kept(
     shown = np.stack(
         [render(Scene("white", (thing(t.things[0].color, t.things[0].noun, "centre"),))) for t in tasks]
     )
-    monkeypatch.setattr("mvader_jax.cli.sample.load_pipeline", lambda *a, **k: None)
+    monkeypatch.setattr("mvader_jax.cli._loading.load_pipeline", lambda *a, **k: None)
     monkeypatch.setattr(
         "mvader_jax.paper.conjunction.evaluate.draw",
         lambda pipe, prompts, settings, done: shown[: len(prompts)],
