@@ -1,4 +1,4 @@
-"""The first pictures: the paper's four tasks on scenes, drawn in one call of one compiled program."""
+"""The first pictures: the paper's four tasks, drawn in one call of one compiled program."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from mvader_jax.data.scenes.world import Scene, SceneObject, render
 from mvader_jax.errors import UserError
 from mvader_jax.images.png import save_png
 from mvader_jax.images.read import load_image
+from mvader_jax.paper.demos import Demo, demo_of
 from mvader_jax.paper.layout import Cell, sheet, shown
 from mvader_jax.prompt.elements import Prompt
 from mvader_jax.prompt.parse import parse_part
@@ -23,23 +23,6 @@ from mvader_jax.sampling.pictures import not_finite
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings, image_count
 from mvader_jax.storage.atomic import make_directory, write_file
-
-#: The pictures that the prompts show.
-INPUTS = {
-    "circle.png": Scene("black", (SceneObject("circle", "blue", "large", "solid", "left"),)),
-    "cross.png": Scene("white", (SceneObject("cross", "red", "large", "hollow", "centre"),)),
-    "square.png": Scene("black", (SceneObject("square", "yellow", "large", "solid", "right"),)),
-}
-
-
-#: The parts of each prompt as `mvader sample` takes them, input pictures by name.
-TASKS = {
-    "text": ("a large solid green triangle at the top on a white background",),
-    "variation": ("cross.png",),
-    "style": ("a hollow shape", "circle.png"),
-    "element": ("a green shape", "circle.png"),
-    "composition": ("circle.png", "square.png"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +34,12 @@ class Drawn:
     path: Path
 
 
-def write_inputs(directory: Path) -> dict[str, Path]:
+def write_inputs(demo: Demo, directory: Path) -> dict[str, Path]:
     """The input pictures as files: {name: path}. Raises UserError where another file has such a name."""
     make_directory(directory)
-    paths = {name: directory / name for name in INPUTS}
-    for name, scene in INPUTS.items():
-        picture = PIL.Image.fromarray(render(scene))
+    paths = {name: directory / name for name in demo.inputs}
+    for name, shown_by in demo.inputs.items():
+        picture = PIL.Image.fromarray(shown_by())
         if os.path.lexists(paths[name]):
             if not _shows(paths[name], picture):
                 raise UserError(
@@ -84,7 +67,7 @@ def demo(
     num_images: int = 4,
     fast: bool = False,
 ) -> list[Drawn]:
-    """Draws every task of TASKS into `out`: the prompt's pictures, then what was made of it.
+    """Draws every task of the bundle's demo into `out`: the prompt's pictures, then what was made of it.
 
     fast: whether the pipeline was loaded with the few-step UNet, which the commands then say. All prompts are padded to
     one length, so that one program serves them. Raises UserError where `out` cannot be written; and, when the other
@@ -92,10 +75,11 @@ def demo(
     """
     settings, count = settings or pipe.defaults, image_count(num_images)
     static = settings.static(pipe.model)
-    for task in TASKS:
+    chosen = demo_of(pipe.bundle)
+    for task in chosen.tasks:
         check_replaceable(out / f"{task}.png", "demo")
-    inputs = write_inputs(out / "inputs")
-    parts = {name: [_located(part, inputs) for part in task] for name, task in TASKS.items()}
+    inputs = write_inputs(chosen, out / "inputs")
+    parts = {name: [_located(part, inputs) for part in task] for name, task in chosen.tasks.items()}
     prompts = [Prompt(tuple(parse_part(part) for part in words)) for words in parts.values()]
     rows = np.repeat(np.arange(len(prompts), dtype=np.int32), count)
     prompted = pipe.bundle.to_batch(prompts, site=settings.site, balance=settings.balance)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mvader_jax.bounds import NonNegativeFloat, Share
 from mvader_jax.data.scenes.world import COLORS, Scene, SceneObject, render
 from mvader_jax.errors import UserError
-from mvader_jax.paper.demo import INPUTS
+from mvader_jax.paper.demos import DEMOS
 from mvader_jax.paper.layout import Cell, names, setting, sheet, shown, weighted
 from mvader_jax.prompt.elements import Element, Image, Text
 from mvader_jax.sampling.pipeline import Pipeline
@@ -191,7 +191,7 @@ def _numbered(pictures: Sequence[PIL.Image.Image], name: str) -> list[Cell]:
 
 def _input(name: str, weight: float = 1.0) -> Image:
     """A picture of the demo, of which the embedded model is known to draw what the figures show."""
-    return Image(render(INPUTS[name]), weight)
+    return Image(DEMOS["scenes"].inputs[name](), weight)
 
 
 def _pair() -> list[Element]:

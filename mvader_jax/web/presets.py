@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvader_jax.data.scenes.world import render
-from mvader_jax.paper.demo import INPUTS, TASKS
+from mvader_jax.paper.demos import Demo
 from mvader_jax.web.asked import Asked, Part
 from mvader_jax.web.store import Store
 
-#: The name of a task as the page shows it, its prompt as in `TASKS`, and what sampling starts from, if anything.
-_SHOWN: dict[str, tuple[str, tuple[str, ...], Any]] = {
-    "style": ("Style: text and picture", TASKS["style"], None),
-    "element": ("One element: text and picture", TASKS["element"], None),
-    "text": ("A text alone", TASKS["text"], None),
-    "variation": ("Variation: one picture", TASKS["variation"], None),
-    "composition": ("Composition: two pictures", TASKS["composition"], None),
-    "img2img": ("Baseline: image to image", TASKS["element"], "img2img"),
-    "interpolation": ("Baseline: interpolation", TASKS["composition"], "interpolation"),
-}
+#: (The title that the page shows, the task of the demo whose prompt it has, what sampling starts from, if anything.)
+_SHOWN: tuple[tuple[str, str, Any], ...] = (
+    ("Style: text and picture", "style", None),
+    ("One element: text and picture", "element", None),
+    ("A text alone", "text", None),
+    ("Variation: one picture", "variation", None),
+    ("Composition: two pictures", "composition", None),
+    ("Baseline: image to image", "element", "img2img"),
+    ("Baseline: interpolation", "composition", "interpolation"),
+)
 
 
-def examples(store: Store) -> dict[str, str]:
+def examples(demo: Demo, store: Store) -> dict[str, str]:
     """{a name: the id of its picture in the store}."""
-    return {name: store.add(render(scene)).id for name, scene in INPUTS.items()}
+    return {name: store.add(picture()).id for name, picture in demo.inputs.items()}
 
 
-def presets(pictures: dict[str, str]) -> list[dict[str, Any]]:
+def presets(demo: Demo, pictures: dict[str, str]) -> list[dict[str, Any]]:
     """{"title", "parts", "task"} of each, as `Asked` holds them; the first is what a new page shows."""
     found = []
-    for title, parts, task in _SHOWN.values():
+    for title, asked_for, task in _SHOWN:
+        parts = demo.tasks[asked_for]
         rows = tuple(
             Part(picture=pictures[part], name=part) if part in pictures else Part(text=part) for part in parts
         )

@@ -26,6 +26,7 @@ from mvader_jax.diffusion.samplers import SAMPLERS
 from mvader_jax.errors import UserError
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.models.vae import VAEConfig
+from mvader_jax.paper.demos import demo_of
 from mvader_jax.prompt.elements import SITES
 from mvader_jax.sampling.drawing import read_drawing
 from mvader_jax.sampling.settings import FAST, image_size
@@ -111,7 +112,8 @@ class Page:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self.examples = examples(studio.store)
+        self.demo = demo_of(studio.pipe.bundle)
+        self.examples = examples(self.demo, studio.store)
         folder = files("mvader_jax.web").joinpath("page")
         self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -142,7 +144,7 @@ class Page:
                 "bytes": MOST_BYTES,
             },
             "examples": [{"name": name, "id": id} for name, id in self.examples.items()],
-            "presets": presets(self.examples),
+            "presets": presets(self.demo, self.examples),
         }
         return JSONResponse(known)
 
