@@ -82,7 +82,7 @@ class BatchNorm(nn.Module):
 def _conv(
     features: int, size: int, name: str, dtype: Dtype, stride: int = 1
 ) -> Callable[[jax.Array], jax.Array]:
-    """A convolution whose activations stay sharded by batch alone (see `unet_blocks.Conv` for why)."""
+    """A convolution whose activations stay sharded by batch alone (see `convolution.Conv` for why)."""
     pad = size // 2
     init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
     module = nn.Conv(

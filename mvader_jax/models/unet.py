@@ -15,6 +15,7 @@ from jaxtyping import Float, Num
 from mvader_jax.bounds import LARGEST_INT, PositiveFloat, PositiveInt, between
 from mvader_jax.condition import Condition
 from mvader_jax.errors import UserError
+from mvader_jax.models.convolution import conv
 from mvader_jax.models.remat import Remat, rematerialised
 from mvader_jax.models.unet_blocks import (
     Downsample,
@@ -22,7 +23,6 @@ from mvader_jax.models.unet_blocks import (
     TimeEmbedding,
     Transformer2D,
     Upsample,
-    conv,
     group_norm,
     guidance_embedding,
     split_heads,

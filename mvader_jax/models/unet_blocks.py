@@ -16,105 +16,14 @@ from jaxtyping import Float, Float32, Num
 
 from mvader_jax.condition import Condition, KeysValues
 from mvader_jax.models.attention import attend, attention_of
-from mvader_jax.models.attention_kernels import current_platform
-from mvader_jax.parallel.sharding import constrain, partitioned
+from mvader_jax.models.convolution import Conv, conv
+from mvader_jax.parallel.sharding import partitioned
 
 Dtype = Any
 #: The collection in which each cross-attention leaves what its condition's elements got, where `apply` lets it change
 #: (`models.attention_maps` reads it).
 ATTENTION = "attention"
 _KERNEL = nn.initializers.lecun_normal()
-
-
-class Conv(nn.Module):
-    """A square convolution: [B, h, w, C] -> [B, h / stride, w / stride, features].
-
-    padding: rows and columns of zeros before and after; size // 2 of each where None.
-    doubled: of x at twice its height and width, each value four times (nearest neighbour); of stride 1.
-
-    Its activations stay sharded by batch alone. Left to itself, XLA's partitioner (jax 0.10) gives a
-    convolution whose channels are sharded, forward or backward, the rows of another device on a mesh
-    with data, fsdp and tensor axes, and the numbers are silently wrong.
-    """
-
-    features: int
-    size: int
-    stride: int = 1
-    padding: tuple[int, int] | None = None
-    doubled: bool = False
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B _ _ F"]:
-        init = partitioned(_KERNEL, "kernel", "kernel", "channels_in", "channels_out")
-        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        pad = (self.size // 2, self.size // 2) if self.padding is None else self.padding
-        x = _pin(x.astype(self.dtype))
-        if self.doubled and current_platform() != "cpu":
-            return _pin(_of_doubled(x, kernel) + bias.astype(self.dtype))
-        if self.doubled:
-            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        kernel = kernel.astype(self.dtype)
-        if self.stride == 1 and _better_as_product(x, self.size):
-            y = _as_product(x, kernel, pad)
-        else:
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=(pad, pad),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-        return _pin(y + bias.astype(self.dtype))
-
-
-def _better_as_product(x: jax.Array, size: int) -> bool:
-    """Whether one product of all patches beats XLA's convolution: on CPUs, where the patches are few.
-
-    Measured at 4 to 4096 positions of 64 to 2560 channels (docs/sampling.md, "Speed on a CPU").
-    """
-    few = size == 1 or x.shape[1] * x.shape[2] <= x.shape[3] // 4
-    return few and current_platform() == "cpu"
-
-
-def _as_product(x: jax.Array, kernel: jax.Array, pad: tuple[int, int]) -> jax.Array:
-    """The convolution of stride 1 as patches [B, h, w, size^2 C] times the kernel [size^2 C, features]."""
-    size = kernel.shape[0]
-    x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
-    height, width = x.shape[1] - size + 1, x.shape[2] - size + 1
-    shifts = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-    return jnp.concatenate(shifts, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def _of_doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The convolution of x at twice its size, which is not made: less than half of the products (docs/planning.md).
-
-    A value that stands in two rows meets the sum of two taps, so a kernel of one row and column more, summed in float32,
-    slides over x with zeros between its values.
-    """
-    kernel = kernel.astype(jnp.float32)
-    for axis in (0, 1):
-        wider = jnp.pad(kernel, [(0, int(i == axis)) for i in range(4)])
-        kernel = wider + jnp.roll(wider, 1, axis)
-    pad = (kernel.shape[0] // 2,) * 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        window_strides=(1, 1),
-        padding=(pad, pad),
-        lhs_dilation=(2, 2),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _pin(x: jax.Array) -> jax.Array:
-    return constrain(x, "batch", "sequence", "sequence", "activation")
-
-
-def conv(features: int, size: int, *, name: str, dtype: Dtype) -> Conv:
-    """A convolution of stride 1 that keeps the size."""
-    return Conv(features, size, dtype=dtype, name=name)
 
 
 def dense(features: int, axes: tuple[str, str], *, name: str, dtype: Dtype, bias: bool = True) -> nn.Dense:

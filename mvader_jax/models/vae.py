@@ -13,7 +13,8 @@ from jaxtyping import Float
 from mvader_jax.bounds import PositiveFloat, PositiveInt
 from mvader_jax.errors import UserError
 from mvader_jax.models.attention import attend
-from mvader_jax.models.unet_blocks import Downsample, ResnetBlock, Upsample, conv, dense, group_norm
+from mvader_jax.models.convolution import conv
+from mvader_jax.models.unet_blocks import Downsample, ResnetBlock, Upsample, dense, group_norm
 from mvader_jax.settings import Checked
 
 Dtype = Any

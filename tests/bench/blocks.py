@@ -8,6 +8,7 @@ the table.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -16,18 +17,22 @@ from mvader_jax.parallel.libtpu import prepare
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """kind, level, channels: of a `plan.blocks.Block`; before: as on a CPU, which repeats a picture."""
+    """kind, level, channels: of a `plan.blocks.Block`; plain: its convolutions as anyone writes them."""
 
     kind: str
     level: int
     channels: int
-    before: bool = False
+    plain: bool = False
 
 
 ROWS = {
-    "upsampler, picture repeated": Row("upsample", 1, 640, before=True),
+    "upsampler, picture repeated": Row("upsample", 1, 640, plain=True),
     "upsampler": Row("upsample", 1, 640),
+    "resnet, plain": Row("resnet", 0, 320, plain=True),
     "resnet": Row("resnet", 0, 320),
+    "resnet after a skip, plain": Row("resnet", 1, 1280, plain=True),
+    "resnet after a skip": Row("resnet", 1, 1280),
+    "transformer": Row("transformer", 0, 320),
 }
 
 
@@ -36,7 +41,7 @@ def compiled(row: Row, gradients: bool, rows: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from mvader_jax.models import unet_blocks
+    from mvader_jax.models.convolution import plainly
     from mvader_jax.models.unet import UNetConfig
     from mvader_jax.parallel.mesh import MeshConfig, make_mesh
     from mvader_jax.parallel.pods import Topology, chips
@@ -54,13 +59,8 @@ def compiled(row: Row, gradients: bool, rows: int) -> dict[str, Any]:
         program = dataclasses.replace(
             program, function=lambda params, inputs: module.apply({"params": params}, *inputs)
         )
-    platform = unet_blocks.current_platform
-    unet_blocks.current_platform = (lambda: "cpu") if row.before else platform
-    try:
-        with jax.set_mesh(mesh):
-            return compile_program(program, topology, EFFORT, lambda message: None)
-    finally:
-        unet_blocks.current_platform = platform
+    with jax.set_mesh(mesh), plainly() if row.plain else contextlib.nullcontext():
+        return compile_program(program, topology, EFFORT, lambda message: None)
 
 
 def main() -> None:
