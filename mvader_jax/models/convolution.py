@@ -120,6 +120,11 @@ def by_columns(
     small it cuts pictures in strips until it has more of them, and turns every picture in memory. Here the columns are
     the batch, as they lie: taps along the width are channels of shifted copies. The gradients keep x, not the copies.
     """
+    return _by_columns(x, kernel)
+
+
+def _by_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution itself: inside a function with derivatives of its own, remat's policies would not see it."""
     size, out = kernel.shape[0], kernel.shape[-1]
     return jax.lax.conv_general_dilated(
         _taps(x, size),
@@ -138,7 +143,7 @@ def _taps(x: jax.Array, size: int) -> jax.Array:
 
 
 def _by_columns_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return by_columns(x, kernel), (x, kernel)
+    return _by_columns(x, kernel), (x, kernel)
 
 
 def _by_columns_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -151,7 +156,7 @@ def _by_columns_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tup
             seen = taps[:, max(below, 0) : height + min(below, 0)]
             rows.append(jnp.einsum("bhwc,bhwf->cf", seen, g[:, max(-below, 0) : height - max(below, 0)]))
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return by_columns(g, turned), jnp.stack(rows).reshape(kernel.shape)
+    return _by_columns(g, turned), jnp.stack(rows).reshape(kernel.shape)
 
 
 by_columns.defvjp(_by_columns_forward, _by_columns_backward)

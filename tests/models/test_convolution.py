@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from mvader_jax.models import convolution
 from mvader_jax.models.convolution import Conv, by_columns, plainly
+from mvader_jax.models.remat import Remat, rematerialised
 from mvader_jax.models.unet_blocks import Upsample
 from mvader_jax.parallel.sharding import MESH_AXES, abstract_init
 from mvader_jax.train.flops import count_flops
@@ -93,6 +94,20 @@ def test_gradients_keep_what_was_convolved_and_no_copies() -> None:
     x, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
     _, back = jax.vjp(by_columns, x, kernel)
     assert sum(leaf.size for leaf in jax.tree.leaves(back)) == x.size + kernel.size
+
+
+def test_remat_of_products_keeps_the_convolution() -> None:
+    class Wave(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.sin(by_columns(jnp.sin(x), kernel)))
+
+    def products(remat: Remat) -> float:
+        wave = rematerialised(Wave, remat)()
+        gradients = jax.grad(lambda *of: wave.apply({}, *of), (0, 1))
+        return count_flops(jax.make_jaxpr(gradients)(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))))
+
+    assert products("products") == products("none") < products("blocks")
 
 
 def test_a_tpu_takes_columns_where_pictures_are_few_and_wide_and_keep_their_size(
