@@ -58,13 +58,15 @@ def megabytes() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def ours(folder: Path, batch: int) -> dict[str, Any]:
+def ours(folder: Path, batch: int, devices: int) -> dict[str, Any]:
+    from mvader_jax.parallel.mesh import open_mesh
     from mvader_jax.scores.features import keeping
     from mvader_jax.scores.formulas import moments
     from mvader_jax.scores.networks import load_judge, open_network, pictures_in
 
     files = pictures_in(folder / "pictures")
-    network = open_network("inception", load_judge("inception", str(folder / "inception"), None), None)
+    mesh = open_mesh(f"data={devices}" if devices > 1 else "")
+    network = open_network("inception", load_judge("inception", str(folder / "inception"), mesh), mesh)
     began = time.perf_counter()
     np.asarray(network.embed(np.zeros((batch, 299, 299, 3), np.float32)))
     first = time.perf_counter() - began
@@ -78,10 +80,11 @@ def ours(folder: Path, batch: int) -> dict[str, Any]:
     return told(len(files), first, seconds, cpu, memory)
 
 
-def theirs(folder: Path, batch: int) -> dict[str, Any]:
+def theirs(folder: Path, batch: int, devices: int) -> dict[str, Any]:
     import pytorch_fid_here
     import torch
 
+    del devices
     network, _ = pytorch_fid_here.network()
     files = sorted((folder / "pictures").glob("*.png"))
     began = time.perf_counter()
@@ -120,7 +123,7 @@ def uncached() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
 
 
-def throughput(count: int, side: int, batch: int, rounds: int) -> None:
+def throughput(count: int, side: int, batch: int, rounds: int, devices: int) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         save_pictures(folder / "pictures", count, side)
@@ -128,7 +131,8 @@ def throughput(count: int, side: int, batch: int, rounds: int) -> None:
         found: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
         for _ in range(rounds):
             for who, rows in found.items():
-                command = [sys.executable, __file__, "_one", who, str(folder), "--batch", str(batch)]
+                command = [sys.executable, __file__, "_one", who, str(folder)]
+                command += ["--batch", str(batch), "--devices", str(devices)]
                 result = subprocess.run(command, check=True, capture_output=True, text=True, env=uncached())
                 rows.append(json.loads(result.stdout.splitlines()[-1]))
         a, b = np.load(folder / "ours.npy"), np.load(folder / "theirs.npy")
@@ -258,17 +262,22 @@ def main() -> None:
     timed.add_argument("--side", type=int, default=64)
     timed.add_argument("--batch", type=int, default=50)
     timed.add_argument("--rounds", type=int, default=1)
+    timed.add_argument(
+        "--devices", type=int, default=1, help="ours on a mesh of so many parts of the processor"
+    )
     one = ways.add_parser("_one")
     one.add_argument("who", choices=("ours", "theirs"))
     one.add_argument("folder", type=Path)
     one.add_argument("--batch", type=int, default=50)
+    one.add_argument("--devices", type=int, default=1)
     given = parser.parse_args()
     if given.way == "parity":
         parity()
     elif given.way == "throughput":
-        throughput(given.pictures, given.side, given.batch, given.rounds)
+        throughput(given.pictures, given.side, given.batch, given.rounds, given.devices)
     else:
-        print(json.dumps((ours if given.who == "ours" else theirs)(given.folder, given.batch)))
+        way = ours if given.who == "ours" else theirs
+        print(json.dumps(way(given.folder, given.batch, given.devices)))
 
 
 if __name__ == "__main__":
