@@ -208,6 +208,9 @@ def test_texts_come_from_what_drew_the_pictures(at: Path, tmp_path: Path) -> Non
         (["fid"], {"reference": "none"}, "is no folder of pictures"),
         (["fid"], {"reference": "none.npz"}, "do not exist"),
         (["fid"], {"reference": "text.npz"}, "is no .npz of statistics that can be read"),
+        (["fid"], {"reference": "array.npz"}, "holds one array without a name; statistics of FID are mu and sigma"),
+        (["fid"], {"reference": "complex.npz"}, "has mu of complex128, where real numbers are expected"),
+        (["fid"], {"save_stats": "own.txt"}, "name a file that ends in .npz, as --reference knows it"),
         (["fid"], {"reference": "other.npz"}, "holds x; statistics of FID are mu and sigma"),
         (["fid"], {"reference": "small.npz"}, "are of 3 features, and this Inception gives 128"),
         (["fid"], {"reference": "crooked.npz"}, "mu of \\[3\\] and sigma of \\[2, 2\\]"),
@@ -223,6 +226,9 @@ def test_what_is_missing_is_said(
     (tmp_path / "text.npz").write_text("words")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     np.savez(tmp_path / "small.npz", mu=np.zeros(3), sigma=np.eye(3))
+    np.savez(tmp_path / "complex.npz", mu=np.zeros(128, complex), sigma=np.eye(128))
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
     np.savez(tmp_path / "crooked.npz", mu=np.zeros(3), sigma=np.eye(2))
     judges.save_pictures(tmp_path / "one", 1)
     lines = [{"id": f"{i:03d}", "prompt": [{"image": f"{at}/real/000.png"}]} for i in range(7)]
