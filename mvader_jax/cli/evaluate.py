@@ -21,7 +21,6 @@ from mvader_jax.cli._options import (
     GuidanceInterval,
     GuidanceScale,
     KeptIn,
-    Lora,
     Quiet,
     Reuse,
     Seed,
@@ -38,7 +37,6 @@ from mvader_jax.settings import convert
 def evaluate(
     context: typer.Context,
     bundle: BundleName = "tiny",
-    lora: Lora = None,
     fast: Fast = False,
     world: Annotated[
         str,
@@ -183,19 +181,7 @@ def evaluate(
         reuse=reuse,
     )
     number = usual if count is None else count
-    asked = Asked(
-        bundle,
-        tuple(lora or ()),
-        _split(parts),
-        number,
-        batch,
-        sampling,
-        mesh,
-        frozen_dtype,
-        out,
-        quiet,
-        fast,
-    )
+    asked = Asked(bundle, _split(parts), number, batch, sampling, mesh, frozen_dtype, out, quiet, fast)
     return run(asked, {name: value for name, value in chosen.items() if value is not None})
 
 

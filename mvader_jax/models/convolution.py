@@ -61,14 +61,19 @@ class Conv(nn.Module):
         same = (self.size // 2, self.size // 2)
         pad = same if self.padding is None else self.padding
         x, platform = _pin(x.astype(self.dtype)), "plain" if _plainly.get() else current_platform()
-        if self.doubled and platform not in ("cpu", "plain"):
-            return _pin(_of_doubled(x, kernel) + bias.astype(self.dtype))
+        width = x.shape[2] * (1 + self.doubled)
+        columns = platform == "tpu" and self.stride == 1 and self.size == 3 and pad == same
+        columns = columns and _cut(x.shape[0], width)
         if self.doubled:
-            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+            x = (
+                jnp.repeat(_twice(x), 2, axis=1)
+                if columns
+                else jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+            )
         kernel = kernel.astype(self.dtype)
-        if self.stride == 1 and platform == "cpu" and _better_as_product(x, self.size):
+        if self.stride == 1 and _better_as_product(platform, x, self.size):
             y = _as_product(x, kernel, pad)
-        elif platform == "tpu" and self.stride == 1 and self.size == 3 and pad == same and _cut(x):
+        elif columns:
             y = by_columns(x, kernel)
         else:
             y = jax.lax.conv_general_dilated(
@@ -86,12 +91,14 @@ def conv(features: int, size: int, *, name: str, dtype: Dtype) -> Conv:
     return Conv(features, size, dtype=dtype, name=name)
 
 
-def _better_as_product(x: jax.Array, size: int) -> bool:
-    """Whether one product of all patches beats XLA's convolution on a CPU: where the patches are few.
+def _better_as_product(platform: str, x: jax.Array, size: int) -> bool:
+    """Whether one product of all patches beats XLA's convolution.
 
-    Measured at 4 to 4096 positions of 64 to 2560 channels (docs/speed.md).
+    Of size 1: XLA for TPUs turns a convolution's pictures in memory, or cuts them, and no product's (docs/planning.md).
+    On CPUs also where the patches are few, measured at 4 to 4096 positions of 64 to 2560 channels (docs/speed.md).
     """
-    return size == 1 or x.shape[1] * x.shape[2] <= x.shape[3] // 4
+    few = x.shape[1] * x.shape[2] <= x.shape[3] // 4
+    return (size == 1 and platform in ("cpu", "tpu")) or (few and platform == "cpu")
 
 
 def _as_product(x: jax.Array, kernel: jax.Array, pad: tuple[int, int]) -> jax.Array:
@@ -103,11 +110,11 @@ def _as_product(x: jax.Array, kernel: jax.Array, pad: tuple[int, int]) -> jax.Ar
     return jnp.concatenate(shifts, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _cut(x: jax.Array) -> bool:
-    """Whether XLA for TPUs would cut these pictures in strips: where they are few, and wide enough."""
+def _cut(pictures: int, width: int) -> bool:
+    """Whether XLA for TPUs would cut pictures in strips: where they are few, and wide enough."""
     mesh = jax.sharding.get_abstract_mesh()
     ways = math.prod(mesh.shape.get(axis, 1) for axis in mesh_axes("batch"))
-    return x.shape[0] < _STRIPS * ways and x.shape[2] > _STRIPS
+    return pictures < _STRIPS * ways and width > _STRIPS
 
 
 @jax.custom_vjp
@@ -162,25 +169,10 @@ def _by_columns_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tup
 by_columns.defvjp(_by_columns_forward, _by_columns_backward)
 
 
-def _of_doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The convolution of x at twice its size, which is not made: less than half of the products (docs/planning.md).
-
-    A value that stands in two rows meets the sum of two taps, so a kernel of one row and column more, summed in float32,
-    slides over x with zeros between its values.
-    """
-    kernel = kernel.astype(jnp.float32)
-    for axis in (0, 1):
-        wider = jnp.pad(kernel, [(0, int(i == axis)) for i in range(4)])
-        kernel = wider + jnp.roll(wider, 1, axis)
-    pad = (kernel.shape[0] // 2,) * 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        window_strides=(1, 1),
-        padding=(pad, pad),
-        lhs_dilation=(2, 2),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+def _twice(x: jax.Array) -> jax.Array:
+    """Every column twice, [B, h, 2 w, C]: exactly, by a product, for which a TPU takes less time than for moving them."""
+    ones = jnp.repeat(jnp.eye(x.shape[2], dtype=x.dtype), 2, axis=0)
+    return jnp.einsum("vw,bhwc->bhvc", ones, x, precision="highest")
 
 
 def _pin(x: jax.Array) -> jax.Array:

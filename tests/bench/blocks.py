@@ -26,13 +26,13 @@ class Row:
 
 
 ROWS = {
-    "upsampler, picture repeated": Row("upsample", 1, 640, plain=True),
-    "upsampler": Row("upsample", 1, 640),
-    "resnet, plain": Row("resnet", 0, 320, plain=True),
-    "resnet": Row("resnet", 0, 320),
-    "resnet after a skip, plain": Row("resnet", 1, 1280, plain=True),
-    "resnet after a skip": Row("resnet", 1, 1280),
-    "transformer": Row("transformer", 0, 320),
+    f"{name}, plain" if plain else name: Row(*block, plain)
+    for name, block in {
+        "upsampler": ("upsample", 1, 640),
+        "resnet": ("resnet", 0, 320),
+        "transformer": ("transformer", 0, 320),
+    }.items()
+    for plain in (True, False)
 }
 
 

@@ -36,14 +36,14 @@ def test_a_convolution_as_a_product_is_the_convolution(
 
     assert "conv_general_dilated" not in str(jax.make_jaxpr(lambda x: module.apply(params, x))(x))
     product = both(params, x)
-    monkeypatch.setattr(convolution, "current_platform", lambda: "tpu")
+    monkeypatch.setattr(convolution, "current_platform", lambda: "gpu")
     assert "conv_general_dilated" in str(jax.make_jaxpr(lambda x: module.apply(params, x))(x))
     for a, b in zip(jax.tree.leaves(product), jax.tree.leaves(both(params, x)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_a_doubled_picture_is_convolved_without_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off CPUs: the numbers and gradients of the repeated picture, in less than half of the products."""
+def test_a_doubled_picture_of_few_is_the_repeated_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a TPU: the picture bit for bit, the convolution's numbers and gradients."""
     rng = np.random.default_rng(4)
     x = jnp.asarray(rng.normal(size=(2, 8, 6, 5)), jnp.float32)
     upsample = Upsample(7)
@@ -51,23 +51,20 @@ def test_a_doubled_picture_is_convolved_without_being_made(monkeypatch: pytest.M
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32),
         abstract_init(upsample, x)[0],
     )
+    assert np.array_equal(convolution._twice(x), jnp.repeat(x, 2, axis=2))
 
-    def found(platform: str) -> tuple[Any, float]:
+    def found(platform: str) -> Any:
         monkeypatch.setattr(convolution, "current_platform", lambda: platform)
 
         def total(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
             y = upsample.apply({"params": params}, x)
             return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), y
 
-        forward = jax.make_jaxpr(lambda x: upsample.apply({"params": params}, x))(x)
-        return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(params, x), count_flops(
-            forward, padding=False
-        )
+        return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(params, x)
 
-    (want, products), (got, fewer) = found("cpu"), found("tpu")
+    want, got = found("cpu"), found("tpu")
     assert got[1].shape == (2, 16, 12, 7)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want)
-    assert fewer < 0.5 * products
 
 
 def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -120,7 +117,7 @@ def test_a_tpu_takes_columns_where_pictures_are_few_and_wide_and_keep_their_size
         return by_columns(x, kernel)
 
     monkeypatch.setattr(convolution, "by_columns", counted)
-    modules = [Conv(4, 3), Conv(4, 1), Conv(4, 3, stride=2), Conv(4, 3, padding=(0, 1)), Upsample(4)]
+    modules = [Conv(4, 3), Conv(4, 1), Conv(4, 3, stride=2), Conv(4, 3, padding=(0, 1))]
 
     def shapes(pictures: int, width: int = 9) -> list[tuple[int, ...]]:
         taken.clear()

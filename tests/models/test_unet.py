@@ -271,7 +271,7 @@ def test_sharded_gradients_are_the_same(platform: str, monkeypatch: pytest.Monke
     batch = jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh, x.ndim)), inputs)
     expected_value, expected = gradients_on_one_device(8)
     monkeypatch.setattr(convolution, "current_platform", lambda: platform)
-    monkeypatch.setattr(convolution, "_cut", lambda x: True)
+    monkeypatch.setattr(convolution, "_cut", lambda pictures, width: True)
     with jax.set_mesh(mesh):
         # A new function each time: jit would give back the program of the other platform.
         value, gradients = jax.jit(lambda *inputs: jax.value_and_grad(loss)(*inputs))(placed, *batch)

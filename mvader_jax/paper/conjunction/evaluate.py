@@ -37,8 +37,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """{"settings", part: shares}. Raises UserError for an unknown part, and where NaN or infinity arose."""
     asked = {part: conjunctions(scene_things(), part, settings.count) for part in parts}
-    recorded = {"count": settings.count, **settings.sampling.recorded(), **pipe.recorded_lora}
-    result: dict[str, Any] = {"settings": recorded}
+    result: dict[str, Any] = {"settings": {"count": settings.count, **settings.sampling.recorded()}}
     for part, tasks in asked.items():
         done = 0
 
