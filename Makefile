@@ -21,7 +21,7 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "build/site/index.html is the first page; its search needs a server: $(BIN)/mkdocs serve"
 
-# Chromium of the system, which tests/web/test_browser.py drives; without it these tests are left out.
+# Chromium of the system, which every test_browser.py drives; without it these tests are left out.
 browser:
 	apt-get update -qq && apt-get install -y -q --no-install-recommends chromium
 

@@ -12,9 +12,9 @@ Fetch the packages and build the set as docs/data.md says, then run the stages i
 `diffusion` is the paper's training, single pictures and single texts; `interleaved` goes on from it with prompts of
 several elements; `distill` makes of its UNet one that draws in four steps. Sized for one large GPU: an H100 took 66
 steps a second of `language`, 31 of `encoder`, 24 of `diffusion`, 22 of `interleaved`, 58 of `vae` at a batch of 128, and
-half a minute to a minute to compile each. `configs/emoji_small.py` is for two CPU cores. Captions are English in the
-last three stages and of five languages before them: whether the UNet then understands the others is what the
-benchmark's told-de, -fr, -es and -it measure. What of the set no stage sees: docs/data.md.
+half a minute to a minute to compile each. `configs/emoji_small.py` is for two CPU cores. Captions are of five languages,
+but in `diffusion` English: whether its UNet then understands the others is what the benchmark's told-de, -fr, -es and
+-it measure. What of the set no stage sees: docs/data.md.
 """
 
 import dataclasses
@@ -148,7 +148,7 @@ def get_config() -> TrainConfig:
             "interleaved": Stage(
                 objective=dataclasses.replace(single, p_interleaved=0.4, p_image=0.15),
                 init=("diffusion",),
-                data=ENGLISH,
+                data=DATA,
                 groups={
                     "cross_attention": Group("unet/.*/attn2/to_[kv]/.*", 0.003),
                     "unet": Group("unet/.*", 1e-3),
@@ -164,7 +164,7 @@ def get_config() -> TrainConfig:
                     posterior="mean", caption_length=LENGTH, p_interleaved=0.4, p_image=0.15
                 ),
                 init=("interleaved",),
-                data=ENGLISH,
+                data=DATA,
                 groups={"unet_fast": Group("unet_fast/.*", 5e-4)},
                 steps=6_000,
                 batch_size=192,

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 # LLVM's optimisations are half of what compiling takes and change nothing that a test looks at.
 flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -12,7 +14,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path  # noqa: E402
 
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 #: The modules whose signatures are checked at every call: types, and the shapes that jaxtyping names.
 install_import_hook(
@@ -40,10 +46,8 @@ install_import_hook(
 )
 
 
-#: What drives the page in `tests/web/test_browser.py`.
+#: What drives pages in every `test_browser.py`.
 CHROMIUM = os.environ.get("MVADER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM:
-    os.environ["MVADER_CHROMIUM"] = CHROMIUM
 
 
 def pytest_report_header() -> list[str]:
@@ -51,10 +55,28 @@ def pytest_report_header() -> list[str]:
     return (
         []
         if CHROMIUM
-        else ["tests/web/test_browser.py is left out: there is no Chromium; `make browser` installs it"]
+        else ["pages (test_browser.py) are left out: there is no Chromium; `make browser` installs it"]
     )
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """The page's tests in a browser, where there is none."""
+    """The tests in a browser, where there is none."""
     return True if not CHROMIUM and collection_path.name == "test_browser.py" else None
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Chromium, headless."""
+    from playwright.sync_api import sync_playwright
+
+    quiet = [
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
+    flags = ["--no-sandbox", "--no-first-run", "--disable-sync", *quiet]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()

@@ -22,6 +22,7 @@ class Asked:
     """What goes with every world. parts: None for those that it takes by itself."""
 
     bundle: str
+    lora: tuple[str, ...]
     parts: tuple[str, ...] | None
     count: int
     batch: int
@@ -35,7 +36,9 @@ class Asked:
     def pipeline(self) -> Pipeline:
         from mvader_jax.cli._loading import load_pipeline
 
-        return load_pipeline(self.bundle, mesh=self.mesh, frozen_dtype=self.frozen_dtype, fast=self.fast)
+        return load_pipeline(
+            self.bundle, mesh=self.mesh, frozen_dtype=self.frozen_dtype, fast=self.fast, lora=self.lora
+        )
 
     @property
     def evaluation(self) -> Evaluation:
@@ -160,7 +163,7 @@ def _kept(out: Path | None) -> Callable[[dict[str, Any]], None]:
 
 
 #: What goes with all that is drawn and judged in one.
-_DRAWN = "bundle fast parts count steps guidance_scale sampler guidance_interval reuse seed batch mesh frozen_dtype out "
+_DRAWN = "bundle lora fast parts count steps guidance_scale sampler guidance_interval reuse seed batch mesh frozen_dtype out "
 _SCENES = _DRAWN + "thetas sites image_first balance balance_attention phrase"
 _EMOJI = _DRAWN + "thetas sites data subjects methods strengths sheets minutes"
 #: Ways of a world: by the option that names one, "" where none does; what does it, how it is called, and the

@@ -19,7 +19,15 @@ def _draw(asked: Asked, prompts: Path, out: Path) -> int:
     from mvader_jax.cli._prompts import sample_file
 
     place = Place(
-        asked.bundle, "float32", asked.frozen_dtype, asked.mesh, out, asked.quiet, raw=False, fast=asked.fast
+        asked.bundle,
+        "float32",
+        asked.frozen_dtype,
+        asked.mesh,
+        out,
+        asked.quiet,
+        raw=False,
+        fast=asked.fast,
+        lora=asked.lora,
     )
     return sample_file(prompts, asked.sampling, 1, asked.batch, place)
 
@@ -134,9 +142,7 @@ def _conjunction_report(asked: Asked, given: dict[str, Any]) -> None:
     print(as_markdown(rows))
 
 
-_SAMPLED = (
-    "bundle fast count steps guidance_scale sampler guidance_interval reuse seed batch mesh frozen_dtype "
-)
+_SAMPLED = "bundle lora fast count steps guidance_scale sampler guidance_interval reuse seed batch mesh frozen_dtype "
 COCO: Ways = {
     "prompts": (_coco_prompts, "--prompts, which draws nothing", "data count seed"),
     "drawn": (_coco_drawn, "--world coco", _SAMPLED + "data"),

@@ -21,6 +21,7 @@ from mvader_jax.cli._options import (
     GuidanceInterval,
     GuidanceScale,
     KeptIn,
+    Lora,
     Quiet,
     Reuse,
     Seed,
@@ -37,6 +38,7 @@ from mvader_jax.settings import convert
 def evaluate(
     context: typer.Context,
     bundle: BundleName = "tiny",
+    lora: Lora = None,
     fast: Fast = False,
     world: Annotated[
         str,
@@ -181,7 +183,19 @@ def evaluate(
         reuse=reuse,
     )
     number = usual if count is None else count
-    asked = Asked(bundle, _split(parts), number, batch, sampling, mesh, frozen_dtype, out, quiet, fast)
+    asked = Asked(
+        bundle,
+        tuple(lora or ()),
+        _split(parts),
+        number,
+        batch,
+        sampling,
+        mesh,
+        frozen_dtype,
+        out,
+        quiet,
+        fast,
+    )
     return run(asked, {name: value for name, value in chosen.items() if value is not None})
 
 

@@ -142,13 +142,18 @@ _BLOCKS = {
 
 
 class ConvNorm(nn.Module):
-    """A convolution, batch norm on stored statistics, ReLU. The norm is folded into the kernel."""
+    """A convolution, batch norm on stored statistics, ReLU. The norm is folded into the kernel.
+
+    average: of a 1x1 convolution that reads averages of 3 x 3 pixels: they are taken of what it gives, which has fewer
+    channels.
+    """
 
     features: int
     kernel: tuple[int, int]
     stride: int
     padding: str
     dtype: Dtype
+    average: bool = False
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "N H W C"]) -> Float[jax.Array, "N h w D"]:
@@ -160,14 +165,24 @@ class ConvNorm(nn.Module):
         scale, bias = self.param("scale", ones, width), self.param("bias", zeros, width)
         mean, var = self.param("mean", zeros, width), self.param("var", ones, width)
         gain = scale * jax.lax.rsqrt(var + _EPS)
+        y = self._product(x, (kernel * gain).astype(self.dtype)) + (bias - mean * gain).astype(self.dtype)
+        return nn.relu(_average(y) if self.average else y)
+
+    def _product(
+        self, x: Float[jax.Array, "N H W C"], kernel: Float[jax.Array, "a b C D"]
+    ) -> Float[jax.Array, "N h w D"]:
+        if self.kernel == (1, 1):
+            return _pin(_pin(x) @ kernel[0, 0])
+        # XLA's convolution for CPUs takes up to five times as long where it does not keep the size.
+        kept = self.padding == "VALID" and self.stride == 1
         y = jax.lax.conv_general_dilated(
             _pin(x),
-            (kernel * gain).astype(self.dtype),
+            kernel,
             (self.stride, self.stride),
-            self.padding,
+            "SAME" if kept else self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return nn.relu(_pin(y) + (bias - mean * gain).astype(self.dtype))
+        return _pin(y[:, 1:-1, 1:-1] if kept else y)
 
 
 def _pin(x: jax.Array) -> jax.Array:
@@ -193,10 +208,11 @@ class Inception(nn.Module):
         init = partitioned(nn.initializers.lecun_normal(), "channels_in", "channels_out")
         return features, nn.Dense(self.config.classes, kernel_init=init, name="fc")(features)
 
-    def _conv(self, conv: Conv, block: str = "") -> ConvNorm:
+    def _conv(self, conv: Conv, block: str = "", *, average: bool = False) -> ConvNorm:
         name, features, kernel, stride, padding = conv
         where = f"{block}_{name}" if block else name
-        return ConvNorm(features // self.config.divisor, kernel, stride, padding, self.dtype, name=where)
+        width = features // self.config.divisor
+        return ConvNorm(width, kernel, stride, padding, self.dtype, average, name=where)
 
     def _block(self, name: str, block: _Block, x: jax.Array) -> jax.Array:
         forks, outputs = dict(block.forks), []
@@ -208,8 +224,9 @@ class Inception(nn.Module):
         if block.pool == "reduce":
             outputs.append(_reduce(x))
         else:
-            pooled = _mean(x) if block.pool == "mean" else nn.max_pool(x, (3, 3), padding="SAME")
-            outputs.append(self._conv(_conv("branch_pool", block.pooled, 1), name)(pooled))
+            average = block.pool == "mean"
+            pooled = x if average else nn.max_pool(x, (3, 3), padding="SAME")
+            outputs.append(self._conv(_conv("branch_pool", block.pooled, 1), name, average=average)(pooled))
         return jnp.concatenate(outputs, axis=-1)
 
 
@@ -217,6 +234,6 @@ def _reduce(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), (2, 2))
 
 
-def _mean(x: jax.Array) -> jax.Array:
+def _average(x: jax.Array) -> jax.Array:
     """Of 3 x 3 pixels, of those alone that are there."""
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)

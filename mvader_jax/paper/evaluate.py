@@ -157,7 +157,8 @@ def evaluate(
     check(parts)
     scenes = held_out(settings.count)
     truth = np.stack([render(scene) for scene in scenes])
-    recorded = {"count": settings.count, "batch": settings.batch, **settings.sampling.recorded()}
+    recorded = {"count": settings.count, "batch": settings.batch}
+    recorded |= settings.sampling.recorded() | pipe.recorded_lora
     result: dict[str, Any] = {"settings": recorded}
 
     def drawn(what: str, prompts: Sequence[Prompt]) -> np.ndarray:

@@ -41,6 +41,8 @@ class Applied:
         name, mark, number = text.rpartition("@")
         if not mark or Path(text).exists():
             name, number = text, "1"
+        if not name:
+            raise UserError(f"a LoRA is named by {text!r}; expected FILE or FILE@STRENGTH")
         try:
             strength = float(number)
         except ValueError:

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from mvader_jax.errors import UserError
@@ -97,7 +98,7 @@ def _whole_rows(file: Path, row: int, most: int) -> int:
 
 
 def embedded(network: Network, pictures: Sequence[ImageSource], batch: int) -> Iterator[np.ndarray]:
-    """Features by the batch; while the devices work on one the host reads the next."""
+    """Features by the batch. While the devices work on one, the next waits for them and the host reads the one after."""
     groups = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
@@ -106,9 +107,23 @@ def embedded(network: Network, pictures: Sequence[ImageSource], batch: int) -> I
             return [pool.submit(network.read, path) for path in following]
 
         coming = begin(0)
+        working: list[tuple[jax.Array, int]] = []
         for number, group in enumerate(groups):
-            rows = [future.result() for future in coming]
+            try:
+                rows = [future.result() for future in coming]
+            except UserError:
+                yield from _arrived(working)  # what was before the picture that cannot be read
+                raise
             # The last batch is filled up, so that every batch is one program's.
-            working = network.embed(np.stack(rows + rows[-1:] * (batch - len(rows))))
+            given = np.stack(rows + rows[-1:] * (batch - len(rows)))
             coming = begin(number + 1)
-            yield np.asarray(working)[: len(group)]
+            working.append((network.embed(given), len(group)))
+            yield from _arrived(working[:-1])
+            del working[:-1]
+        yield from _arrived(working)
+
+
+def _arrived(working: Sequence[tuple[jax.Array, int]]) -> Iterator[np.ndarray]:
+    """Waits for batches, and cuts off what filled them up."""
+    for features, count in working:
+        yield np.asarray(features)[:count]

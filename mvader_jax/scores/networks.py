@@ -74,8 +74,12 @@ def _program(
     run = jax.jit(function, **place.whole())
 
     def embed(rows: np.ndarray) -> jax.Array:
-        with place.active():
-            return run(params, place.placed(rows) if place.mesh is not None else rows)
+        missing = -len(rows) % place.shards
+        if not missing:
+            with place.active():
+                return run(params, place.placed(rows))
+        # What does not divide would be computed whole by every device.
+        return embed(np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]))[: len(rows)]
 
     return embed
 

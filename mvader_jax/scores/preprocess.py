@@ -47,12 +47,25 @@ def _bilinear(
     height, width = picture.shape[:2]
     top, bottom, down = _places(height, size, halves)
     left, right, across = _places(width, size, halves)
-    upper, lower = picture[top].astype(np.float32), picture[bottom].astype(np.float32)
-    share = across[None, :, None]
-    upper = upper[:, left] * (1 - share) + upper[:, right] * share
-    lower = lower[:, left] * (1 - share) + lower[:, right] * share
-    share = down[:, None, None]
-    return upper * (1 - share) + lower * share
+    # Each row that is needed once, and as rows of numbers: NumPy is several times slower where the last axis is 3 long.
+    needed, which = np.unique(np.concatenate([top, bottom]), return_inverse=True)
+    rows = picture[needed].reshape(len(needed), -1).astype(np.float32)
+    before, after = (np.take(rows, _of_channels(place), axis=1) for place in (left, right))
+    upper, lower = np.split(_mixed(before, after, np.repeat(across, 3))[which], 2)
+    return _mixed(upper, lower, down[:, None]).reshape(size, size, 3)
+
+
+def _mixed(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """a (1 - share) + b share, in place of a."""
+    a *= 1 - share
+    b *= share
+    a += b
+    return a
+
+
+def _of_channels(pixels: np.ndarray) -> np.ndarray:
+    """Where the numbers of a row's pixels are."""
+    return (3 * pixels[:, None] + np.arange(3)).ravel()
 
 
 def _bicubic(picture: UInt8[np.ndarray, "H W 3"], size: int) -> Float32[np.ndarray, "S S 3"]:

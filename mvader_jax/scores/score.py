@@ -25,6 +25,8 @@ from mvader_jax.settings import Checked
 from mvader_jax.storage.atomic import local
 from mvader_jax.storage.bundle import Bundle
 
+#: How a file of statistics is told from a folder of pictures.
+STATISTICS = ".npz"
 #: Called with (what is looked at, pictures done, pictures in all).
 Progress = Callable[[str, int, int], None]
 
@@ -52,6 +54,10 @@ class Scoring(Checked):
         for place in (self.keep, self.save_stats):
             if place is not None:
                 local(place)
+        if self.save_stats is not None and self.save_stats.suffix != STATISTICS:
+            raise UserError(
+                f"--save-stats is {str(self.save_stats)!r}; name a file that ends in {STATISTICS}, as --reference knows it"
+            )
         for name in self.metrics:
             if name not in METRICS:
                 raise UserError(f"unknown metric {name!r}; accepted: {', '.join(METRICS)}")
@@ -77,7 +83,7 @@ class Scoring(Checked):
     @property
     def statistics(self) -> bool:
         """Whether the reference is a file of statistics."""
-        return self.reference is not None and self.reference.suffix == ".npz"
+        return self.reference is not None and self.reference.suffix == STATISTICS
 
     @property
     def networks(self) -> list[str]:

@@ -17,12 +17,17 @@ def read_moments(path: Path) -> Moments:
     """Mean and covariance. Raises UserError where the file is no such statistics."""
     file = local(path)
     try:
-        with np.load(file, allow_pickle=False) as held:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise UserError(
+                f"{str(path)!r} holds one array without a name; statistics of FID are mu and sigma"
+            )
+        with loaded as held:
             if not {"mu", "sigma"} <= set(held.files):
                 raise UserError(
                     f"{str(path)!r} holds {', '.join(held.files) or 'nothing'}; statistics of FID are mu and sigma"
                 )
-            mean, covariance = (np.asarray(held[name], np.float64) for name in ("mu", "sigma"))
+            mean, covariance = (_real(held[name], name, path) for name in ("mu", "sigma"))
             count = int(held["count"]) if "count" in held.files else 0
     except FileNotFoundError:
         raise UserError(f"the statistics {str(path)!r} do not exist") from None
@@ -37,6 +42,12 @@ def read_moments(path: Path) -> Moments:
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{str(path)!r} holds NaN or infinity")
     return Moments(mean, covariance, count)
+
+
+def _real(array: np.ndarray, name: str, path: Path) -> np.ndarray:
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{str(path)!r} has {name} of {array.dtype}, where real numbers are expected")
+    return array.astype(np.float64)
 
 
 def write_moments(path: Path, moments: Moments) -> None:

@@ -127,8 +127,14 @@ def test_names_of_files(files: tuple[Path, Path], tmp_path: Path) -> None:
     odd = tmp_path / "x@2"
     odd.write_bytes(files[0].read_bytes())
     assert Applied.of(odd) == Applied(odd) and Applied.of(f"{odd}@-1") == Applied(odd, -1.0)
-    for wrong, said in {f"{files[0]}@x": "expected a number", f"{files[0]}@nan": "expected a number",
-                        "none.safetensors": "does not exist", 3: "expected FILE"}.items():  # fmt: skip
+    refused = {
+        f"{files[0]}@x": "expected a number",
+        f"{files[0]}@nan": "expected a number",
+        "none.safetensors": "does not exist",
+        "@0.5": "is named by '@0.5'",
+        3: "expected FILE",
+    }
+    for wrong, said in refused.items():
         with pytest.raises(UserError, match=said):
             Applied.of(wrong)
     with pytest.raises(UserError, match="expected a list of files"):

@@ -14,9 +14,10 @@ import pytest
 from mvader_jax.cli.main import main
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import make_mesh, parse_mesh
+from mvader_jax.sampling.placement import Placement
 from mvader_jax.scores import features
 from mvader_jax.scores.formulas import cmmd, frechet, kid, moments
-from mvader_jax.scores.networks import load_judge, open_network
+from mvader_jax.scores.networks import load_judge, open_network, pictures_in
 from mvader_jax.scores.preprocess import RESIZES
 from mvader_jax.scores.score import Scoring, score
 
@@ -101,10 +102,30 @@ def test_every_score_is_its_formula_of_the_features(
         np.testing.assert_allclose(held["sigma"], np.cov(own.astype(float), rowvar=False), atol=1e-12)
 
 
-def test_a_mesh_gives_the_same_numbers(at: Path) -> None:
-    chosen = settings(at, "fid", "cmmd", batch=8)
+def test_a_file_that_clean_fid_wrote(at: Path, tmp_path: Path) -> None:
+    """As its make_custom_stats writes one: of features in float32, the mean as it comes and np.cov, compressed."""
+    bundle = load_judge("inception", str(at / "inception"), None)
+    network = open_network("inception", bundle, None, "clean-fid")
+    own, real = (
+        np.concatenate(list(features.embedded(network, pictures_in(at / folder), 4)))
+        for folder in ("pictures", "real")
+    )
+    file = tmp_path / "real_clean_custom_na.npz"
+    np.savez_compressed(file, mu=np.mean(real, axis=0), sigma=np.cov(real, rowvar=False))
+    found = score(at / "pictures", settings(at, "fid", reference=file, resize="clean-fid"))
+    assert found["scores"]["fid"]["value"] == pytest.approx(frechet(moments(own), moments(real)), rel=1e-5)
+
+
+def test_a_mesh_gives_the_same_numbers(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of batches that do not divide too: they are filled up, so that every device has its own rows."""
+    chosen = settings(at, "fid", "cmmd", batch=5)
     alone = score(at / "pictures", chosen)
+    placed: list[Any] = []
+    place = Placement.placed
+    monkeypatch.setattr(Placement, "placed", lambda *of: placed.append(place(*of)) or placed[-1])
     meshed = score(at / "pictures", chosen, mesh=make_mesh(parse_mesh("data=4,fsdp=2")))
+    assert {one.shape[0] for one in placed} == {8}
+    assert {shard.data.shape[0] for one in placed for shard in one.addressable_shards} == {1}
     for name in ("fid", "cmmd"):
         assert meshed["scores"][name]["value"] == pytest.approx(alone["scores"][name]["value"], rel=1e-3)
 
@@ -187,6 +208,9 @@ def test_texts_come_from_what_drew_the_pictures(at: Path, tmp_path: Path) -> Non
         (["fid"], {"reference": "none"}, "is no folder of pictures"),
         (["fid"], {"reference": "none.npz"}, "do not exist"),
         (["fid"], {"reference": "text.npz"}, "is no .npz of statistics that can be read"),
+        (["fid"], {"reference": "array.npz"}, "holds one array without a name; statistics of FID are mu and sigma"),
+        (["fid"], {"reference": "complex.npz"}, "has mu of complex128, where real numbers are expected"),
+        (["fid"], {"save_stats": "own.txt"}, "name a file that ends in .npz, as --reference knows it"),
         (["fid"], {"reference": "other.npz"}, "holds x; statistics of FID are mu and sigma"),
         (["fid"], {"reference": "small.npz"}, "are of 3 features, and this Inception gives 128"),
         (["fid"], {"reference": "crooked.npz"}, "mu of \\[3\\] and sigma of \\[2, 2\\]"),
@@ -202,6 +226,9 @@ def test_what_is_missing_is_said(
     (tmp_path / "text.npz").write_text("words")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     np.savez(tmp_path / "small.npz", mu=np.zeros(3), sigma=np.eye(3))
+    np.savez(tmp_path / "complex.npz", mu=np.zeros(128, complex), sigma=np.eye(128))
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
     np.savez(tmp_path / "crooked.npz", mu=np.zeros(3), sigma=np.eye(2))
     judges.save_pictures(tmp_path / "one", 1)
     lines = [{"id": f"{i:03d}", "prompt": [{"image": f"{at}/real/000.png"}]} for i in range(7)]

@@ -36,6 +36,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "sample_prompts do nothing for the vae objective",
     ),
     ({"judges": Judges(clip="x")}, "judges do nothing without validate_with"),
+    (
+        {"validate_with": ("clip",), "judges": Judges(clip="x", inception="y")},
+        "judges.inception does nothing: validate_with names no score that looks with it",
+    ),
     ({"validate_with": ("fidd",)}, "validate_with names 'fidd'; accepted: fid, kid, cmmd, clip, clip-image"),
     (
         {"validate_with": ("clip", "fid"), "judges": Judges(clip="x")},

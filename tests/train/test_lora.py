@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import micro
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jobs import run_job
 
 from mvader_jax.convert.lora.files import read_lora
 from mvader_jax.errors import UserError
 from mvader_jax.lora.config import LoraConfig
-from mvader_jax.lora.factors import kernels
+from mvader_jax.lora.factors import Factors, kernels
 from mvader_jax.models.components import abstract_components
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.sampling.lora import Applied, Loras
@@ -31,10 +34,14 @@ from mvader_jax.train.snapshot import Snapshot, load_snapshot
 ATTENTION = r"attn.*/to_[qkvo].*"
 
 
+FACTORS = {"decoder": {"rank": 3, "targets": "layers", "alpha": 6.0, "rank_dropout": 0.25}}
+USUAL = {"steps": 4, "batch_size": 4, "save_every": 2, "validate_every": 0}
+
+
 def config_of(init: Path, **changes: Any) -> TrainConfig:
     """The decoder learns captions by factors alone."""
-    lora = {"decoder": LoraConfig(rank=3, targets="layers", alpha=6.0, rank_dropout=0.25)}
-    config = micro.language_config(str(init), steps=4, batch_size=4, save_every=2, validate_every=0)
+    lora = {name: LoraConfig(**given) for name, given in FACTORS.items()}
+    config = micro.language_config(str(init), **USUAL)
     stage = dataclasses.replace(
         config.stages["language"], lora=lora, groups={"lora": Group("lora/.*", 1e-2)}, **changes
     )
@@ -98,6 +105,44 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(init: Path, run: Path, tm
         np.testing.assert_allclose(leaf, expected[path], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(init: Path, run: Path, tmp_path: Path) -> None:
+    options = {"init": str(init), "changes": USUAL, "lora": FACTORS, "sigkill_at": [0, 3]}
+    [(code, _, error)] = run_job(1, 1, [str(tmp_path), "language", "data=1"], options)
+    assert code == -signal.SIGKILL, error[-3000:]
+    assert not (tmp_path / "language" / "lora.safetensors").exists()
+    assert (tmp_path / "language" / "checkpoints" / "2").is_dir()
+    assert train(config_of(init), "language", tmp_path, one(), quiet=True) == 0
+    files = [(place / "lora.safetensors").read_bytes() for place in (run, tmp_path / "language")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_factors(init: Path, tmp_path: Path) -> None:
+    """Each holds half of every weight and of its factors; the first writes the file."""
+    changes = {"row_groups": 4, "optimizer": {"eps": 1e-4, "ema_decay": 0.9}}
+    alone, job = tmp_path / "alone", tmp_path / "job"
+    given = {**changes, "optimizer": OptimizerConfig(**changes["optimizer"])}
+    assert train(config_of(init, **given), "language", alone, one(), quiet=True) == 0
+    options = {"init": str(init), "changes": {**USUAL, **changes}, "lora": FACTORS}
+    ends = run_job(2, 1, [str(job), "language", "fsdp=2"], options)
+    assert [code for code, _, _ in ends] == [0, 0], ends[0][2][-3000:]
+    same_factors(*(read_factors(init, place) for place in (alone, job)))
+
+
+def read_factors(init: Path, workdir: Path) -> Mapping[str, Factors]:
+    lora, _ = read_lora(workdir / "language" / "lora.safetensors", load_bundle(init).model)
+    return lora.weights["decoder"]
+
+
+def same_factors(ours: Mapping[str, Factors], theirs: Mapping[str, Factors]) -> None:
+    """Trained ones, but for sums in another order."""
+    assert any(np.abs(factors.up).max() > 1e-3 for factors in ours.values())
+    for path, factors in ours.items():
+        for mine, other in ((factors.down, theirs[path].down), (factors.up, theirs[path].up)):
+            np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-5, err_msg=path)
+
+
 def test_a_mesh_trains_the_same_factors(init: Path, tmp_path: Path) -> None:
     """Weights over fsdp and tensor, their factors beside them: gathered, they are those of one device."""
     found = []
@@ -107,12 +152,8 @@ def test_a_mesh_trains_the_same_factors(init: Path, tmp_path: Path) -> None:
     }.items():
         config = config_of(init, row_groups=4, optimizer=OptimizerConfig(eps=1e-4, ema_decay=0.9))
         assert train(config, "language", tmp_path / name, mesh, quiet=True) == 0
-        lora, _ = read_lora(tmp_path / name / "language" / "lora.safetensors", load_bundle(init).model)
-        found.append(lora.weights["decoder"])
-    assert any(np.abs(factors.up).max() > 1e-3 for factors in found[0].values())
-    for path, factors in found[0].items():
-        for mine, other in ((factors.down, found[1][path].down), (factors.up, found[1][path].up)):
-            np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-5, err_msg=path)
+        found.append(read_factors(init, tmp_path / name))
+    same_factors(*found)
 
 
 def unet_stage(**changes: Any) -> tuple[Stage, dict[str, Any]]:

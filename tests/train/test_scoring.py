@@ -15,6 +15,7 @@ import pytest
 
 from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.scores.metrics import METRICS
 from mvader_jax.storage.bundle import load_bundle, save_bundle
 from mvader_jax.train import loop
 from mvader_jax.train.config import Judges, TrainConfig
@@ -27,12 +28,14 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("vae", "contrastive"):
         save_bundle(path / stage / "bundle", micro.bundle(micro.NANO))
     judges.save_clip(path / "clip")
+    judges.save_inception(path / "inception")
     return path
 
 
 def config_of(workdir: Path, *names: str, **changes: Any) -> TrainConfig:
     config = micro.nano_config(steps=6, log_every=6, save_every=2, validate_every=0, sample_steps=2)
-    scored = Judges(clip=str(workdir / "clip"), every=2, pictures=5)
+    judged = {name: str(workdir / name) for name in {METRICS[score].network for score in names}}
+    scored = Judges(**judged, every=2, pictures=5)
     stage = dataclasses.replace(
         config.stages["diffusion"], validate_with=names, judges=dataclasses.replace(scored, **changes)
     )
@@ -50,19 +53,20 @@ def one_device() -> Any:
 
 
 def test_scores_are_logged_and_the_best_model_kept(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = iter([20.0, 30.0, 25.0])
+    told = iter([30.0, 20.0, 25.0])
     real = Scores.__call__
 
     def scored(self: Scores, bundle: Any) -> dict[str, float]:
         values = real(self, bundle)
-        assert values.keys() == {"scores/clip", "scores/cmmd", "scores/clip-image"}
+        assert list(values) == [f"scores/{name}" for name in METRICS]
         assert 0 <= values["scores/clip"] <= 100 and values["scores/cmmd"] > 0
+        assert values["scores/fid"] > 0 and np.isfinite(values["scores/kid"])
         # The same model gives the same numbers: prompts and noise are the same every time.
         assert real(self, bundle) == values
-        return {**values, "scores/clip": next(told)}
+        return {**values, "scores/fid": next(told)}
 
     monkeypatch.setattr(Scores, "__call__", scored)
-    config = config_of(workdir, "clip", "cmmd", "clip-image")
+    config = config_of(workdir, *METRICS)
     kept: list[int] = []
     write = loop.write_result
     monkeypatch.setattr(
@@ -74,10 +78,10 @@ def test_scores_are_logged_and_the_best_model_kept(workdir: Path, monkeypatch: p
         ),
     )
     assert loop.train(config, "diffusion", workdir, one_device(), quiet=True) == 0
-    assert {step: row["scores/clip"] for step, row in rows(workdir).items()} == {2: 20.0, 4: 30.0, 6: 25.0}
+    assert {step: row["scores/fid"] for step, row in rows(workdir).items()} == {2: 30.0, 4: 20.0, 6: 25.0}
     assert kept == [2, 4]
     best = json.loads((workdir / "diffusion" / "best.json").read_text())
-    assert (best["step"], best["scores/clip"]) == (4, 30.0)
+    assert (best["step"], best["scores/fid"]) == (4, 20.0)
     bundles = {name: load_bundle(workdir / "diffusion" / name) for name in ("best", "bundle")}
     assert bundles["best"].records["unet"]["trained"]["steps"] == 4
     unets = [jax.tree.leaves(bundle.components["unet"]) for bundle in bundles.values()]

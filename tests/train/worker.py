@@ -2,13 +2,15 @@
 
 python worker.py WORKDIR STAGE MESH OPTIONS, OPTIONS a JSON object:
     init: the bundle to start from; changes: settings of the stage; sigterm_at: [process, step], where that process sends
-    itself SIGTERM;
+    itself SIGTERM; sigkill_at: likewise, when a checkpoint is there;
+    lora: the stage trains these factors in place of weights;
     rows: file to which the checksums of this process's rows of the first batches are written;
     bundle: load this bundle's decoder instead of training, and print what that took of memory.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -33,15 +35,24 @@ def main() -> int:
 
     import micro
 
+    from mvader_jax.train.config import Group
     from mvader_jax.train.loop import train
 
     config = micro.language_config(options["init"], **options["changes"])
+    if "lora" in options:
+        factors = {"lora": options["lora"], "groups": {"lora": Group("lora/.*", 1e-2)}}
+        chosen = dataclasses.replace(config.stage(stage), **factors)
+        config = dataclasses.replace(config, stages={stage: chosen})
     if "rows" in options:
         write_rows(config, stage, mesh, options["init"], f"{options['rows']}.{jax.process_index()}")
 
     def on_step(number: int) -> None:
         if options.get("sigterm_at") == [jax.process_index(), number]:
             os.kill(os.getpid(), signal.SIGTERM)
+        if options.get("sigkill_at") == [jax.process_index(), number]:
+            while not any(path.name.isdigit() for path in (workdir / stage / "checkpoints").glob("*")):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
         if "sigterm_at" in options:
             # Long enough for the notice to reach the others before the run is over.
             time.sleep(0.25)

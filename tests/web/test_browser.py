@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,13 @@ import micro
 import PIL.Image
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
 from mvader_jax.web.server import serve
 from mvader_jax.web.studio import Studio
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 #: A machine with much else to do is slow.
 PATIENCE = 240_000
 
@@ -50,14 +40,6 @@ def address() -> Iterator[str]:
     server, address = serve(Studio(Few(micro.bundle())), "127.0.0.1", None, None)
     yield address
     server.get_blocks().close(verbose=False)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=os.environ["MVADER_CHROMIUM"], args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -37,7 +37,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """{"settings", part: shares}. Raises UserError for an unknown part, and where NaN or infinity arose."""
     asked = {part: conjunctions(scene_things(), part, settings.count) for part in parts}
-    result: dict[str, Any] = {"settings": {"count": settings.count, **settings.sampling.recorded()}}
+    recorded = {"count": settings.count, **settings.sampling.recorded(), **pipe.recorded_lora}
+    result: dict[str, Any] = {"settings": recorded}
     for part, tasks in asked.items():
         done = 0
 

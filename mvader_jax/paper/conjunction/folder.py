@@ -116,7 +116,7 @@ body { font-family: sans-serif; max-width: 60em; margin: 1em auto; }
 fieldset { display: inline-block; width: 17em; margin: .3em; vertical-align: top; }
 img { width: 100%; image-rendering: auto; }
 header { position: sticky; top: 0; background: white; padding: .5em; border-bottom: 1px solid; }
-.done { opacity: .5; }
+.done { background: #e4e4e4; }
 </style></head><body>
 <header>Tick what is in each picture, then "judged". <b id="left"></b>
 <button id="save" type="button">Save as CSV</button></header>
@@ -135,9 +135,11 @@ for (const card of cards) {
   for (const box of boxes(card)) box.checked = (kept[card.id] || []).includes(box.name);
   card.addEventListener("change", event => {
     const name = event.target.name;
-    // A thing in its colour is there.
+    // A thing in its colour is there; what is not there has no colour.
     if (name.endsWith("_color") && event.target.checked)
       card.querySelector("[name=" + name.replace("_color", "") + "]").checked = true;
+    if (columns.includes(name + "_color") && !event.target.checked)
+      card.querySelector("[name=" + name + "_color]").checked = false;
     kept[card.id] = boxes(card).filter(box => box.checked).map(box => box.name);
     localStorage.setItem(key, JSON.stringify(kept));
     tell();

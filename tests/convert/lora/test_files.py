@@ -85,6 +85,23 @@ def same(a: Lora, b: Lora) -> None:
             assert (one.down.tobytes(), one.up.tobytes()) == (other.down.tobytes(), other.up.tobytes())
 
 
+def test_the_published_lcm_lora_has_our_names_and_shapes(tmp_path: Path) -> None:
+    """The file of latent-consistency/lcm-lora-sdv1-5 has 834 tensors in 134,621,556 bytes: so has ours, to the byte."""
+    model, tensors = ModelConfig(embedder="clip_text", unet=UNetConfig.sd14()), Tensors()
+    outside = ("unet.conv_in", "unet.conv_out", "unet.time_embedding")
+    for layer in layers_of(model):
+        if not layer.name.startswith(outside):
+            shapes = layer.external_shapes(64)
+            for key, shape in zip(FORMATS["kohya"].names(layer), shapes, strict=True):
+                tensors[key] = np.zeros(shape, np.float16)
+            tensors[f"{FORMATS['kohya'].names(layer)[0].partition('.')[0]}.alpha"] = np.array(64, np.float16)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file(tensors, file, {"format": "pt"})
+    assert (len(tensors), file.stat().st_size) == (834, 134_621_556)
+    lora, name = read_lora(file, model)
+    assert name == "kohya" and len(lora.weights["unet"]) == 278
+
+
 def test_what_a_scale_is(tmp_path: Path) -> None:
     tensors, _ = random_file("kohya")
     save_file(tensors, tmp_path / "a.safetensors")

@@ -45,8 +45,8 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> Loras:
     return Loras(converted(source, folder / "bundle"))
 
 
-def theirs() -> StableDiffusionPipeline:
-    parts = (twins.vae(), twins.clip_text(), None, twins.unet(), twins.scheduler(), None, None)
+def theirs(unet: Any = None) -> StableDiffusionPipeline:
+    parts = (twins.vae(), twins.clip_text(), None, unet or twins.unet(), twins.scheduler(), None, None)
     return StableDiffusionPipeline(*parts, requires_safety_checker=False)
 
 
@@ -264,3 +264,27 @@ def test_every_layer_of_the_unet_and_the_text_encoder_has_its_name(loras: Loras)
         outputs, inputs_, *window = expected[name]
         down, up = layer.external_shapes(3)
         assert down == (3, inputs_, *window) and up == (outputs, 3, *(1 for _ in window)), name
+
+
+@pytest.mark.slow
+def test_every_layer_of_the_published_lcm_lora(tmp_path: Path) -> None:
+    """Its 278 layers, in a UNet of Stable Diffusion 1.5's blocks and few channels."""
+    unet = twins.unet(
+        block_out_channels=(8, 16, 24, 24),
+        layers_per_block=2,
+        norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )
+    source = twins.save_diffusers(tmp_path / "sd", unet, twins.vae(), twins.clip_text())
+    loras, pipe = Loras(converted(source, tmp_path / "bundle")), theirs(unet)
+    torch.manual_seed(4)
+    state = kohya(unet, "lora_unet", LCM, lambda _: 4, lambda _: 4.0)
+    assert len(state) == 834
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file({name: tensor.half() for name, tensor in state.items()}, file)
+    plain = results(loras.bundle)[0]
+    pipe.load_lora_weights(file)
+    ours = results(loras.with_files([Applied(file)]))[0]
+    assert np.abs(ours - plain).max() > 0.01 * np.abs(plain).max()
+    close(ours, their_results(pipe)[0], 2e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -153,6 +154,8 @@ def test_people_judge_real_things_in_a_form(tmp_path: Path, capsys: pytest.Captu
         (["--data", "nope"], "--data does nothing for --world conjunction; leave it out"),
         (["--pictures", "nope"], "'nope' is no folder of pictures"),
         (["--report", "nope.csv"], "cannot read 'nope.csv'"),
+        (["--lora", "nope@0.5"], "nope does not exist; a LoRA is a .safetensors file"),
+        (["--pictures", "nope", "--lora", "nope"], "--lora does nothing for --pictures, which are drawn"),
         (["--prompts", "asked", "--seed", "3"], "--seed does nothing for --prompts, which draws nothing"),
     ],
 )
@@ -176,13 +179,17 @@ def test_a_bundle_that_draws_is_judged_and_its_numbers_kept(
     shown = np.stack(
         [render(Scene("white", (thing(t.things[0].color, t.things[0].noun, "centre"),))) for t in tasks]
     )
-    monkeypatch.setattr("mvader_jax.cli._loading.load_pipeline", lambda *a, **k: None)
+    monkeypatch.setattr(
+        "mvader_jax.cli._loading.load_pipeline",
+        lambda *_, lora, **__: SimpleNamespace(recorded_lora={"lora": list(lora)}),
+    )
     monkeypatch.setattr(
         "mvader_jax.paper.conjunction.evaluate.draw",
         lambda pipe, prompts, settings, done: shown[: len(prompts)],
     )
     out = tmp_path / "numbers.json"
-    assert run("--parts", "images", "--count", "3", "--out", str(out)) == 0
+    assert run("--parts", "images", "--count", "3", "--out", str(out), "--lora", "style@0.5") == 0
+    assert json.loads(out.read_text())["settings"]["lora"] == ["style@0.5"]
     expected = {"none": 0, "one": 1, "one_right": 1, "two": 0, "two_right": 0}
     assert json.loads(out.read_text())["images"] == expected
     assert "| images | 0.0 | 100.0 | 100.0 | 0.0 | 0.0 |" in capsys.readouterr().out
