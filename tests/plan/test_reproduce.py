@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from mvader_jax.errors import UserError
+from mvader_jax.models import convolution
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.plan import reproduce
 from mvader_jax.plan.expected import read_measured, recorded
@@ -48,6 +49,7 @@ def test_what_is_recorded_is_of_any_pod(monkeypatch: pytest.MonkeyPatch) -> None
 
     def compile_program(program: Any, topology: Any, *_: Any) -> dict[str, Any]:
         found.append((program, topology.name))
+        assert convolution._plainly.get()  # as it was run, not as ours would be
         return compiled
 
     monkeypatch.setattr(reproduce, "devices", lambda topology: list(range(topology.chips)))
