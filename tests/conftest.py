@@ -38,6 +38,7 @@ install_import_hook(
         "mvader_jax.prompt.layout",
         "mvader_jax.prompt.theta",
         "mvader_jax.sampling.generate",
+        "mvader_jax.sampling.parts",
         "mvader_jax.sampling.pipeline",
         "mvader_jax.sampling.placement",
         "mvader_jax.train.objectives",

@@ -72,7 +72,5 @@ def test_the_model_fits_into_forty_megabytes_of_bfloat16() -> None:
 def test_what_the_stages_read(name: str) -> None:
     stages = load_config(CONFIGS / f"{name}.py").stages
     languages = {stage: len(one.data.source.languages) for stage, one in stages.items()}
-    assert languages == {
-        stage: 1 if stage in ("diffusion", "interleaved", "distill") else 5 for stage in stages
-    }
+    assert languages == {stage: 1 if stage == "diffusion" else 5 for stage in stages}
     assert {one.data.source.subjects for one in stages.values()} == {0 if name == "emoji" else 300}
