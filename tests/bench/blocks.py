@@ -1,8 +1,8 @@
 """What a change of a block saves on a TPU, by XLA's own cycles: python tests/bench/blocks.py [--gradients] [ROW ...]
 
 Blocks of Stable Diffusion 1.4's UNet, bfloat16, two samples on one v5e chip, compiled at XLA's default effort, each as it is
-and as it was. A row takes a minute of an idle core, with gradients three; what was compiled is kept. docs/planning.md holds
-the table.
+and as it was. A row takes a minute of an idle core, with gradients three. `unet`, the whole, is compiled where it is named:
+three minutes by columns, ten plain. What was compiled is kept. docs/planning.md holds the table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mvader_jax.parallel.libtpu import prepare
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """kind, level, channels: of a `plan.blocks.Block`; plain: its convolutions as anyone writes them."""
+    """kind, level, channels: of a `plan.blocks.Block`, or WHOLE; plain: its convolutions as anyone writes them."""
 
     kind: str
     level: int
@@ -25,18 +25,21 @@ class Row:
     plain: bool = False
 
 
+#: The row of all blocks together.
+WHOLE = "unet"
 ROWS = {
     f"{name}, plain" if plain else name: Row(*block, plain)
     for name, block in {
         "upsampler": ("upsample", 1, 640),
         "resnet": ("resnet", 0, 320),
         "transformer": ("transformer", 0, 320),
+        WHOLE: (WHOLE, 0, 0),
     }.items()
     for plain in (True, False)
 }
 
 
-def compiled(row: Row, gradients: bool, rows: int) -> dict[str, Any]:
+def compiled(row: Row, gradients: bool, rows: int, effort: float) -> dict[str, Any]:
     """What one run of a block costs."""
     import jax
     import jax.numpy as jnp
@@ -45,7 +48,7 @@ def compiled(row: Row, gradients: bool, rows: int) -> dict[str, Any]:
     from mvader_jax.models.unet import UNetConfig
     from mvader_jax.parallel.mesh import MeshConfig, make_mesh
     from mvader_jax.parallel.pods import Topology, chips
-    from mvader_jax.plan.blocks import EFFORT, Block, block_program, module_of
+    from mvader_jax.plan.blocks import Block, block_program, module_of
     from mvader_jax.plan.compile import compile_program
     from mvader_jax.plan.topology import devices
 
@@ -53,14 +56,48 @@ def compiled(row: Row, gradients: bool, rows: int) -> dict[str, Any]:
     chip = chips()["v5e"]
     topology = Topology("v5e", (1,) * chip.torus, 1, chip)
     mesh = make_mesh(MeshConfig(), devices(topology)[:1])
-    program = block_program(config, block, rows, dtype, "none", mesh)
-    if not gradients:
-        module = module_of(config, block, dtype, "none")
-        program = dataclasses.replace(
-            program, function=lambda params, inputs: module.apply({"params": params}, *inputs)
-        )
+    if row.kind == WHOLE:
+        program = whole_program(gradients, rows, mesh)
+    else:
+        program = block_program(config, block, rows, dtype, "none", mesh)
+        if not gradients:
+            module = module_of(config, block, dtype, "none")
+            program = dataclasses.replace(
+                program, function=lambda params, inputs: module.apply({"params": params}, *inputs)
+            )
     with jax.set_mesh(mesh), plainly() if row.plain else contextlib.nullcontext():
-        return compile_program(program, topology, EFFORT, lambda message: None)
+        return compile_program(program, topology, effort, lambda message: None)
+
+
+def whole_program(gradients: bool, rows: int, mesh: Any) -> Any:
+    """The whole UNet on 64 x 64 latents and 77 states; its weights in float32 where they have gradients."""
+    import jax
+    import jax.numpy as jnp
+
+    from mvader_jax.condition import Condition
+    from mvader_jax.models.components import abstract_components
+    from mvader_jax.models.config import ModelConfig
+    from mvader_jax.models.unet import UNet, UNetConfig
+    from mvader_jax.parallel.sharding import replicated
+    from mvader_jax.plan.program import Program
+
+    def of(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
+
+    config, half = UNetConfig.sd14(), jnp.dtype("bfloat16")
+    network, width = UNet(config, dtype=half), config.cross_attention_dim
+    shapes, _ = abstract_components(ModelConfig(unet=config), ["unet"])
+    params = jax.tree.map(lambda x: of(jnp.float32 if gradients else half, *x.shape), shapes["unet"])
+    condition = Condition(of(half, rows, 77, width), of(jnp.float32, rows, 77))
+    inputs = of(half, rows, 64, 64, config.in_channels), of(jnp.int32, rows), condition
+
+    def forward(params: Any, *inputs: Any) -> Any:
+        return network.apply({"params": params}, *inputs)
+
+    def loss(params: Any, *inputs: Any) -> Any:
+        return jnp.square(forward(params, *inputs).astype(jnp.float32)).mean()
+
+    return Program(jax.grad(loss) if gradients else forward, (params, *inputs), mesh, rows, {})
 
 
 def main() -> None:
@@ -70,14 +107,24 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW", help="all where none is named")
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--gradients", action="store_true")
+    parser.add_argument("--effort", type=float, default=0.0, help="XLA's; cycles mean something at 0 alone")
     options = parser.parse_args()
     prepare()
-    print("| block | cycles, M | traffic, MB | GFLOPs | temporaries, MB |\n|---|---|---|---|---|")
-    for name in options.rows or ROWS:
-        found = compiled(ROWS[name], options.gradients, options.samples)
+    print(
+        "| block | cycles, M | traffic, MB | GFLOPs | temporaries, MB | instructions |\n|---|---|---|---|---|---|"
+    )
+    for name in options.rows or [name for name, row in ROWS.items() if row.kind != WHOLE]:
+        found = compiled(ROWS[name], options.gradients, options.samples, options.effort)
         cells = (found["cycles"] / 1e6, found["bytes"] / 1e6, found["flops"] / 1e9)
         held = found["memory"]["temporaries"] / 1e6
-        print(f"| {name} | {cells[0]:.2f} | {cells[1]:.0f} | {cells[2]:.0f} | {held:.0f} |", flush=True)
+        told = (
+            f"{cells[0]:.2f}",
+            f"{cells[1]:.0f}",
+            f"{cells[2]:.0f}",
+            f"{held:.0f}",
+            f"{found['launches']}",
+        )
+        print(f"| {name} | {' | '.join(told)} |", flush=True)
 
 
 if __name__ == "__main__":
