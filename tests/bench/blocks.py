@@ -1,8 +1,9 @@
 """What a change of a block saves on a TPU, by XLA's own cycles: python tests/bench/blocks.py [--gradients] [ROW ...]
 
 Blocks of Stable Diffusion 1.4's UNet, bfloat16, two samples on one v5e chip, compiled at XLA's default effort, each as it is
-and as it was. A row takes a minute of an idle core, with gradients three. `unet`, the whole, is compiled where it is named:
-three minutes by columns, ten plain. What was compiled is kept. docs/planning.md holds the table.
+and as it was. A row takes a minute of an idle core, with gradients three. Two are compiled where they are named: `unet`, the
+whole, three minutes by columns, ten plain; and `step`, its train step on v5e:4x4 with fsdp=16 and no block computed again,
+which wants --effort -1. What was compiled is kept. docs/planning.md holds the table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mvader_jax.parallel.libtpu import prepare
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """kind, level, channels: of a `plan.blocks.Block`, or WHOLE; plain: its convolutions as anyone writes them."""
+    """kind, level, channels: of a `plan.blocks.Block`, or WHOLE or STEP; plain: its convolutions as anyone writes them."""
 
     kind: str
     level: int
@@ -25,8 +26,8 @@ class Row:
     plain: bool = False
 
 
-#: The row of all blocks together.
-WHOLE = "unet"
+#: The rows of all blocks together.
+WHOLE, STEP = "unet", "step"
 ROWS = {
     f"{name}, plain" if plain else name: Row(*block, plain)
     for name, block in {
@@ -34,6 +35,7 @@ ROWS = {
         "resnet": ("resnet", 0, 320),
         "transformer": ("transformer", 0, 320),
         WHOLE: (WHOLE, 0, 0),
+        STEP: (STEP, 0, 0),
     }.items()
     for plain in (True, False)
 }
@@ -56,6 +58,12 @@ def compiled(row: Row, gradients: bool, rows: int, effort: float) -> dict[str, A
     chip = chips()["v5e"]
     topology = Topology("v5e", (1,) * chip.torus, 1, chip)
     mesh = make_mesh(MeshConfig(), devices(topology)[:1])
+    if row.kind == STEP:
+        topology = Topology("v5e", (4, 4), 1, chip)
+        mesh = make_mesh(MeshConfig(data=1, fsdp=16), devices(topology))
+        program = step_program(16 * rows, mesh)
+        with plainly() if row.plain else contextlib.nullcontext():
+            return compile_program(program, topology, effort, lambda message: None)
     if row.kind == WHOLE:
         program = whole_program(gradients, rows, mesh)
     else:
@@ -100,6 +108,34 @@ def whole_program(gradients: bool, rows: int, mesh: Any) -> Any:
     return Program(jax.grad(loss) if gradients else forward, (params, *inputs), mesh, rows, {})
 
 
+def step_program(batch: int, mesh: Any) -> Any:
+    """A step of training the UNet from latents and states of 1,024 that are known, with AdamW and an average."""
+    from mvader_jax.data.config import DataConfig
+    from mvader_jax.diffusion.schedule import ScheduleConfig
+    from mvader_jax.models.config import ModelConfig
+    from mvader_jax.models.unet import UNetConfig
+    from mvader_jax.models.vae import VAEConfig
+    from mvader_jax.plan.program import train_program
+    from mvader_jax.plan.reproduce import StatesKnown
+    from mvader_jax.train.config import Group, Stage, TrainConfig
+    from mvader_jax.train.optim.optimizer import OptimizerConfig
+
+    unet = dataclasses.replace(UNetConfig.sd14(), cross_attention_dim=1024)
+    model = ModelConfig(embedder="clip_text", unet=unet, vae=VAEConfig.sd14(), schedule=ScheduleConfig())
+    stage = Stage(
+        objective=StatesKnown(),
+        groups={"unet": Group("unet/.*", 1e-4)},
+        steps=1000,
+        batch_size=batch,
+        data=DataConfig(),
+        optimizer=OptimizerConfig(warmup_steps=100),
+        dtype="bfloat16",
+        remat="none",
+    )
+    config = TrainConfig(name="sd14", model=model, stages={"unet": stage})
+    return train_program(config, stage, mesh, ("latents",))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -113,15 +149,16 @@ def main() -> None:
     print(
         "| block | cycles, M | traffic, MB | GFLOPs | temporaries, MB | instructions |\n|---|---|---|---|---|---|"
     )
-    for name in options.rows or [name for name, row in ROWS.items() if row.kind != WHOLE]:
+    for name in options.rows or [name for name, row in ROWS.items() if row.kind not in (WHOLE, STEP)]:
         found = compiled(ROWS[name], options.gradients, options.samples, options.effort)
         cells = (found["cycles"] / 1e6, found["bytes"] / 1e6, found["flops"] / 1e9)
-        held = found["memory"]["temporaries"] / 1e6
+        held, peak = (found["memory"][part] / 1e6 for part in ("temporaries", "peak"))
         told = (
             f"{cells[0]:.2f}",
             f"{cells[1]:.0f}",
             f"{cells[2]:.0f}",
             f"{held:.0f}",
+            f"{peak:.0f}",
             f"{found['launches']}",
         )
         print(f"| {name} | {' | '.join(told)} |", flush=True)
