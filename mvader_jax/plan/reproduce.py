@@ -88,23 +88,27 @@ class StatesKnown(Diffusion):
 
 def measured_program(mesh: Mesh, batch: int) -> Program:
     """The step of Stable Diffusion 2's UNet on `batch` samples over the whole mesh."""
-    model = ModelConfig(
-        embedder="clip_text",
-        unet=dataclasses.replace(UNetConfig.sd2(), norm_groups=16),
-        vae=VAEConfig.sd14(),
-        schedule=ScheduleConfig(prediction_type="v_prediction"),
-    )
+    unet = dataclasses.replace(UNetConfig.sd2(), norm_groups=16)
+    schedule = ScheduleConfig(prediction_type="v_prediction")
+    return _without_average(unet_step(unet, schedule, mesh, batch, ema_decay=0.0))
+
+
+def unet_step(
+    unet: UNetConfig, schedule: ScheduleConfig, mesh: Mesh, batch: int, ema_decay: float
+) -> Program:
+    """The train step of a UNet alone, in bfloat16, nothing computed again, from latents and states that are known."""
+    model = ModelConfig(embedder="clip_text", unet=unet, vae=VAEConfig.sd14(), schedule=schedule)
     stage = Stage(
         objective=StatesKnown(),
         groups={"unet": Group("unet/.*", 1e-4)},
         steps=1000,
         batch_size=batch,
         data=DataConfig(),
-        optimizer=OptimizerConfig(warmup_steps=100, ema_decay=0.0),
+        optimizer=OptimizerConfig(warmup_steps=100, ema_decay=ema_decay),
         dtype="bfloat16",
     )
-    config = TrainConfig(name="stable_diffusion_2", model=model, stages={"unet": stage})
-    return _without_average(train_program(config, stage, mesh, ("latents",)))
+    config = TrainConfig(name="unet", model=model, stages={"unet": stage})
+    return train_program(config, stage, mesh, ("latents",))
 
 
 def _without_average(program: Program) -> Program:

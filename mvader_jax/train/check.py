@@ -55,7 +55,7 @@ def _check_scores(stage: Stage) -> None:
             )
     needed = {METRICS[name].network for name in stage.validate_with}
     for network in ("inception", "clip"):
-        if getattr(stage.judges, network) is not None and stage.validate_with and network not in needed:
+        if getattr(stage.judges, network) is not None and network not in needed:
             raise UserError(f"judges.{network} does nothing: validate_with names no score that looks with it")
     drawing = stage.objective.drawing()
     if stage.validate_with and (drawing is None or not drawing.reads_prompts):

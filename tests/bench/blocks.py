@@ -109,31 +109,13 @@ def whole_program(gradients: bool, rows: int, mesh: Any) -> Any:
 
 
 def step_program(batch: int, mesh: Any) -> Any:
-    """A step of training the UNet from latents and states of 1,024 that are known, with AdamW and an average."""
-    from mvader_jax.data.config import DataConfig
+    """A step of training the UNet on states of 1,024, with AdamW and an average."""
     from mvader_jax.diffusion.schedule import ScheduleConfig
-    from mvader_jax.models.config import ModelConfig
     from mvader_jax.models.unet import UNetConfig
-    from mvader_jax.models.vae import VAEConfig
-    from mvader_jax.plan.program import train_program
-    from mvader_jax.plan.reproduce import StatesKnown
-    from mvader_jax.train.config import Group, Stage, TrainConfig
-    from mvader_jax.train.optim.optimizer import OptimizerConfig
+    from mvader_jax.plan.reproduce import unet_step
 
     unet = dataclasses.replace(UNetConfig.sd14(), cross_attention_dim=1024)
-    model = ModelConfig(embedder="clip_text", unet=unet, vae=VAEConfig.sd14(), schedule=ScheduleConfig())
-    stage = Stage(
-        objective=StatesKnown(),
-        groups={"unet": Group("unet/.*", 1e-4)},
-        steps=1000,
-        batch_size=batch,
-        data=DataConfig(),
-        optimizer=OptimizerConfig(warmup_steps=100),
-        dtype="bfloat16",
-        remat="none",
-    )
-    config = TrainConfig(name="sd14", model=model, stages={"unet": stage})
-    return train_program(config, stage, mesh, ("latents",))
+    return unet_step(unet, ScheduleConfig(), mesh, batch, ema_decay=0.9999)
 
 
 def main() -> None:
@@ -142,12 +124,13 @@ def main() -> None:
     )
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW", help="all where none is named")
     parser.add_argument("--samples", type=int, default=2)
-    parser.add_argument("--gradients", action="store_true")
+    parser.add_argument("--gradients", action="store_true", help="backward too, as `step` always is")
     parser.add_argument("--effort", type=float, default=0.0, help="XLA's; cycles mean something at 0 alone")
     options = parser.parse_args()
     prepare()
     print(
-        "| block | cycles, M | traffic, MB | GFLOPs | temporaries, MB | instructions |\n|---|---|---|---|---|---|"
+        "| block | cycles, M | traffic, MB | GFLOPs | temporaries, MB | peak, MB | instructions |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for name in options.rows or [name for name, row in ROWS.items() if row.kind not in (WHOLE, STEP)]:
         found = compiled(ROWS[name], options.gradients, options.samples, options.effort)

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import twins
 from safetensors.torch import load_file, save_file
-from test_sources import finetuned, save_clip
+from test_sources import save_clip
 
 from mvader_jax.convert.engine import match
 from mvader_jax.convert.export import export
@@ -64,7 +64,7 @@ def sources(folder: Path) -> Iterator[tuple[str, Path, Path]]:
     for name, model in (("gptj", gptj), ("gpt-neox", neox), ("clip-text", text)):
         source = twins.save_folder(folder / name, model.state_dict(), model.config.to_dict())
         yield name, source, source / "config.json"
-    sgpt = twins.save_folder(folder / "sgpt", finetuned(gptj), gptj.config.to_dict())
+    sgpt = twins.save_folder(folder / "sgpt", twins.finetuned(gptj), gptj.config.to_dict())
     yield "sgpt-biases", sgpt, sgpt / "config.json"
     sd = twins.save_diffusers(folder / "sd", twins.unet(), twins.vae(), text)
     for part in ("unet", "vae", "text_encoder"):

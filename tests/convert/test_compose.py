@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import twins
 from converting import convert
-from test_sources import finetuned
 
 from mvader_jax.cli._loading import load_pipeline
 from mvader_jax.cli.main import main
@@ -50,7 +49,7 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Public:
     vocabulary = folder / "vocabulary"
     train_tokenizer(["a photo of a red circle"] * 3, 280).save(vocabulary)
     base = twins.save_folder(folder / "gptj", gptj.state_dict(), gptj.config.to_dict())
-    bitfit = twins.save_folder(folder / "bitfit", finetuned(gptj), gptj.config.to_dict())
+    bitfit = twins.save_folder(folder / "bitfit", twins.finetuned(gptj), gptj.config.to_dict())
     convert(twins.save_magma(folder / "magma", magma), folder / "m", tokenizer=vocabulary)
     convert(bitfit, folder / "b", base=base)
     convert(twins.save_diffusers(folder / "sd", twins.unet(), twins.vae(), twins.clip_text()), folder / "s")

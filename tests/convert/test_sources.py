@@ -285,67 +285,13 @@ def test_magma_with_half_a_language_model_is_refused(tmp_path: Path) -> None:
         convert(file, tmp_path / "out")
 
 
-def finetuned(base: torch.nn.Module, *changed: str) -> dict[str, torch.Tensor]:
-    """The base's state without its head, as SGPT saves it, with other numbers in some tensors."""
-    torch.manual_seed(9)
-    state = {}
-    for name, tensor in base.state_dict().items():
-        if name.startswith("lm_head."):
-            continue
-        bare = name.removeprefix("transformer.")
-        bias = bare.endswith(("ln_1.bias", "fc_in.bias", "fc_out.bias", "ln_f.bias"))
-        state[bare] = tensor + torch.randn_like(tensor) if bias or bare in changed else tensor
-    return state
-
-
-@pytest.mark.parametrize("base", ["folder", "half-precision folder", "bundle"])
-def test_sgpt_biases(tmp_path: Path, base: str) -> None:
-    gptj = twins.gptj()
-    if base == "half-precision folder":
-        gptj = gptj.half().float()
-    state = finetuned(gptj)
-    source = twins.save_folder(tmp_path / "sgpt", state, gptj.config.to_dict(), kind="bin", shards=2)
-    start = twins.save_folder(tmp_path / "gptj", gptj.state_dict(), gptj.config.to_dict())
-    if base == "half-precision folder":
-        start = twins.save_folder(tmp_path / "half", gptj.half().state_dict(), gptj.config.to_dict())
-    elif base == "bundle":
-        convert(start, tmp_path / "base")
-        start = tmp_path / "base"
-    bundle = converted(source, tmp_path / "out", base=start)
-    assert set(bundle.components) == {"biases"}
-    leaves = jax.tree_util.tree_flatten_with_path(bundle.components["biases"])[0]
-    assert {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves} == {
-        "layers/ln_1/bias",
-        "layers/mlp/fc_in/bias",
-        "layers/mlp/fc_out/bias",
-        "ln_f/bias",
-    }
-    np.testing.assert_array_equal(
-        bundle.components["biases"]["layers"]["ln_1"]["bias"][2], state["h.2.ln_1.bias"]
-    )
-
-
-def test_sgpt_that_changed_more_than_biases_is_refused(tmp_path: Path) -> None:
-    gptj = twins.gptj()
-    start = twins.save_folder(tmp_path / "gptj", gptj.state_dict(), gptj.config.to_dict())
-    state = finetuned(gptj, "h.1.mlp.fc_in.weight", "wte.weight")
-    source = twins.save_folder(tmp_path / "sgpt", state, gptj.config.to_dict())
-    with pytest.raises(UserError, match=r"^2 of \d+ tensors that are no biases differ"):
-        convert(source, tmp_path / "out", base=start)
-    with pytest.raises(UserError, match="pass --base"):
-        convert(source, tmp_path / "out")
-    with pytest.raises(UserError, match="--base belongs to finetunes of biases alone"):
-        convert(start, tmp_path / "out", base=start)
-    assert not (tmp_path / "out").exists()
-
-
 def test_recognised_by_content_whatever_its_name(tmp_path: Path) -> None:
     gptj, neox, text, whole = twins.gptj(), twins.gpt_neox(), twins.clip_text(), twins.whole_clip()
     cases: dict[str, tuple[str, Callable[[Path], Path]]] = {
         "a": ("gptj", lambda p: twins.save_folder(p, gptj.state_dict(), gptj.config.to_dict())),
         "b": ("gpt-neox", lambda p: twins.save_folder(p, neox.state_dict(), neox.config.to_dict())),
         "c": ("clip-text", lambda p: twins.save_folder(p, text.state_dict(), text.config.to_dict())),
-        "d": ("sgpt-biases", lambda p: twins.save_folder(p, finetuned(gptj), gptj.config.to_dict())),
+        "d": ("sgpt-biases", lambda p: twins.save_folder(p, twins.finetuned(gptj), gptj.config.to_dict())),
         "e": ("magma", lambda p: twins.save_magma(p, twins.magma(1))),
         "f": ("clip-resnet", lambda p: save_clip(p, twins.clip(), "state dict")),
         "g": ("stable-diffusion", lambda p: twins.save_diffusers(p, twins.vae())),

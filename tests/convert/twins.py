@@ -387,3 +387,13 @@ def save_magma(folder: Path, model: Magma, **which: bool) -> Path:
     }
     (folder / "config.json").write_text(json.dumps({**settings, "image_size": 96}))
     return file
+
+
+def finetuned(base: torch.nn.Module, *changed: str) -> dict[str, torch.Tensor]:
+    """The base's state without its head, as SGPT saves it, with other numbers in some tensors."""
+    torch.manual_seed(9)
+    held = base.state_dict().items()
+    bare = {name.removeprefix("transformer."): x for name, x in held if not name.startswith("lm_head.")}
+    ends = ("ln_1.bias", "fc_in.bias", "fc_out.bias", "ln_f.bias")
+    moved = {name for name in bare if name.endswith(ends) or name in changed}
+    return {name: x + torch.randn_like(x) if name in moved else x for name, x in bare.items()}

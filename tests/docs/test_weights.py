@@ -23,7 +23,6 @@ import torch
 import twins
 from hub_server import Hub, Repository, read_folder
 from pages import commands
-from test_sources import finetuned
 from vocabularies import clip_vocabulary
 
 from mvader_jax.cli.main import main
@@ -56,7 +55,7 @@ def stand_ins(folder: Path, hub: Hub) -> dict[str, bytes]:
     train_tokenizer(WORDS, 280).save(base)
     hub.add("EleutherAI/gpt-j-6b", {"config.json": b"{}", "flax_model.msgpack": b"never" * 1000})
     hub.add("EleutherAI/gpt-j-6b", base, "float16")
-    bitfit = twins.save_folder(folder / "bitfit", finetuned(gptj), gptj.config.to_dict(), kind="bin")
+    bitfit = twins.save_folder(folder / "bitfit", twins.finetuned(gptj), gptj.config.to_dict(), kind="bin")
     hub.add("Muennighoff/SGPT-5.8B-weightedmean-nli-bitfit", bitfit)
     file = twins.save_magma(folder / "magma", magma)
     torch.save({**torch.load(file), "skipped": set()}, folder / "magma" / "magma_demo.pt")
