@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import micro
 import numpy as np
 import pytest
 
 import mvader_jax as mv
-from mvader_jax.sampling import pipeline, tasks
-
-#: The tests check annotations, so that a wrong type never reaches what is looked at here: a copy without that.
-_spec = importlib.util.spec_from_file_location("unchecked_pipeline", pipeline.__file__)
-assert _spec is not None and _spec.loader is not None
-unchecked = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(unchecked)
+from mvader_jax.sampling import tasks
 
 BUNDLE = micro.bundle(micro.NANO)
-PIPE = unchecked.Pipeline(BUNDLE)
+PIPE = mv.Pipeline(BUNDLE)
 PICTURE = np.zeros((8, 8, 3), np.uint8)
 Z = np.zeros((2, 8, 8, 4), np.float32)
 CONDITION = mv.Condition(np.zeros((2, 8, 32), np.float32), np.zeros((2, 8), np.float32))
@@ -32,23 +26,23 @@ THREE = mv.Condition(np.zeros((3, 8, 32), np.float32), np.zeros((3, 8), np.float
 
 Calls = dict[str, tuple[Callable[[], Any], str]]
 LOADING: Calls = {
-    "bundle": (lambda: unchecked.Pipeline("tiny"), "bundle is 'tiny'; expected a Bundle: Pipeline.load("),
-    "dtype": (lambda: unchecked.Pipeline(BUNDLE, dtype="float16"), "accepted: float32, bfloat16"),
-    "dtype object": (lambda: unchecked.Pipeline(BUNDLE, dtype=jnp.bfloat16), "accepted: float32, bfloat16"),
-    "mesh": (lambda: unchecked.Pipeline(BUNDLE, mesh="data=2"), "mesh is 'data=2'; expected a Mesh"),
+    "bundle": (lambda: mv.Pipeline("tiny"), "bundle is 'tiny'; expected a Bundle: Pipeline.load("),
+    "dtype": (lambda: mv.Pipeline(BUNDLE, dtype="float16"), "accepted: float32, bfloat16"),
+    "dtype object": (lambda: mv.Pipeline(BUNDLE, dtype=jnp.bfloat16), "accepted: float32, bfloat16"),
+    "mesh": (lambda: mv.Pipeline(BUNDLE, mesh="data=2"), "mesh is 'data=2'; expected a Mesh"),
     "mesh of others": (
-        lambda: unchecked.Pipeline(BUNDLE, mesh=jax.make_mesh((1,), ("data",))),
+        lambda: mv.Pipeline(BUNDLE, mesh=jax.make_mesh((1,), ("data",))),
         "the mesh has the axes data, each Explicit; expected one of mvader_jax.parallel.mesh.make_mesh",
     ),
-    "name": (lambda: unchecked.Pipeline.load(5), "a bundle is named by 5; expected a string or a path"),
-    "none": (lambda: unchecked.Pipeline.load(None), "a bundle is named by None"),
-    "load dtype": (lambda: unchecked.Pipeline.load("tiny", dtype="f16"), "accepted: float32, bfloat16"),
+    "name": (lambda: mv.Pipeline.load(5), "a bundle is named by 5; expected a string or a path"),
+    "none": (lambda: mv.Pipeline.load(None), "a bundle is named by None"),
+    "load dtype": (lambda: mv.Pipeline.load("tiny", dtype="f16"), "accepted: float32, bfloat16"),
     "load frozen_dtype": (
-        lambda: unchecked.Pipeline.load("tiny", frozen_dtype="int2"),
+        lambda: mv.Pipeline.load("tiny", frozen_dtype="int2"),
         "accepted: float32, bfloat16, int8, int4",
     ),
-    "load mesh": (lambda: unchecked.Pipeline.load("tiny", mesh=2), "mesh is 2; expected a Mesh"),
-    "raw": (lambda: unchecked.Pipeline.load("tiny", raw=True), "raw belongs to RUN/STAGE[@STEP]"),
+    "load mesh": (lambda: mv.Pipeline.load("tiny", mesh=2), "mesh is 2; expected a Mesh"),
+    "raw": (lambda: mv.Pipeline.load("tiny", raw=True), "raw belongs to RUN/STAGE[@STEP]"),
 }
 DRAWING: Calls = {
     "prompt": (lambda: PIPE(5), "a prompt holds 5"),
@@ -170,6 +164,15 @@ OTHERS: Calls = {
     "save": (lambda: mv.Pictures().save(5), "a directory is named by 5"),
     "load_image": (lambda: mv.Image(object()), "a picture is of type object"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _unchecked() -> Iterator[None]:
+    """The tests check annotations, so that a wrong type would never reach what is looked at here."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.parametrize(
