@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from mvader_jax.models.attention_kernels import current_platform
-from mvader_jax.parallel.sharding import constrain, mesh_axes, partitioned
+from mvader_jax.parallel.sharding import constrain, gathered, mesh_axes, partitioned
 
 Dtype = Any
 _KERNEL = nn.initializers.lecun_normal()
@@ -65,11 +65,7 @@ class Conv(nn.Module):
         columns = platform == "tpu" and self.stride == 1 and self.size == 3 and pad == same
         columns = columns and _cut(x.shape[0], width)
         if self.doubled:
-            x = (
-                jnp.repeat(_twice(x), 2, axis=1)
-                if columns
-                else jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-            )
+            x = _pin(jnp.repeat(_twice(x) if columns else jnp.repeat(x, 2, axis=2), 2, axis=1))
         kernel = kernel.astype(self.dtype)
         if self.stride == 1 and _better_as_product(platform, x, self.size):
             y = _as_product(x, kernel, pad)
@@ -162,7 +158,7 @@ def _by_columns_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tup
         for below in range(-(size // 2), size // 2 + 1):  # how far the row of x that g meets is below its own
             seen = taps[:, max(below, 0) : height + min(below, 0)]
             rows.append(jnp.einsum("bhwc,bhwf->cf", seen, g[:, max(-below, 0) : height - max(below, 0)]))
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    turned = gathered(kernel[::-1, ::-1], "kernel", "kernel", "channels_in", "channels_out").swapaxes(2, 3)
     return _by_columns(g, turned), jnp.stack(rows).reshape(kernel.shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -10,13 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mvader_jax.models import convolution
 from mvader_jax.models.convolution import Conv, by_columns, plainly
 from mvader_jax.models.remat import Remat, rematerialised
 from mvader_jax.models.unet_blocks import Upsample
+from mvader_jax.parallel.mesh import MeshConfig, make_mesh
+from mvader_jax.parallel.pods import parse_topology
 from mvader_jax.parallel.sharding import MESH_AXES, abstract_init
+from mvader_jax.plan.compile import effort_option
+from mvader_jax.plan.topology import devices
 from mvader_jax.train.flops import count_flops
 
 
@@ -133,3 +138,34 @@ def test_a_tpu_takes_columns_where_pictures_are_few_and_wide_and_keep_their_size
         assert shapes(28) == [(3, 3, 5, 4)] and shapes(32) == []
     with plainly():
         assert shapes(1) == []
+
+
+@pytest.mark.parametrize("doubled", [True, False], ids=["doubled", "as it is"])
+def test_columns_move_the_kernel_between_chips_and_no_picture(doubled: bool) -> None:
+    """Of the compiled gradients: left to itself, XLA gathers the pictures of all chips on every one, forms their columns
+    there, and turns narrow slices of the kernel round the chips instead of gathering it."""
+    mesh = make_mesh(MeshConfig(fsdp=4), devices(parse_topology("v5e:2x2")))
+
+    def shape(*dims: int, cut: int | None = None) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec(*("fsdp" if axis == cut else None for axis in range(len(dims))))
+        return jax.ShapeDtypeStruct(dims, jnp.float32, sharding=NamedSharding(mesh, spec))
+
+    params = {"kernel": shape(3, 3, 256, 128, cut=2), "bias": shape(128)}
+    x = shape(8, 16, 16, 256, cut=0)
+    module = Conv(128, 3, doubled=doubled, dtype=jnp.bfloat16)
+
+    def total(params: Any, x: jax.Array) -> jax.Array:
+        return jnp.sum(module.apply({"params": params}, x).astype(jnp.float32) ** 2)
+
+    with jax.set_mesh(mesh):
+        places = jax.tree.map(lambda leaf: leaf.sharding, (params, x))
+        lowered = (
+            jax.jit(jax.grad(total, (0, 1)), out_shardings=places)
+            .trace(params, x)
+            .lower(lowering_platforms=("tpu",))
+        )
+        text = lowered.compile(compiler_options=effort_option(-1.0)).as_text()
+    moved = re.findall(
+        r"= \(?\w+\[([\d,]*)\]\S* .*?(all-gather|all-to-all|collective-permute)(?:-start)?\(", text
+    )
+    assert moved == [("3,3,256,128", "all-gather")]
