@@ -6,6 +6,7 @@ color: a picture and a colour ("in red"): the object in that colour.
 style: a picture and another fill, size or background: a change of style.
 both: the two halves of a scene of two objects, as pictures: the scene.
 pair: any two pictures: both objects, as `compose` puts them together.
+pair_place: two pictures whose objects stand in the same place, a fifth of all pairs: one of them moves.
 pair_color: any two pictures and a colour: both objects so composed, both in that colour.
 """
 
@@ -37,7 +38,7 @@ from mvader_jax.data.scenes.world import (
 )
 from mvader_jax.prompt.elements import Image, Prompt, Text
 
-Kind = Literal["color", "style", "both", "pair", "pair_color"]
+Kind = Literal["color", "style", "both", "pair", "pair_place", "pair_color"]
 #: The kinds that are drawn, alike, where none are named.
 KINDS: tuple[Kind, ...] = ("color", "style", "both")
 _ACROSS = {here: there for pair in PAIRS for here, there in (pair, pair[::-1])}
@@ -87,7 +88,7 @@ def scene_task(
         parts = tuple(Scene(target.background, (thing,)) for thing in target.objects)
         return SceneTask(kind, parts if rng.random() < 0.5 else parts[::-1], target)
     scene = scene_at(seed, index, split, two_objects=0.0)
-    if kind in ("pair", "pair_color"):
+    if kind in ("pair", "pair_place", "pair_color"):
         return _pair(kind, scene, split, rng, languages)
     names = ("color",) if kind == "color" else tuple(STYLES)
     # The answer, too, must be of the training split. Where every change of the kind is held out, any will do.
@@ -104,8 +105,11 @@ def _pair(
     """A scene and another one, both of one object and of the split, as is what they ask for (where a thousand draws
     find none, it may be of the other)."""
     held_out = split == "validation"
+    others = _singles(held_out)
+    if kind == "pair_place":
+        others = tuple(other for other in others if other.objects[0].position == scene.objects[0].position)
     for tries in itertools.count(1):
-        other = _pick(_singles(held_out), rng)
+        other = _pick(others, rng)
         pictures = (scene, other) if rng.random() < 0.5 else (other, scene)
         target = compose(*pictures)
         elements: tuple[Scene | str, ...] = pictures

@@ -70,6 +70,16 @@ def test_any_two_pictures_ask_for_both_objects(split):
     assert any(here == there for here, there in places)
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_two_pictures_of_the_same_place_ask_for_both_objects(split):
+    for i in range(20):
+        task = scene_task(3, i, split, np.random.default_rng(i), kinds=("pair_place",))
+        one, two = (scene.objects[0].position for scene in task.elements)
+        assert one == two
+        assert task.target == compose(*task.elements)
+        assert {scene.held_out for scene in task.elements} == {split == "validation"}
+
+
 def test_a_colour_beside_two_pictures_is_that_of_both():
     at = set()
     for i in range(40):
