@@ -112,10 +112,14 @@ def run(
 
 
 def _axes(mesh: Any, name: str, length: int) -> tuple[str, ...] | None:
-    """The mesh axes that divide a dimension; None, every device the whole of it, where they do not."""
-    axes = tuple(axis for axis in mesh_axes(name) if mesh.shape.get(axis, 1) > 1)
+    """The mesh axes that divide a dimension; None, every device the whole of it, where they do not.
+
+    Axes of one device are among them: over one that no dimension names, gradients would be summed, and XLA for TPUs runs
+    a sum over one device as any other.
+    """
+    axes = tuple(axis for axis in mesh_axes(name) if axis in mesh.shape)
     ways = math.prod(mesh.shape[axis] for axis in axes)
-    return axes if axes and length % ways == 0 else None
+    return axes if length % ways == 0 else None
 
 
 def _run(

@@ -299,6 +299,7 @@ def test_a_tpus_compiler_takes_the_kernel_and_keeps_no_scores(pod: Any) -> None:
     assert text.count("tpu_custom_call") >= 3  # forward, gradient by queries, gradient by keys
     found = cost(text)
     assert found.collectives == []  # every chip attends to its own rows
+    assert " all-reduce(" not in text  # nor sums with itself alone, over the mesh's axes of one device
     # Two rows a chip, keys filled up to 256, two dimensions for the weights: forward, dq and dkv.
     pairs = 2.0 * 2 * 8 * 4096 * 256
     assert found.kernel_flops == pairs * ((42 + 40) + (2 * 42 + 40) + (2 * 42 + 2 * 40))
