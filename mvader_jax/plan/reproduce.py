@@ -94,9 +94,14 @@ def measured_program(mesh: Mesh, batch: int) -> Program:
 
 
 def unet_step(
-    unet: UNetConfig, schedule: ScheduleConfig, mesh: Mesh, batch: int, ema_decay: float
+    unet: UNetConfig,
+    schedule: ScheduleConfig,
+    mesh: Mesh,
+    batch: int,
+    ema_decay: float,
+    remat: Remat = "none",
 ) -> Program:
-    """The train step of a UNet alone, in bfloat16, nothing computed again, from latents and states that are known."""
+    """The train step of a UNet alone, in bfloat16, from latents and states that are known."""
     model = ModelConfig(embedder="clip_text", unet=unet, vae=VAEConfig.sd14(), schedule=schedule)
     stage = Stage(
         objective=StatesKnown(),
@@ -106,6 +111,7 @@ def unet_step(
         data=DataConfig(),
         optimizer=OptimizerConfig(warmup_steps=100, ema_decay=ema_decay),
         dtype="bfloat16",
+        remat=remat,
     )
     config = TrainConfig(name="unet", model=model, stages={"unet": stage})
     return train_program(config, stage, mesh, ("latents",))

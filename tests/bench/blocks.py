@@ -2,8 +2,8 @@
 
 Blocks of Stable Diffusion 1.4's UNet, bfloat16, two samples on one v5e chip, compiled at XLA's default effort, each as it is
 and as it was. A row takes a minute of an idle core, with gradients three. Two are compiled where they are named: `unet`, the
-whole, three minutes by columns, ten plain; and `step`, its train step on v5e:4x4 with fsdp=16 and no block computed again,
-which wants --effort -1. What was compiled is kept. docs/planning.md holds the table.
+whole, three minutes by columns, ten plain; and `step`, its train step on v5e:4x4 with fsdp=16, which wants
+--effort -1. What was compiled is kept. docs/planning.md holds the table.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
+from mvader_jax.models.remat import Remat
 from mvader_jax.parallel.libtpu import prepare
 
 
@@ -41,7 +42,7 @@ ROWS = {
 }
 
 
-def compiled(row: Row, gradients: bool, rows: int, effort: float) -> dict[str, Any]:
+def compiled(row: Row, gradients: bool, rows: int, effort: float, remat: Remat) -> dict[str, Any]:
     """What one run of a block costs."""
     import jax
     import jax.numpy as jnp
@@ -61,13 +62,13 @@ def compiled(row: Row, gradients: bool, rows: int, effort: float) -> dict[str, A
     if row.kind == STEP:
         topology = Topology("v5e", (4, 4), 1, chip)
         mesh = make_mesh(MeshConfig(data=1, fsdp=16), devices(topology))
-        program = step_program(16 * rows, mesh)
+        program = step_program(16 * rows, mesh, remat)
         with plainly() if row.plain else contextlib.nullcontext():
             return compile_program(program, topology, effort, lambda message: None)
     if row.kind == WHOLE:
-        program = whole_program(gradients, rows, mesh)
+        program = whole_program(gradients, rows, mesh, remat)
     else:
-        program = block_program(config, block, rows, dtype, "none", mesh)
+        program = block_program(config, block, rows, dtype, remat, mesh)
         if not gradients:
             module = module_of(config, block, dtype, "none")
             program = dataclasses.replace(
@@ -77,7 +78,7 @@ def compiled(row: Row, gradients: bool, rows: int, effort: float) -> dict[str, A
         return compile_program(program, topology, effort, lambda message: None)
 
 
-def whole_program(gradients: bool, rows: int, mesh: Any) -> Any:
+def whole_program(gradients: bool, rows: int, mesh: Any, remat: Remat) -> Any:
     """The whole UNet on 64 x 64 latents and 77 states; its weights in float32 where they have gradients."""
     import jax
     import jax.numpy as jnp
@@ -93,7 +94,7 @@ def whole_program(gradients: bool, rows: int, mesh: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
 
     config, half = UNetConfig.sd14(), jnp.dtype("bfloat16")
-    network, width = UNet(config, dtype=half), config.cross_attention_dim
+    network, width = UNet(config, dtype=half, remat=remat), config.cross_attention_dim
     shapes, _ = abstract_components(ModelConfig(unet=config), ["unet"])
     params = jax.tree.map(lambda x: of(jnp.float32 if gradients else half, *x.shape), shapes["unet"])
     condition = Condition(of(half, rows, 77, width), of(jnp.float32, rows, 77))
@@ -108,14 +109,14 @@ def whole_program(gradients: bool, rows: int, mesh: Any) -> Any:
     return Program(jax.grad(loss) if gradients else forward, (params, *inputs), mesh, rows, {})
 
 
-def step_program(batch: int, mesh: Any) -> Any:
+def step_program(batch: int, mesh: Any, remat: Remat) -> Any:
     """A step of training the UNet on states of 1,024, with AdamW and an average."""
     from mvader_jax.diffusion.schedule import ScheduleConfig
     from mvader_jax.models.unet import UNetConfig
     from mvader_jax.plan.reproduce import unet_step
 
     unet = dataclasses.replace(UNetConfig.sd14(), cross_attention_dim=1024)
-    return unet_step(unet, ScheduleConfig(), mesh, batch, ema_decay=0.9999)
+    return unet_step(unet, ScheduleConfig(), mesh, batch, ema_decay=0.9999, remat=remat)
 
 
 def main() -> None:
@@ -126,14 +127,17 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--gradients", action="store_true", help="backward too, as `step` always is")
     parser.add_argument("--effort", type=float, default=0.0, help="XLA's; cycles mean something at 0 alone")
+    parser.add_argument("--remat", choices=get_args(Remat), default="none", help="of blocks and `step`")
     options = parser.parse_args()
+    if options.remat != "none" and not options.gradients and options.rows not in (["step"], ["step, plain"]):
+        parser.error("--remat changes what is kept for the backward pass: --gradients, or step alone")
     prepare()
     print(
         "| block | cycles, M | traffic, MB | GFLOPs | temporaries, MB | peak, MB | instructions |\n"
         "|---|---|---|---|---|---|---|"
     )
     for name in options.rows or [name for name, row in ROWS.items() if row.kind not in (WHOLE, STEP)]:
-        found = compiled(ROWS[name], options.gradients, options.samples, options.effort)
+        found = compiled(ROWS[name], options.gradients, options.samples, options.effort, options.remat)
         cells = (found["cycles"] / 1e6, found["bytes"] / 1e6, found["flops"] / 1e9)
         held, peak = (found["memory"][part] / 1e6 for part in ("temporaries", "peak"))
         told = (
