@@ -9,12 +9,3 @@ export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
 export MVADER_POD=1
 # Host memory comes back to the system after a checkpoint instead of staying with malloc.
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-100000000}"
-
-# LIBTPU_INIT_ARGS, one flag a line and why; README.md has what was compiled with and without. They move no numbers, only
-# when and in what pieces work is done.
-mvader_flags=(
-  # A weight's gradient is one product and one sum over fsdp. Left alone XLA makes it piece by piece in a loop that passes the
-  # sums round the chips: 166 instructions in place of 69, for products too narrow for a matrix unit.
-  --xla_tpu_enable_windowed_einsum_for_reduce_scatter=false
-)
-export LIBTPU_INIT_ARGS="${LIBTPU_INIT_ARGS:-${mvader_flags[*]}}"

@@ -68,6 +68,7 @@ def command(name: str, plan: dict[str, Any]) -> list[str]:
     words += ["--mesh", mesh_of(plan)]
     if is_drawing(plan):
         words += ["--job", "sample", "--dtype", settings["dtype"], "--batch", str(settings["images"])]
+        words += ["--frozen-dtype", settings["kept in"]] if "kept in" in settings else []
     else:
         words += ["--accumulate", str(settings["microbatches"]), "--precomputed", "latents,features"]
     return [*words, "--out", f"tpu/plans/{name}.json"]
@@ -96,7 +97,8 @@ def of_drawing(rows: list[dict[str, Any]]) -> str:
     for plan in rows:
         f = {name: figure["value"] for name, figure in plan["figures"].items()}
         settings = plan["settings"]
-        cells = [pod_of(plan), settings["dtype"], mesh_of(plan), str(settings["images"])]
+        dtype = ", decoder in ".join(settings[key] for key in ("dtype", "kept in") if key in settings)
+        cells = [pod_of(plan), dtype, mesh_of(plan), str(settings["images"])]
         cells += [f"{f['peak'] / 2**30:.1f} of {f['hbm'] / 2**30:.0f}", "yes" if plan["fits"] else "**no**"]
         cells += [f"{f['step_seconds']:.1f}", f"{f['expected_seconds']:.1f}", span(f, 1.0, 1)]
         lines.append("| " + " | ".join([*cells, f"{f['images_per_second_per_chip']:.2f}"]) + " |")

@@ -106,10 +106,14 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
     """XLA's settings for a training step on this mesh; none off TPUs.
 
     On some meshes (fsdp=16 of a v4-32) XLA would turn a product with gathered weights into a loop that adds to
-    the whole product once a device: a step's traffic to memory doubles (`mvader plan`).
+    the whole product once a device: a step's traffic to memory doubles (`mvader plan`). So it does the other way round with
+    a weight's gradient, in pieces too narrow for a matrix unit (`tests/bench/flags.py`).
     """
-    on_tpu = mesh.devices.flat[0].platform == "tpu"
-    return {"xla_tpu_enable_windowed_einsum_for_all_gather": "false"} if on_tpu else {}
+    if mesh.devices.flat[0].platform != "tpu":
+        return {}
+    return {
+        f"xla_tpu_enable_windowed_einsum_for_{name}": "false" for name in ("all_gather", "reduce_scatter")
+    }
 
 
 def open_mesh(text: str) -> Mesh | None:

@@ -1,27 +1,25 @@
 """What LIBTPU's flags change of a compiled train step: python tests/bench/flags.py [--pod v6e-16] [ROW ...]
 
-Compiles a train step in small without any flag, with all of tpu/env.sh, with each of them alone, and with what others
-set: the feed-forward part of a transformer of 640 channels at 32x32, float32 weights over the chips, AdamW, four samples
-a chip. A row takes half a minute of an idle core. Cycles mean something at XLA's default effort alone and tell nothing of
-collectives. tpu/README.md holds the table.
+Compiles a train step in small as XLA would, with what every train step is compiled with (`compiler_options` of
+`parallel/mesh.py`), with each of these alone, and, beside them, with what others set: the feed-forward part of a
+transformer of 640 channels at 32x32, float32 weights over the chips, AdamW, four samples a chip. A row takes half a
+minute of an idle core. Cycles mean something at XLA's default effort alone and tell nothing of collectives.
+tpu/README.md holds the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import os
-import subprocess
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from mvader_jax.parallel.libtpu import prepare
 from mvader_jax.plan.hlo.cost import COLLECTIVES, cost
 from mvader_jax.plan.hlo.parse import parse
 
-ENV = Path(__file__).parents[2] / "tpu" / "env.sh"
-#: What others set and tpu/env.sh does not: maxtext's groups by their names (benchmarks/xla_flags_library.py), MaxDiffusion's
+#: What others set and we do not: maxtext's groups by their names (benchmarks/xla_flags_library.py), MaxDiffusion's
 #: (README.md, end_to_end/tpu/run_wan_fast_inference.sh).
 ROWS: dict[str, tuple[str, ...]] = {
     "fused gathers": (
@@ -86,29 +84,16 @@ SPARSE: dict[str, tuple[str, ...]] = {
     "scoped memory of 64 MiB": ("xla_tpu_scoped_vmem_limit_kib=65536",),
     "scoped memory of 96 MiB": ("xla_tpu_scoped_vmem_limit_kib=98304",),
 }
-NONE, OURS = "none", "tpu/env.sh"
+NONE, OURS = "none", "all of ours"
 CHANNELS, POSITIONS = 640, 32 * 32
 
 
-def ours() -> tuple[str, ...]:
-    """The flags that tpu/env.sh sets."""
-    env = {name: value for name, value in os.environ.items() if name != "LIBTPU_INIT_ARGS"}
-    script = f'source "{ENV}" && printf %s "$LIBTPU_INIT_ARGS"'
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=env,
-    )
-    return tuple(flag.removeprefix("--") for flag in done.stdout.split())
-
-
-def rows(generation: str) -> dict[str, tuple[str, ...]]:
+def rows(generation: str, ours: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """What is compiled for a generation: {name: flags}."""
-    own = ours()
-    alone = {flag: (flag,) for flag in own}
-    return {NONE: (), OURS: own, **alone, **ROWS, **(SPARSE if generation in SPARSE_GENERATIONS else {})}
+    alone = {f"{flag}={value}": {flag: value} for flag, value in ours.items()}
+    others = {**ROWS, **(SPARSE if generation in SPARSE_GENERATIONS else {})}
+    beside = {name: {**ours, **dict(flag.split("=", 1) for flag in flags)} for name, flags in others.items()}
+    return {NONE: {}, OURS: dict(ours), **alone, **beside}
 
 
 def ways(text: str) -> collections.Counter[str]:
@@ -141,7 +126,6 @@ def step(mesh: Any, samples: int) -> Any:
     import optax
 
     from mvader_jax.models.unet_blocks import FeedForward, layer_norm
-    from mvader_jax.parallel.mesh import compiler_options
     from mvader_jax.parallel.sharding import (
         abstract_init,
         batch_sharding,
@@ -183,13 +167,12 @@ def step(mesh: Any, samples: int) -> Any:
     options = {
         "donate_argnums": (0, 1),
         "out_shardings": jax.tree.map(lambda leaf: leaf.sharding, (params, state)),
-        "compiler_options": compiler_options(mesh),
     }
     return Program(train, (params, state, x), mesh, samples, {}, options)
 
 
-def told(lowered: Any, options: dict[str, Any], first: str | None) -> tuple[str, str]:
-    """(the program's text, its line of the table). first: the text without flags."""
+def told(name: str, lowered: Any, options: dict[str, Any], seen: dict[str, str]) -> str:
+    """A row of the table. seen: the programs so far, by the first row that gave them."""
     from mvader_jax.plan.compile import memory_of
 
     started = time.process_time()
@@ -198,7 +181,8 @@ def told(lowered: Any, options: dict[str, Any], first: str | None) -> tuple[str,
     text = compiled.as_text()
     found, way = cost(text), ways(text)
     memory = memory_of(compiled.memory_analysis())
-    same = "as none" if first is not None and bare(text) == bare(first) else ""
+    # Without its first line, which names options.
+    before = seen.setdefault(text.partition("\n")[2], name)
     cells = (
         f"{way['started']} / {way['fused']} / {way['waited']}",
         f"{memory['peak'] / 1e9:.2f}",
@@ -207,14 +191,9 @@ def told(lowered: Any, options: dict[str, Any], first: str | None) -> tuple[str,
         f"{found.launches}",
         f"{found.cycles / 1e6:.1f}",
         f"{seconds:.0f}",
-        same,
+        "" if before == name else f"as {before}",
     )
-    return text, " | ".join(cells)
-
-
-def bare(text: str) -> str:
-    """The text of a program without its first line, which names options."""
-    return text.partition("\n")[2]
+    return " | ".join(cells)
 
 
 def main() -> None:
@@ -228,33 +207,30 @@ def main() -> None:
     parser.add_argument("--effort", type=float, default=0.0, help="XLA's; cycles mean something at 0 alone")
     options = parser.parse_args()
     prepare()
-    from mvader_jax.parallel.mesh import make_mesh, parse_mesh
+    from mvader_jax.parallel.mesh import compiler_options, make_mesh, parse_mesh
     from mvader_jax.parallel.pods import parse_topology
     from mvader_jax.plan.compile import effort_option
     from mvader_jax.plan.topology import devices
 
     topology = parse_topology(options.pod)
-    table = rows(topology.generation)
+    mesh = make_mesh(parse_mesh(options.mesh), devices(topology))
+    table = rows(topology.generation, compiler_options(mesh))
     for name in options.rows:
         if name not in table:
             parser.error(f"no row is named {name!r}; rows: {', '.join(table)}")
-    mesh = make_mesh(parse_mesh(options.mesh), devices(topology))
     program = step(mesh, options.samples * topology.chips)
     lowered = program.lower()
     print(
         "| flags | collectives started / fused / waited for | peak, GB | traffic, GB | between chips, MB | instructions "
         "| cycles, M | compiled in, s | the program |\n|---|---|---|---|---|---|---|---|---|"
     )
-    first = None
+    seen: dict[str, str] = {}
     for name in [NONE, *(row for row in options.rows or table if row != NONE)]:
-        flags = dict(flag.split("=", 1) for flag in table[name])
-        given = {**effort_option(options.effort), **program.compiler_options, **flags}
+        given = {**effort_option(options.effort), **table[name]}
         try:
-            text, line = told(lowered, given, first)
+            line = told(name, lowered, given, seen)
         except Exception as error:  # jaxlib's XlaRuntimeError
             line = f"XLA refuses: {str(error).splitlines()[0]}"
-        else:
-            first = first or text
         print(f"| {name} | {line} |", flush=True)
 
 

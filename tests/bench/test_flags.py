@@ -52,8 +52,10 @@ def test_ways_of_collectives(bench: Any) -> None:
     assert bench.ways(PROGRAM) == {"waited": 1, "started": 2, "fused": 1}
 
 
-def test_every_flag_that_is_set_has_a_row(bench: Any) -> None:
-    v5e, v6e = bench.rows("v5e"), bench.rows("v6e")
-    assert v5e[bench.NONE] == () and v5e[bench.OURS]
-    assert all(v5e[flag] == (flag,) for flag in v5e[bench.OURS])
+def test_every_flag_that_is_set_has_a_row_and_stands_beside_what_others_set(bench: Any) -> None:
+    ours = {"xla_tpu_this": "false", "xla_tpu_that": "7"}
+    v5e, v6e = bench.rows("v5e", ours), bench.rows("v6e", ours)
+    assert v5e[bench.NONE] == {} and v5e[bench.OURS] == ours
+    assert v5e["xla_tpu_that=7"] == {"xla_tpu_that": "7"}
+    assert v5e["no collective matmul"] == {**ours, "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
     assert set(v6e) >= {*v5e, *bench.SPARSE} and not set(v5e) & set(bench.SPARSE)

@@ -108,6 +108,20 @@ def test_gathered_weights_do_not_become_loops() -> None:
     assert compiler_options(make_mesh(MeshConfig(fsdp=8))) == {}
 
 
+def test_a_weight_s_gradient_is_one_product() -> None:
+    """Left alone XLA computes it piece by piece, and passes the sums round the chips."""
+    mesh = make_mesh(MeshConfig(fsdp=16), devices(parse_topology("v5e:4x4")))
+    sharded = NamedSharding(mesh, PartitionSpec("fsdp"))
+    x, y = (jax.ShapeDtypeStruct((65536, width), jnp.bfloat16, sharding=sharded) for width in (640, 2560))
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(lambda x, y: x.T @ y, out_shardings=sharded).trace(x, y)
+        lowered = lowered.lower(lowering_platforms=("tpu",))
+    quick = effort_option(-1.0)
+    assert "collective-permute" in lowered.compile(compiler_options=quick).as_text()
+    text = lowered.compile(compiler_options={**quick, **compiler_options(mesh)}).as_text()
+    assert "collective-permute" not in text and ("reduce-scatter" in text or "all-reduce" in text)
+
+
 def test_states_stand_for_the_decoder_and_what_is_in_front_of_it() -> None:
     """A step loads the UNet alone; both kinds of rows are as long as their prompts, and their bytes are told."""
     config = load_config(CONFIGS / "open_v2.py")

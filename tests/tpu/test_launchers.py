@@ -251,14 +251,19 @@ def test_a_mistake_is_one_sentence_and_code_2(script: str, arguments: list[str],
 def test_run_starts_mvader(words: list[str], told: list[str], tmp_path: Path) -> None:
     """With a `mvader` that prints its arguments: a SIGTERM would reach it (exec), its exit code is the host's."""
     fake = tmp_path / "mvader"
-    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho "$LIBTPU_INIT_ARGS"\necho "$PPID"\nexit 75\n')
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho "$PPID"\nexit 75\n')
     fake.chmod(0o755)
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = bash("run.sh", *words, PATH=path, TPU_TYPE="2xv5e-256", cwd=str(ROOT))
-    *found, flags, parent = done.stdout.splitlines()
+    *found, parent = done.stdout.splitlines()
     assert found == [word.replace("CONFIG", str(ROOT / "configs" / "open_v2.py")) for word in told]
-    assert "--xla_tpu_enable_windowed_einsum_for_reduce_scatter=false" in flags
     assert int(parent) == os.getpid() and done.returncode == 75
+
+
+def test_every_variable_has_its_reason() -> None:
+    lines = (TPU / "env.sh").read_text(encoding="utf-8").splitlines()
+    set_at = [n for n, line in enumerate(lines) if "export " in line]
+    assert set_at and all(lines[n - 1].startswith("#") for n in set_at)
 
 
 def test_the_pods_are_listed_on_a_machine_without_packages() -> None:
