@@ -41,10 +41,11 @@ def test_it_is_measured_on_what_the_stage_reads() -> None:
     # By hand: every token of 40 batches that is not padding, one prompt after the other.
     batches = iter(stage_loader(bundle, stage))
     states: list[np.ndarray] = []
+    embedded = jax.jit(lambda prompts: embed(bundle.model, bundle.components, prompts))
     while sum(map(len, states)) < 256 * 32:
         batch = next(batches)
         for name in ("image_prompt", "text_prompt"):
-            condition = embed(bundle.model, bundle.components, batch[name])
+            condition = embedded(batch[name])
             kept = np.asarray(condition.log_weights) > -1.0
             assert name == "image_prompt" or not kept.all()
             states.append(np.asarray(condition.hidden, np.float64)[kept])
