@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import time
 from collections import defaultdict
@@ -48,7 +47,7 @@ def compile_program(
     versions = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
     options = {**effort_option(effort), **program.compiler_options}
     recipe = [FORMAT, topology.name, topology.slices, options, versions, list(program.mesh.shape.items())]
-    recipe += [flags] if (flags := os.environ.get("LIBTPU_INIT_ARGS")) else []
+    recipe += [flag for flag in programs.compiler_flags() if flag]
     key = hashlib.sha256(f"{json.dumps(recipe)}\n{text}".encode()).hexdigest()[:32]
     path = cache_directory() / f"{key}.json"
     kept = path.with_suffix(".hlo.gz")

@@ -61,6 +61,8 @@ class Scoring(Checked):
         for name in self.metrics:
             if name not in METRICS:
                 raise UserError(f"unknown metric {name!r}; accepted: {', '.join(METRICS)}")
+            if self.metrics.count(name) > 1:
+                raise UserError(f"the metrics name {name!r} twice; name it once")
         if not self.metrics and self.save_stats is None:
             raise UserError(f"no metric is named; accepted: {', '.join(METRICS)}")
         for name in self.metrics:

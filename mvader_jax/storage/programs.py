@@ -213,10 +213,15 @@ def _source() -> str:
     return digest.hexdigest()
 
 
+def compiler_flags() -> list[str]:
+    """What the environment tells XLA's compilers: another program comes of other flags."""
+    return [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+
+
 def _machine() -> str:
     """What a compiled program is for beside its device: a CPU's kind and cores, XLA's flags."""
     known = [platform.machine(), str(os.cpu_count()), jax.devices()[0].client.platform_version]
-    known += [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    known += compiler_flags()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         known += [

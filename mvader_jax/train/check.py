@@ -47,6 +47,8 @@ def _check_scores(stage: Stage) -> None:
     for name in stage.validate_with:
         if name not in METRICS:
             raise UserError(f"validate_with names {name!r}; accepted: {', '.join(METRICS)}")
+        if stage.validate_with.count(name) > 1:
+            raise UserError(f"validate_with names {name!r} twice; name it once")
         network = METRICS[name].network
         if getattr(stage.judges, network) is None:
             raise UserError(

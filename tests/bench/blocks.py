@@ -129,14 +129,18 @@ def main() -> None:
     parser.add_argument("--effort", type=float, default=0.0, help="XLA's; cycles mean something at 0 alone")
     parser.add_argument("--remat", choices=get_args(Remat), default="none", help="of blocks and `step`")
     options = parser.parse_args()
-    if options.remat != "none" and not options.gradients and options.rows not in (["step"], ["step, plain"]):
-        parser.error("--remat changes what is kept for the backward pass: --gradients, or step alone")
+    if options.samples < 1:
+        parser.error(f"--samples is {options.samples}; accepted: 1 or more")
+    names = options.rows or [name for name, row in ROWS.items() if row.kind not in (WHOLE, STEP)]
+    forward = [] if options.gradients else [name for name in names if ROWS[name].kind != STEP]
+    if forward and options.remat != "none":
+        parser.error(f"--remat is of the backward pass, which {forward[0]} has with --gradients alone")
     prepare()
     print(
         "| block | cycles, M | traffic, MB | GFLOPs | temporaries, MB | peak, MB | instructions |\n"
         "|---|---|---|---|---|---|---|"
     )
-    for name in options.rows or [name for name, row in ROWS.items() if row.kind not in (WHOLE, STEP)]:
+    for name in names:
         found = compiled(ROWS[name], options.gradients, options.samples, options.effort, options.remat)
         cells = (found["cycles"] / 1e6, found["bytes"] / 1e6, found["flops"] / 1e9)
         held, peak = (found["memory"][part] / 1e6 for part in ("temporaries", "peak"))

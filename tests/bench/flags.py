@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from mvader_jax.errors import UserError
 from mvader_jax.parallel.libtpu import prepare
 from mvader_jax.plan.hlo.cost import COLLECTIVES, cost
 from mvader_jax.plan.hlo.parse import parse
@@ -67,7 +68,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "xla_should_add_loop_invariant_op_in_chain=ENABLED",
     ),
 }
-#: On generations that have sparse cores.
+#: Of generations that have sparse cores; and what v6e is given more scoped memory with.
 SPARSE_GENERATIONS = ("v5p", "v6e", "tpu7x")
 SPARSE: dict[str, tuple[str, ...]] = {
     "collectives on sparse cores": (
@@ -212,8 +213,13 @@ def main() -> None:
     from mvader_jax.plan.compile import effort_option
     from mvader_jax.plan.topology import devices
 
-    topology = parse_topology(options.pod)
-    mesh = make_mesh(parse_mesh(options.mesh), devices(topology))
+    if options.samples < 1:
+        parser.error(f"--samples is {options.samples}; accepted: 1 or more")
+    try:
+        topology = parse_topology(options.pod)
+        mesh = make_mesh(parse_mesh(options.mesh), devices(topology))
+    except UserError as error:
+        parser.error(str(error))
     table = rows(topology.generation, compiler_options(mesh))
     for name in options.rows:
         if name not in table:

@@ -16,9 +16,9 @@ from mvader_jax.errors import UserError
 from mvader_jax.parallel.mesh import MeshConfig, compiler_options, make_mesh
 from mvader_jax.parallel.pods import parse_topology
 from mvader_jax.parallel.sharding import bytes_per_device, constrain
-from mvader_jax.plan.compile import effort_option
+from mvader_jax.plan.compile import compile_program, effort_option
 from mvader_jax.plan.counted import step_flops
-from mvader_jax.plan.program import sample_program, train_program
+from mvader_jax.plan.program import Program, sample_program, train_program
 from mvader_jax.plan.states import states_note
 from mvader_jax.plan.topology import devices
 from mvader_jax.sampling.settings import SamplingSettings
@@ -106,6 +106,33 @@ def test_gathered_weights_do_not_become_loops() -> None:
     text = lowered.compile(compiler_options={**quick, **compiler_options(mesh)}).as_text()
     assert " while(" not in text and "all-gather" in text
     assert compiler_options(make_mesh(MeshConfig(fsdp=8))) == {}
+
+
+@pytest.mark.parametrize("pod", ["v4:2x2x1", "v5p:2x2x1", "v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
+def test_every_generation_takes_the_options(pod: str) -> None:
+    mesh = make_mesh(MeshConfig(fsdp=-1), devices(parse_topology(pod)))
+    options = compiler_options(mesh)
+    x = jax.ShapeDtypeStruct((8, 128), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
+    lowered = jax.jit(lambda x: x @ x.T).trace(x).lower(lowering_platforms=("tpu",))
+    assert options and lowered.compile(compiler_options={**effort_option(-1.0), **options})
+    with pytest.raises(Exception, match="xla_tpu_no_such_option"):
+        lowered.compile(compiler_options={"xla_tpu_no_such_option": "false"})
+
+
+def test_flags_of_the_environment_are_other_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MVADER_CACHE", str(tmp_path))
+    topology = parse_topology("v5e:2x2")
+    mesh = make_mesh(MeshConfig(fsdp=4), devices(topology))
+    x = jax.ShapeDtypeStruct((8, 128), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
+    program = Program(lambda x: x @ x.T, (x,), mesh, 8, {})
+    compiled: list[bool] = []
+    # LIBTPU read it when it was loaded: here it names what is kept, and no more.
+    for flags in ("", "", "--xla_tpu_this=true"):
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
+        said: list[str] = []
+        compile_program(program, topology, -1.0, said.append)
+        compiled.append(any(line.startswith("compiling") for line in said))
+    assert compiled == [True, False, True]
 
 
 def test_a_weight_s_gradient_is_one_product() -> None:

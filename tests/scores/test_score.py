@@ -193,6 +193,7 @@ def test_texts_come_from_what_drew_the_pictures(at: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("metrics", "changes", "said"),
     [
+        (["fid", "fid"], {}, "the metrics name 'fid' twice; name it once"),
         (["fidd"], {}, "unknown metric 'fidd'; accepted: fid, kid, cmmd, clip, clip-image"),
         ([], {}, "no metric is named"),
         (["fid"], {"reference": None}, "fid compares with other pictures; name them with --reference FOLDER or"),

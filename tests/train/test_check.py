@@ -40,6 +40,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
         {"validate_with": ("clip",), "judges": Judges(clip="x", inception="y")},
         "judges.inception does nothing: validate_with names no score that looks with it",
     ),
+    ({"validate_with": ("fid", "fid")}, "validate_with names 'fid' twice; name it once"),
     ({"validate_with": ("fidd",)}, "validate_with names 'fidd'; accepted: fid, kid, cmmd, clip, clip-image"),
     (
         {"validate_with": ("clip", "fid"), "judges": Judges(clip="x")},

@@ -105,9 +105,7 @@ def _pair(
     """A scene and another one, both of one object and of the split, as is what they ask for (where a thousand draws
     find none, it may be of the other)."""
     held_out = split == "validation"
-    others = _singles(held_out)
-    if kind == "pair_place":
-        others = tuple(other for other in others if other.objects[0].position == scene.objects[0].position)
+    others = _singles(held_out, scene.objects[0].position if kind == "pair_place" else None)
     for tries in itertools.count(1):
         other = _pick(others, rng)
         pictures = (scene, other) if rng.random() < 0.5 else (other, scene)
@@ -129,9 +127,9 @@ def _pair(
 
 
 @functools.cache
-def _singles(held_out: bool) -> tuple[Scene, ...]:
-    """Every scene of one object that is held out, or that is not."""
-    things = itertools.product(SHAPES, COLORS, SIZES, FILLS, POSITIONS)
+def _singles(held_out: bool, position: str | None = None) -> tuple[Scene, ...]:
+    """Every scene of one object that is held out, or that is not; with its object in that position alone."""
+    things = itertools.product(SHAPES, COLORS, SIZES, FILLS, POSITIONS if position is None else (position,))
     scenes = (Scene(ground, (SceneObject(*words),)) for words in things for ground in BACKGROUNDS)
     return tuple(scene for scene in scenes if scene.held_out == held_out)
 
