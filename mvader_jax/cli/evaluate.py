@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from mvader_jax.bounds import POSITIVE, Share
-from mvader_jax.cli._given import refuse
+from mvader_jax.cli._given import listed, refuse
 from mvader_jax.cli._judges import EMOJI, SCENES, Asked, Ways
 from mvader_jax.cli._options import (
     BalanceAttention,
@@ -157,21 +157,21 @@ def evaluate(
     run, what, takes = ways[way]
     refuse(context, what, {*takes.split(), way, "world", "quiet"})
     chosen = {
-        "thetas": thetas and tuple(check_weight(theta, "the curves' image") for theta in thetas.split(",")),
-        "sites": _split(sites),
+        "thetas": listed("--thetas", thetas, lambda theta: check_weight(theta, "the curves' image")),
+        "sites": listed("--sites", sites),
         "order": "image first" if image_first else None,
         "balance": read_balance(balance, balance_attention) or None,
         "phrase": phrase,
         "data": data,
         "subjects": subjects,
-        "names": _split(methods),
-        "strengths": strengths and tuple(check_share(share) for share in strengths.split(",")),
+        "names": listed("--methods", methods),
+        "strengths": listed("--strengths", strengths, check_share),
         "pictures": pictures,
         "prompts": prompts,
         "drawn": drawn,
         "sheets": sheets,
         "minutes": minutes,
-        "report": _split(report),
+        "report": listed("--report", report),
     }
     sampling = sampling_of(
         fast,
@@ -186,7 +186,7 @@ def evaluate(
     asked = Asked(
         bundle,
         tuple(lora or ()),
-        _split(parts),
+        listed("--parts", parts),
         number,
         batch,
         sampling,
@@ -206,10 +206,6 @@ _WORLDS: dict[str, tuple[Ways, int]] = {
     "conjunction": (CONJUNCTION, 250),
     "coco": (COCO, 30_000),
 }
-
-
-def _split(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def check_share(text: str) -> float:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mvader_jax.cli._given import listed
 from mvader_jax.cli._options import (
     BundleName,
     FastIfThere,
@@ -70,16 +71,12 @@ def figure(
     from mvader_jax.sampling.output import check_replaceable, make_writable
 
     given = {
-        "values": None if values is None else tuple(filter(None, map(str.strip, values.split(",")))),
+        "values": listed("--values", values),
         "strength": strength,
-        "thetas": None
-        if thetas is None
-        else tuple(check_weight(one, "the sweep") for one in thetas.split(",")),
+        "thetas": listed("--thetas", thetas, lambda one: check_weight(one, "the sweep")),
     }
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     check_figure(which, chosen)
-    if chosen.get("values") == ():
-        raise UserError(f"the values {values!r} hold no word; expected words such as red,green")
     few = chosen_fast(fast, bundle, steps, sampler)
     sampling = sampling_of(
         few, steps=steps, sampler=sampler, guidance_scale=guidance_scale, seed=seed, site=site

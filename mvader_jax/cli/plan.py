@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvader_jax.bounds import NON_NEGATIVE, POSITIVE, PositiveInt, between
-from mvader_jax.cli._given import refuse
+from mvader_jax.cli._given import listed, refuse
 from mvader_jax.cli._options import Quiet
 from mvader_jax.cli._progress import status, tell
 from mvader_jax.cli._stage import Objective, chosen_stage
@@ -141,7 +141,7 @@ def plan(
         batch=batch or 0,
         dtype=dtype or Request.dtype,  # type: ignore[arg-type]
         frozen_dtype=frozen_dtype,  # type: ignore[arg-type]
-        precomputed=tuple(part for part in precomputed.replace(" ", "").split(",") if part),
+        precomputed=listed("--precomputed", precomputed or None) or (),
         effort=effort,
         cache=not no_cache,
         search=search,

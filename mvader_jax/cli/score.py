@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mvader_jax.bounds import NON_NEGATIVE, POSITIVE, Seed
-from mvader_jax.cli._given import refuse
+from mvader_jax.cli._given import listed, refuse
 from mvader_jax.cli._options import DrawMesh, Quiet
 from mvader_jax.cli._progress import bars, tell
 
@@ -60,7 +60,7 @@ def score(
     from mvader_jax.scores.score import Scoring, as_markdown
     from mvader_jax.scores.score import score as run
 
-    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    names = listed("--metrics", metrics or None) or ()
     settings = Scoring(
         metrics=names,
         inception=inception,
