@@ -15,7 +15,7 @@ from mvader_jax.convert.engine import shapes
 from mvader_jax.convert.vocabulary import load_vocabulary
 from mvader_jax.diffusion.schedule import ScheduleConfig
 from mvader_jax.errors import UserError
-from mvader_jax.models.components import COMPONENTS, JUDGES, abstract_components
+from mvader_jax.models.components import COMPONENTS, JUDGES, abstract_components, outdated
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import EMBEDDERS, embedder_kind, find_embedder
 from mvader_jax.prompt.tokenizer import Tokenizer
@@ -102,7 +102,8 @@ def with_base(
     base: Path, parts: Mapping[str, Path], without: Sequence[str]
 ) -> tuple[dict[str, Path], str | None]:
     """(`parts` and the other components of the bundle `base` but those named in `without`; its embedder, None where
-    another network may read the prompts). Raises UserError for a component that `base` has not, or that is given."""
+    another network may read the prompts). Of `base` a `unet_fast` that learnt from another UNet than that of `parts` is
+    left out, too. Raises UserError for a component that `base` has not, or that is given."""
     model, records = read_model(find_bundle(base))
     for name in without:
         if name not in records or name in parts:
@@ -112,7 +113,7 @@ def with_base(
                 else f"{base} has none; it holds {', '.join(sorted(records))}"
             )
             raise UserError(f"{name} is to be left out, but {why}")
-    rest = {name: base for name in records if name not in without}
+    rest = {name: base for name in records if name not in {*without, *outdated(parts, records)}}
     readers = {kind.reader for kind in EMBEDDERS.values()}
     return {**rest, **parts}, None if readers & parts.keys() else model.embedder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -45,6 +45,13 @@ COMPONENTS = {
 JUDGES = ("inception", "vision_encoder", "clip_projections")
 #: Components that begin as a copy of another, which must be there before them; what they have beside it, as zeros.
 COPIES = {"unet_fast": "unet"}
+
+
+def outdated(changed: Collection[str], there: Collection[str]) -> list[str]:
+    """Components that are there and learnt from one of `changed`, as that was before: they draw what it drew then."""
+    return [
+        name for name, origin in COPIES.items() if name in there and origin in changed and name not in changed
+    ]
 
 
 def abstract_components(model: ModelConfig, names: Iterable[str]) -> tuple[dict[str, Tree], dict[str, Tree]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -119,6 +120,9 @@ def read_model(path: str | Path) -> tuple[ModelConfig, dict[str, Record]]:
     for name in data["components"]:
         if getattr(model, COMPONENTS[name]) is None:
             raise UserError(f"{path}/config.json holds {name}, but its model has no {COMPONENTS[name]}")
+    if "unet_fast" not in data["components"]:
+        # It was left behind, and the model draws in many steps: other components may be in another bundle.
+        model = dataclasses.replace(model, unet_fast=None)
     return model, data["components"]
 
 

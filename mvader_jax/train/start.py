@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from mvader_jax.data.loader import captions_of
 from mvader_jax.data.sources.encoded import encoded_shapes, parts_of, read_info
 from mvader_jax.errors import UserError
-from mvader_jax.models.components import COPIES, abstract_components, init_component
+from mvader_jax.models.components import COPIES, abstract_components, init_component, outdated
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embedder_kind, embedder_of
 from mvader_jax.models.quantised import has_integers, kept_in
@@ -35,12 +35,14 @@ _WORDS_OF = 2_000
 @dataclasses.dataclass
 class Start:
     """bundle: the components this stage computes with; unused: {component: its directory}, components of
-    the earlier bundles that only travel on to this stage's result; read: the same of those that were read."""
+    the earlier bundles that only travel on to this stage's result; read: the same of those that were read; left: those
+    that do not travel on, for they learnt from what trains here."""
 
     bundle: Bundle
     unused: dict[str, Path]
     fresh: tuple[str, ...]
     read: dict[str, Path]
+    left: tuple[str, ...]
 
     def write(self, path: Path, bundle: Bundle, groups: Iterable[str]) -> None:
         """Writes a stage's result, with the unused components, into a directory that exists.
@@ -109,9 +111,11 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
         else:
             fresh.append(component)
             components[component] = init_component(model, component, key, mesh, components)
-    unused = {c: path / c for c, path in sources.items() if c not in components}
+    changed = [c for c in components if c in COPIES.values() and (c in stage.lora or trains(model, c, stage))]
+    left = outdated(changed, sources.keys() - components.keys())
+    unused = {c: path / c for c, path in sources.items() if c not in components and c not in left}
     read = {c: path / c for c, path in sources.items() if c in components}
-    return Start(Bundle(model, components, tokenizer, records), unused, tuple(fresh), read)
+    return Start(Bundle(model, components, tokenizer, records), unused, tuple(fresh), read, tuple(left))
 
 
 def trains(model: ModelConfig, component: str, stage: Stage) -> bool:

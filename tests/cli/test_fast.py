@@ -15,7 +15,9 @@ import PIL.Image
 import pytest
 
 from mvader_jax.cli.main import main
+from mvader_jax.convert.lora.files import write_lora
 from mvader_jax.images.png import read_png_metadata
+from mvader_jax.lora.factors import Factors, Lora, factor_shapes, kernels
 from mvader_jax.paper import demo, figures
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.storage.bundle import Bundle, load_bundle, save_bundle
@@ -119,6 +121,24 @@ def test_it_is_added_to_a_bundle_and_dropped(place: Path, said: Said, tmp_path: 
     less, alone = read_config(tmp_path / "less"), read_config(plain)
     assert less["components"] == alone["components"] and "unet_fast" in json.dumps(less["model"])
     assert load_bundle(tmp_path / "less").model.unet_fast is None
+
+
+def test_a_student_of_another_unet_is_left_out(place: Path, said: Said, tmp_path: Path) -> None:
+    both, plain = str(place / "both"), str(place / "plain")
+    assert said("bundle", "other", "--base", both, "--unet", plain, "--quiet")[0] == 0
+    assert said("bundle", "kept", "--base", both, "--vae", plain, "--quiet")[0] == 0
+    assert said("bundle", "named", "--base", both, "--unet", plain, "--unet-fast", both, "--quiet")[0] == 0
+    bundle = load_bundle(place / "both")
+    weight = next(path for path in kernels(bundle.components["unet"]) if path.endswith("to_q/kernel"))
+    shapes = factor_shapes(kernels(bundle.components["unet"])[weight].shape, 2)
+    down, up = (np.ones(shape, np.float32) for shape in shapes)
+    lora = Lora({"unet": {weight: Factors(down, up, (2,), (None,))}})
+    write_lora(tmp_path / "style.safetensors", lora, bundle.model)
+    assert said("bundle", "merged", "--base", both, "--merge-lora", "style.safetensors")[0] == 0
+    held = {name: holds_fast(tmp_path / name) for name in ("other", "kept", "named", "merged")}
+    assert held == {"other": False, "kept": True, "named": True, "merged": False}
+    code, _, error = said("sample", "red", "--fast", "--bundle", "merged")
+    assert code == 2 and "has no unet_fast" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where a stage starts: the words of a small world grow by what it is trained on."""
+"""Where a stage starts: the words of a small world grow by what it is trained on, and what learnt from it is left out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import micro
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.storage.bundle import save_bundle
+from mvader_jax.train.config import Group
+from mvader_jax.train.objectives import Distillation
 from mvader_jax.train.start import gather_start
 
 
@@ -24,3 +26,23 @@ def test_words_grow_by_a_stage_s_captions(tmp_path: Path) -> None:
         assert start.bundle.tokenizer is not None
         known = start.bundle.tokenizer.words
         assert known is None if words is None else known is not None and {"hat", "circle", "kreis"} <= known
+
+
+def test_a_student_of_the_unet_that_trains_is_left_out(tmp_path: Path) -> None:
+    """It would draw what its teacher drew before."""
+    plain = micro.bundle(micro.NANO)
+    model = Distillation(time_cond_proj_dim=8, original_steps=20).extended(plain.model)
+    student = micro.bundle(model, "unet_fast").components
+    save_bundle(
+        tmp_path / "both",
+        dataclasses.replace(plain, model=model, components={**plain.components, **student}),
+    )
+    config = micro.nano_config()
+    for name, groups, left in (
+        ("diffusion", {"unet": Group("unet/.*", 1e-3)}, ("unet_fast",)),
+        ("diffusion", {"one layer": Group("unet/conv_in/kernel", 1e-3)}, ("unet_fast",)),
+        ("vae", {"vae": Group("vae/.*", 1e-3)}, ()),
+    ):
+        stage = dataclasses.replace(config.stages[name], groups=groups, init=(str(tmp_path / "both"),))
+        start = gather_start(config, stage, tmp_path, make_mesh(MeshConfig(data=-1)))
+        assert start.left == left and ("unet_fast" in start.unused) == (not left)

@@ -8,6 +8,7 @@ from pathlib import Path
 from mvader_jax.convert.lora.files import read_lora, write_lora
 from mvader_jax.errors import UserError
 from mvader_jax.models.clip_text import ClipTextConfig
+from mvader_jax.models.components import outdated
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.unet import UNetConfig
 from mvader_jax.sampling.lora import IN_FOLDER, Applied, Loras
@@ -24,7 +25,8 @@ STABLE_DIFFUSION = ModelConfig(
 def merge_lora(base: str | Path, files: Sequence[str | Path], out: Path, *, overwrite: bool = False) -> None:
     """Writes the bundle `out`: `base` with LoRA files, "FILE" or "FILE@0.8", in its weights, in the dtype that they have.
 
-    Components that none changes are linked or copied. Raises UserError as `Pipeline.use_lora`, and where `out` cannot be
+    Components that none changes are linked or copied, but for a `unet_fast` that learnt from a UNet which changes: it is
+    left out. Raises UserError as `Pipeline.use_lora`, and where `out` cannot be
     written.
     """
     applied = [Applied.of(file) for file in files]
@@ -37,8 +39,9 @@ def merge_lora(base: str | Path, files: Sequence[str | Path], out: Path, *, over
         )
     bundle = Loras(load_bundle(path, components=sorted(touched))).with_files(applied)
     with whole_directory(out, overwrite=overwrite, not_ours=not_ours, sources=[path]) as work:
+        left = outdated(touched, records)
         write_bundle(work, bundle)
-        carry_over(work, {name: path / name for name in records if name not in touched})
+        carry_over(work, {name: path / name for name in records if name not in {*touched, *left}})
 
 
 def is_file(name: str | Path) -> bool:
