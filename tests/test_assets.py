@@ -104,4 +104,4 @@ def test_two_pictures_give_both_objects() -> None:
     settings = Evaluation(32, 32, SamplingSettings(steps=20, sampler="ddim"))
     drawn = draw(Pipeline(load_bundle("tiny")), [one.prompt(1.0, "both") for one in asked], settings)
     # Trained on single prompts alone it draws both in 2 of a hundred.
-    assert shares(asked, drawn)["both"] >= 0.7
+    assert shares(asked, drawn)["both"] >= 0.9

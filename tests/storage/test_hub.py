@@ -303,7 +303,7 @@ def test_what_is_pushed_loads_again_bitwise(hub: Hub, capsys: pytest.CaptureFixt
     for text in (
         "license: apache-2.0\n",
         'mv.Pipeline.load("hf:me/mine")',
-        "| unet | 3,148,468 | float32 |",
+        "| unet | 3,148,468 | bfloat16 |",
         "- draws\n",
     ):
         assert text in card

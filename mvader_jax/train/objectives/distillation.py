@@ -1,9 +1,9 @@
 """Latent consistency distillation (Luo et al. 2023): the UNet learns to draw in few steps of one call each.
 
 The student, component `unet_fast`, is the teacher's UNet with the guidance scale as an input. It starts from the
-teacher's weights, and learns to say at once where the teacher, under classifier-free guidance, would lead
-(`diffusion/consistency.py`). It reads the prompts that the teacher was trained on, the elements of some weighted by
-random thetas, so that a weight does to its pictures what it does to the teacher's.
+teacher's weights, or from a student's that a bundle of `init` holds, and learns to say at once where the teacher, under
+classifier-free guidance, would lead (`diffusion/consistency.py`). It reads the prompts that the teacher was trained on,
+the elements of some weighted by random thetas, so that a weight does to its pictures what it does to the teacher's.
 """
 
 from __future__ import annotations
