@@ -81,6 +81,8 @@ def get_config() -> TrainConfig:
         ),
         save_every=1_000,
     )
+    taught = interleaved(diffusion)
+    again = pairs(taught, init="pairs", steps=6_000)
     return TrainConfig(
         name="tiny",
         model=model,
@@ -144,10 +146,10 @@ def get_config() -> TrainConfig:
                 optimizer=adam,
             ),
             "diffusion": diffusion,
-            "interleaved": interleaved(diffusion),
+            "interleaved": taught,
             # Two pictures were still getting better where the rate had fallen: it rises twice more.
-            "pairs": pairs(interleaved(diffusion), init="interleaved", steps=5_000),
-            "pairs_again": (again := pairs(interleaved(diffusion), init="pairs", steps=6_000)),
+            "pairs": pairs(taught, init="interleaved", steps=5_000),
+            "pairs_again": again,
             "distill": distilled(again, init="pairs_again"),
         },
     )

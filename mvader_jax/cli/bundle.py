@@ -122,12 +122,14 @@ def bundle(
         write_snapshot(Snapshot.of(checkpoint, raw=raw), out, overwrite=overwrite)
         print(f"wrote {out}")
     elif merge_lora and base is not None:
-        run_merge(base, merge_lora, out, overwrite=overwrite)
+        for note in run_merge(base, merge_lora, out, overwrite=overwrite):
+            print(note)
         print(f"wrote {out}")
     elif not (describe or verify):
         with bar("copying", "B", quiet=quiet) as progress:
+            left: tuple[str, ...] = ()
             if base is not None:
-                own, kind = with_base(Path(base), parts, without or [])
+                own, kind, left = with_base(Path(base), parts, without or [])
                 parts, embedder = own, embedder or kind
             notes = compose(
                 out,
@@ -138,7 +140,7 @@ def bundle(
                 overwrite=overwrite,
                 progress=progress.update,
             )
-        for note in notes:
+        for note in (*left, *notes):
             print(note)
         print(f"wrote {out}")
     description = describe_bundle(out)

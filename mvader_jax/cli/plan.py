@@ -56,9 +56,9 @@ def plan(
         int | None, POSITIVE, typer.Option(help="sample: images per run [default: one per chip]")
     ] = None,
     precomputed: Annotated[
-        str,
+        str | None,
         typer.Option(help="parts of the batch that come computed, as in latents,features or latents,states"),
-    ] = "",
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="sample: float32 or bfloat16 [default: bfloat16]")] = None,
     frozen_dtype: Annotated[
         str | None,
@@ -141,7 +141,7 @@ def plan(
         batch=batch or 0,
         dtype=dtype or Request.dtype,  # type: ignore[arg-type]
         frozen_dtype=frozen_dtype,  # type: ignore[arg-type]
-        precomputed=listed("--precomputed", precomputed or None) or (),
+        precomputed=listed("--precomputed", precomputed) or (),
         effort=effort,
         cache=not no_cache,
         search=search,

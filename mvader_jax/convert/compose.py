@@ -100,10 +100,13 @@ def compose(
 
 def with_base(
     base: Path, parts: Mapping[str, Path], without: Sequence[str]
-) -> tuple[dict[str, Path], str | None]:
+) -> tuple[dict[str, Path], str | None, tuple[str, ...]]:
     """(`parts` and the other components of the bundle `base` but those named in `without`; its embedder, None where
-    another network may read the prompts). Of `base` a `unet_fast` that learnt from another UNet than that of `parts` is
-    left out, too. Raises UserError for a component that `base` has not, or that is given."""
+    another network may read the prompts; notes for the user).
+
+    Of `base` a `unet_fast` that learnt from another UNet than that of `parts` is left out, too. Raises UserError for a
+    component that `base` has not, or that is given.
+    """
     model, records = read_model(find_bundle(base))
     for name in without:
         if name not in records or name in parts:
@@ -113,9 +116,10 @@ def with_base(
                 else f"{base} has none; it holds {', '.join(sorted(records))}"
             )
             raise UserError(f"{name} is to be left out, but {why}")
-    rest = {name: base for name in records if name not in {*without, *outdated(parts, records)}}
+    left = outdated(parts, records.keys() - without)
+    rest = {name: base for name in records if name not in {*without, *left}}
     readers = {kind.reader for kind in EMBEDDERS.values()}
-    return {**rest, **parts}, None if readers & parts.keys() else model.embedder
+    return {**rest, **parts}, None if readers & parts.keys() else model.embedder, tuple(left.values())
 
 
 def _find(path: Path, name: str) -> _Found:

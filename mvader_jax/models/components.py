@@ -47,11 +47,16 @@ JUDGES = ("inception", "vision_encoder", "clip_projections")
 COPIES = {"unet_fast": "unet"}
 
 
-def outdated(changed: Collection[str], there: Collection[str]) -> list[str]:
-    """Components that are there and learnt from one of `changed`, as that was before: they draw what it drew then."""
-    return [
-        name for name, origin in COPIES.items() if name in there and origin in changed and name not in changed
-    ]
+def outdated(changed: Collection[str], there: Collection[str]) -> dict[str, str]:
+    """Components that are there and learnt from one of `changed`, as that was before: they draw what it drew then.
+
+    Returns {component: a sentence for whoever leaves it out}.
+    """
+    return {
+        name: f"{name} is left out: it learnt from another {origin}"
+        for name, origin in COPIES.items()
+        if name in there and origin in changed and name not in changed
+    }
 
 
 def abstract_components(model: ModelConfig, names: Iterable[str]) -> tuple[dict[str, Tree], dict[str, Tree]]:

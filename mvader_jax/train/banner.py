@@ -23,13 +23,8 @@ def banner(job: Job) -> list[str]:
     run, stage = job.run, job.run.stage
     start = f", from {', '.join(stage.init)}" if stage.init else ""
     fresh = f"; made anew: {', '.join(run.start.fresh)}" if run.start.fresh else ""
-    left = (
-        f"; left out: {', '.join(run.start.left)}, which learnt from what trains here"
-        if run.start.left
-        else ""
-    )
     return [
-        f"objective {stage.objective.kind}{start}{fresh}{left}",
+        f"objective {'; '.join((stage.objective.kind + start + fresh, *run.start.left))}",
         f"devices   {_devices(run.mesh)}",
         f"records   {_records(stage, job.loader.records)}",
         *(f"trains    {group}" for group in _groups(run)),

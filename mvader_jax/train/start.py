@@ -35,8 +35,8 @@ _WORDS_OF = 2_000
 @dataclasses.dataclass
 class Start:
     """bundle: the components this stage computes with; unused: {component: its directory}, components of
-    the earlier bundles that only travel on to this stage's result; read: the same of those that were read; left: those
-    that do not travel on, for they learnt from what trains here."""
+    the earlier bundles that only travel on to this stage's result; read: the same of those that were read; left: a
+    sentence for each that does not travel on, for it learnt from what trains here."""
 
     bundle: Bundle
     unused: dict[str, Path]
@@ -115,7 +115,9 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
     left = outdated(changed, sources.keys() - components.keys())
     unused = {c: path / c for c, path in sources.items() if c not in components and c not in left}
     read = {c: path / c for c, path in sources.items() if c in components}
-    return Start(Bundle(model, components, tokenizer, records), unused, tuple(fresh), read, tuple(left))
+    return Start(
+        Bundle(model, components, tokenizer, records), unused, tuple(fresh), read, tuple(left.values())
+    )
 
 
 def trains(model: ModelConfig, component: str, stage: Stage) -> bool:
@@ -139,6 +141,8 @@ def earlier_components(
     for name in stage.init:
         path = _locate(config, name, workdir)
         theirs, records = read_model(path)
+        for component in outdated(records, sources):
+            del sources[component]
         for component in records:
             if component == "adapters" and config.model.decoder and config.model.adapters is None:
                 continue  # V1 of the paper: a decoder without adapters leaves those of its bundles behind

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import micro
 
+from mvader_jax.lora.config import LoraConfig
 from mvader_jax.parallel.mesh import MeshConfig, make_mesh
 from mvader_jax.prompt.tokenizer import Tokenizer
 from mvader_jax.storage.bundle import save_bundle
@@ -38,11 +39,19 @@ def test_a_student_of_the_unet_that_trains_is_left_out(tmp_path: Path) -> None:
         dataclasses.replace(plain, model=model, components={**plain.components, **student}),
     )
     config = micro.nano_config()
-    for name, groups, left in (
-        ("diffusion", {"unet": Group("unet/.*", 1e-3)}, ("unet_fast",)),
-        ("diffusion", {"one layer": Group("unet/conv_in/kernel", 1e-3)}, ("unet_fast",)),
-        ("vae", {"vae": Group("vae/.*", 1e-3)}, ()),
+    save_bundle(tmp_path / "other", micro.bundle(micro.NANO, "unet"))
+    both, other = str(tmp_path / "both"), str(tmp_path / "other")
+    said = ("unet_fast is left out: it learnt from another unet",)
+    lora = {"unet": LoraConfig(rank=2, targets="to_q")}
+    for name, parameters, changes, left, kept in (
+        ("diffusion", "unet/.*", {"init": (both,)}, said, False),
+        ("diffusion", "unet/conv_in/kernel", {"init": (both,)}, said, False),
+        ("diffusion", "lora/.*", {"init": (both,), "lora": lora}, said, False),
+        ("vae", "vae/.*", {"init": (both,)}, (), True),
+        ("vae", "vae/.*", {"init": (both, other)}, (), False),
+        ("vae", "vae/.*", {"init": (other, both)}, (), True),
     ):
-        stage = dataclasses.replace(config.stages[name], groups=groups, init=(str(tmp_path / "both"),))
+        groups = {"trains": Group(parameters, 1e-3)}
+        stage = dataclasses.replace(config.stages[name], groups=groups, **changes)
         start = gather_start(config, stage, tmp_path, make_mesh(MeshConfig(data=-1)))
-        assert start.left == left and ("unet_fast" in start.unused) == (not left)
+        assert start.left == left and ("unet_fast" in start.unused) == kept

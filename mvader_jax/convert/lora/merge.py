@@ -22,11 +22,13 @@ STABLE_DIFFUSION = ModelConfig(
 )
 
 
-def merge_lora(base: str | Path, files: Sequence[str | Path], out: Path, *, overwrite: bool = False) -> None:
+def merge_lora(
+    base: str | Path, files: Sequence[str | Path], out: Path, *, overwrite: bool = False
+) -> tuple[str, ...]:
     """Writes the bundle `out`: `base` with LoRA files, "FILE" or "FILE@0.8", in its weights, in the dtype that they have.
 
     Components that none changes are linked or copied, but for a `unet_fast` that learnt from a UNet which changes: it is
-    left out. Raises UserError as `Pipeline.use_lora`, and where `out` cannot be
+    left out. Returns notes for the user. Raises UserError as `Pipeline.use_lora`, and where `out` cannot be
     written.
     """
     applied = [Applied.of(file) for file in files]
@@ -37,11 +39,12 @@ def merge_lora(base: str | Path, files: Sequence[str | Path], out: Path, *, over
         raise UserError(
             f"a LoRA changes the {' and '.join(missing)}, and {base} has none; it has {', '.join(records)}"
         )
+    left = outdated(touched, records)
     bundle = Loras(load_bundle(path, components=sorted(touched))).with_files(applied)
     with whole_directory(out, overwrite=overwrite, not_ours=not_ours, sources=[path]) as work:
-        left = outdated(touched, records)
         write_bundle(work, bundle)
         carry_over(work, {name: path / name for name in records if name not in {*touched, *left}})
+    return tuple(left.values())
 
 
 def is_file(name: str | Path) -> bool:
