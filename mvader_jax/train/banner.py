@@ -24,7 +24,7 @@ def banner(job: Job) -> list[str]:
     start = f", from {', '.join(stage.init)}" if stage.init else ""
     fresh = f"; made anew: {', '.join(run.start.fresh)}" if run.start.fresh else ""
     return [
-        f"objective {'; '.join((stage.objective.kind + start + fresh, *run.start.left))}",
+        f"objective {'; '.join((stage.objective.kind + start + fresh, *run.start.notes))}",
         f"devices   {_devices(run.mesh)}",
         f"records   {_records(stage, job.loader.records)}",
         *(f"trains    {group}" for group in _groups(run)),

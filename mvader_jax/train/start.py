@@ -19,7 +19,7 @@ from mvader_jax.errors import UserError
 from mvader_jax.models.components import COPIES, abstract_components, init_component, outdated
 from mvader_jax.models.config import ModelConfig
 from mvader_jax.models.embed import embedder_kind, embedder_of
-from mvader_jax.models.quantised import has_integers, kept_in
+from mvader_jax.models.quantised import kept_in
 from mvader_jax.prompt.tokenizer import Tokenizer, train_tokenizer
 from mvader_jax.storage.bundle import Bundle, carry_over, load_bundle, write_bundle
 from mvader_jax.storage.bundle_config import find_bundle, read_model
@@ -35,23 +35,23 @@ _WORDS_OF = 2_000
 @dataclasses.dataclass
 class Start:
     """bundle: the components this stage computes with; unused: {component: its directory}, components of
-    the earlier bundles that only travel on to this stage's result; read: the same of those that were read; left: a
-    sentence for each that does not travel on, for it learnt from what trains here."""
+    the earlier bundles that only travel on to this stage's result; read: the same of those that were read; notes:
+    sentences for a person on what does not travel on, for it learnt from what trains here, and on what is taught on."""
 
     bundle: Bundle
     unused: dict[str, Path]
     fresh: tuple[str, ...]
     read: dict[str, Path]
-    left: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def write(self, path: Path, bundle: Bundle, groups: Iterable[str]) -> None:
         """Writes a stage's result, with the unused components, into a directory that exists.
 
-        What was made integers and did not train goes on as the earlier bundle has it. groups: paths of parameters
-        that trained.
+        What did not train goes on as the earlier bundle has it, whatever dtype it was computed in: data that it encoded
+        stays good. groups: paths of parameters that trained.
         """
         trained = {component_of(path) for path in groups}
-        kept = {c: p for c, p in self.read.items() if c not in trained and has_integers(bundle.components[c])}
+        kept = {c: p for c, p in self.read.items() if c not in trained}
         own = {c: tree for c, tree in bundle.components.items() if c not in kept}
         write_bundle(path, dataclasses.replace(bundle, components=own))
         carry_over(path, {**self.unused, **kept})
@@ -115,9 +115,9 @@ def gather_start(config: TrainConfig, stage: Stage, workdir: str | Path, mesh: M
     left = outdated(changed, sources.keys() - components.keys())
     unused = {c: path / c for c, path in sources.items() if c not in components and c not in left}
     read = {c: path / c for c, path in sources.items() if c in components}
-    return Start(
-        Bundle(model, components, tokenizer, records), unused, tuple(fresh), read, tuple(left.values())
-    )
+    taught = [f"{name} is taught on, from {read[name]}" for name in COPIES if name in read]
+    notes = (*left.values(), *taught)
+    return Start(Bundle(model, components, tokenizer, records), unused, tuple(fresh), read, notes)
 
 
 def trains(model: ModelConfig, component: str, stage: Stage) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from mvader_jax.data.emoji.world import GROUNDS, Pair, Sight, World
 from mvader_jax.data.order import DamagedRecord, Record
 from mvader_jax.data.scenes.world import Split
 from mvader_jax.prompt.elements import Image, Prompt, Text
+
+Kind = Literal["style", "element", "sequence", "both", "ground"]
+#: Each as often as the others.
+KINDS: tuple[Kind, ...] = ("style", "element", "sequence", "both", "ground")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,18 +147,22 @@ class Tasks:
 
 
 class EmojiInterleaved:
-    """{"prompt": Prompt, "image": uint8 [size, size, 3]} of tasks, their kinds in equal shares."""
+    """{"prompt": Prompt, "image": uint8 [size, size, 3]} of tasks.
 
-    def __init__(self, tasks: Tasks, seed: int, size: int) -> None:
+    Their kinds are drawn alike, one that is named twice twice as often; those that the world has none of are left out.
+    """
+
+    def __init__(self, tasks: Tasks, seed: int, size: int, kinds: Sequence[Kind] = KINDS) -> None:
         self._tasks, self._seed, self._size = tasks, seed, size
+        self._kinds = tuple(kind for kind in kinds if kind in tasks.kinds)
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def record(self, index: int, rng: np.random.Generator) -> Record:
-        if not self._tasks.kinds:
+        if not self._kinds:
             raise DamagedRecord("the world has no pictures to ask about")
-        kind = pick(self._tasks.kinds, rng)
+        kind = pick(self._kinds, rng)
         task = self._tasks.task(kind, int(rng.integers(self._tasks.count(kind))), rng)
         return {
             "prompt": prompt_of(self._tasks.world, task.elements, self._size),

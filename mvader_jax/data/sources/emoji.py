@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mvader_jax.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
-from mvader_jax.data.emoji.prompts import EmojiInterleaved, Tasks
+from mvader_jax.data.emoji.prompts import KINDS, EmojiInterleaved, Kind, Tasks
 from mvader_jax.data.emoji.sets import STYLES
 from mvader_jax.data.emoji.words import (
     Language,
@@ -35,7 +35,10 @@ _LANGUAGES: tuple[Language, ...] = ("en", "de", "fr", "es", "it")
 
 @dataclasses.dataclass(frozen=True)
 class Emoji(Source):
-    """A set that `mvader data build emoji_styles` wrote: subjects in styles, some pairs of which are never seen."""
+    """A set that `mvader data build emoji_styles` wrote: subjects in styles, some pairs of which are never seen.
+
+    Raises UserError without a kind of prompt.
+    """
 
     #: Its folder.
     path: str = "data/emoji"
@@ -58,6 +61,16 @@ class Emoji(Source):
     couples: NonNegativeFloat = 0.0
     #: Pictures of one subject on a colour, for each of one on white.
     grounds: NonNegativeFloat = 0.0
+    #: Kinds of the interleaved prompts (data/emoji/prompts.py), drawn alike; one that is named twice comes twice as
+    #: often.
+    prompts: tuple[Kind, ...] = KINDS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prompts:
+            raise UserError(
+                "source.prompts names no kind of interleaved prompt; leave it out for the default"
+            )
 
     def world(self) -> World:
         """Raises UserError where there is no such set."""
@@ -71,7 +84,7 @@ class Emoji(Source):
         return [EmojiPairs(self, split, seed, size)]
 
     def interleaved(self, split: Split, seed: int, size: int) -> Sequence[Dataset]:
-        return [EmojiInterleaved(Tasks(self.world(), split, self.languages), seed, size)]
+        return [EmojiInterleaved(Tasks(self.world(), split, self.languages), seed, size, self.prompts)]
 
     def captions(self, pictures: EmojiPictures, index: int) -> list[str]:
         return []

@@ -1,5 +1,7 @@
 """The picture world as a source: what training sees and never sees, captions, interleaved prompts, precomputing."""
 
+import collections
+import dataclasses
 import itertools
 
 import numpy as np
@@ -61,8 +63,6 @@ def test_a_picture_and_its_caption_are_the_same_for_ever_and_worded_in_many_ways
 
 
 def test_parts_of_a_caption_are_left_out_where_it_says_so(emoji):
-    import dataclasses
-
     (pictures,) = dataclasses.replace(emoji, omit=0.5, languages=("en",)).pictures("train", 0, 64)
     pair = pictures.sight(0).pairs[0]
     subject, phrases = pictures.world.subjects[pair.code], STYLE_PHRASES[pair.style]["en"]
@@ -134,6 +134,24 @@ def test_interleaved_records_are_prompts_with_their_pictures(emoji):
     assert {(Text, Image), (Image, Text), (Image, Image)} <= kinds
 
 
+def test_kinds_named_twice_come_twice_as_often(emoji, monkeypatch):
+    asked = collections.Counter()
+    task = Tasks.task
+
+    def counted(self, kind, number, rng):
+        asked[kind] += 1
+        return task(self, kind, number, rng)
+
+    monkeypatch.setattr(Tasks, "task", counted)
+    source = dataclasses.replace(emoji, prompts=("sequence", "both", "both", "both"))
+    (records,) = source.interleaved("train", 0, 32)
+    for index in range(200):
+        records.record(index, rng(index))
+    assert asked.keys() == {"sequence", "both"} and 130 < asked["both"] < 170
+    with pytest.raises(UserError, match=r"source\.prompts names no kind of interleaved prompt"):
+        dataclasses.replace(emoji, prompts=())
+
+
 def test_contrastive_pairs_tell_styles_and_names_apart(emoji):
     (pairs,) = emoji.pairs("train", 0, 64, pictures=True)
     for index in range(len(pairs)):
@@ -143,8 +161,6 @@ def test_contrastive_pairs_tell_styles_and_names_apart(emoji):
 
 
 def test_skin_tones_subjects_and_styles_are_settings(emoji):
-    import dataclasses
-
     world = emoji.world()
     assert len(world.subjects) == len(SUBJECTS) + 2 and world.styles == STYLES
     assert {code for code, _ in world.relatives("1f44b-1f3fb")} == {"1f44b", "1f44b-1f3ff"}
@@ -163,8 +179,6 @@ def test_skin_tones_subjects_and_styles_are_settings(emoji):
 
 
 def test_an_encoded_set_knows_which_pictures_it_is_of(emoji):
-    import dataclasses
-
     origin = emoji.origin(0, 64)
     reworded = dataclasses.replace(emoji, languages=("en",), omit=0.3)
     assert reworded.differs(origin, 0, 64) == ""
