@@ -78,7 +78,7 @@ class World:
     """A set that `mvader data build emoji_styles` wrote."""
 
     def __init__(self, stored: Built, choice: Choice) -> None:
-        """Raises UserError where the set is of something else, or nothing of it is chosen."""
+        """Raises UserError where the set is of something else, nothing of it is chosen, or more than it has."""
         self._stored = stored
         self._records: dict[Pair, int] = {}
         self._decoded: dict[tuple[Pair, int], np.ndarray] = {}
@@ -96,11 +96,16 @@ class World:
             (code for code in about if drawn[code] >= choice.least_styles),
             key=lambda code: (-drawn[code], *order(code)),
         )
-        codes = codes[: choice.subjects or len(codes)]
         if not codes:
             raise UserError(
                 f"the set at {stored.path!r} has no subject in {choice.least_styles} of {', '.join(choice.styles)}"
             )
+        if choice.subjects > len(codes):
+            raise UserError(
+                f"subjects is {choice.subjects}, but the set at {stored.path!r} has {len(codes)} in "
+                f"{choice.least_styles} of {', '.join(choice.styles)}"
+            )
+        codes = codes[: choice.subjects or len(codes)]
         kept = set(codes)
         self._records = {pair: index for pair, index in self._records.items() if pair.code in kept}
         self.subjects: dict[str, Subject] = {code: _subject(about[code]) for code in codes}

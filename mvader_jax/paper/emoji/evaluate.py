@@ -18,7 +18,7 @@ from mvader_jax.paper.emoji.features import SIDE
 from mvader_jax.paper.emoji.methods import Methods, Painter, Run, runs
 from mvader_jax.paper.emoji.scores import Scorer
 from mvader_jax.paper.emoji.table import Table
-from mvader_jax.paper.emoji.tasks import RECONSTRUCTION, Benchmark, BenchTask, check
+from mvader_jax.paper.emoji.tasks import RECONSTRUCTION, Benchmark, BenchTask
 from mvader_jax.paper.evaluate import Evaluation, Progress, drawn
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.storage.bundle import Bundle, summary
@@ -42,21 +42,21 @@ def evaluate(
     table: where the rows go, and which are there already. minutes: after so many no further row is begun.
     The parts' prompts themselves come first, then what they are compared with. While a row is drawn the one before
     it is judged and the one after it laid out.
-    Raises UserError for an unknown part, for a table of other settings, and where NaN or infinity arose in a picture.
+    Raises UserError for an unknown part, where none has prompts, for a table of other settings, and where NaN or
+    infinity arose in a picture.
     """
-    check(parts)
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    bench, scorer, table = Benchmark(world, settings.count), Scorer(world), table or Table()
+    bench, table = Benchmark(world, settings.count), table or Table()
+    tasks, scorer = bench.of(parts), Scorer(world)
     table.begin({**bench.about(), "weights": _weights(pipe.bundle), **settings.sampling.recorded()})
-    tasks = {part: bench.tasks(part) for part in parts}
-    if tasks.get(RECONSTRUCTION) and not table.has(RECONSTRUCTION, _AUTOENCODER):
+    if RECONSTRUCTION in tasks and not table.has(RECONSTRUCTION, _AUTOENCODER):
         pictures = _reconstructed(pipe, world, tasks[RECONSTRUCTION], settings.batch)
         scores = scorer.score(tasks[RECONSTRUCTION], pictures)
         table.add(RECONSTRUCTION, _AUTOENCODER, pictures, scores)
     rows = [
         (part, run)
-        for part in parts
-        if part != RECONSTRUCTION and tasks[part]
+        for part in tasks
+        if part != RECONSTRUCTION
         for run in runs(tasks[part], methods)
         if not table.has(part, run.row)
     ]

@@ -32,12 +32,12 @@ def judge_folder(
 ) -> dict[str, Any]:
     """The scores of pictures named by prompt id. strips: where contact sheets go.
 
-    Raises UserError as `read_folder`, before anything is judged.
+    Raises UserError where no part has prompts, and as `read_folder`, before anything is judged.
     """
     bench, scorer = Benchmark(world, count), Scorer(world)
     table = Table(strips=strips)
     table.begin({**bench.about(), "pictures": str(folder)})
-    tasks = {part: found for part in parts if (found := bench.tasks(part))}
+    tasks = bench.of(parts)
     pictures = read_folder(folder, [task for found in tasks.values() for task in found])
     for part, found in tasks.items():
         own, pictures = pictures[: len(found)], pictures[len(found) :]
@@ -50,13 +50,13 @@ def write_prompts(world: World, folder: Path, parts: Sequence[str], count: int =
     """The prompts for somebody else's model: `prompts.jsonl`, a prompt a line with its id, and the pictures in it.
 
     A line's elements are strings, and paths of pictures relative to the file. Returns how many there are.
-    Raises UserError where the folder cannot be written.
+    Raises UserError where no part has prompts, and where the folder cannot be written.
     """
-    bench = Benchmark(world, count)
+    asked = Benchmark(world, count).of(parts)
     make_directory(folder / "shown")
     lines = []
-    for part in parts:
-        for task in bench.tasks(part):
+    for tasks in asked.values():
+        for task in tasks:
             elements: list[Any] = []
             for number, one in enumerate(task.elements):
                 name = f"shown/{task.id}-{number}.png"

@@ -82,6 +82,16 @@ class Benchmark:
             for number, (elements, target) in enumerate(made)
         ]
 
+    def of(self, parts: Sequence[str]) -> dict[str, list[BenchTask]]:
+        """The prompts of each part that has some. Raises UserError as `tasks`, and where none has."""
+        check(parts)
+        found = {part: tasks for part in parts if (tasks := self.tasks(part))}
+        if not found:
+            raise UserError(
+                f"a world of {len(self.world.subjects)} subjects has no prompts of {', '.join(parts)}"
+            )
+        return found
+
     def about(self) -> dict[str, Any]:
         """What tells these numbers from those of other prompts."""
         return {

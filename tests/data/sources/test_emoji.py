@@ -176,6 +176,10 @@ def test_skin_tones_subjects_and_styles_are_settings(emoji):
     assert len(few.pairs) == 5 * len(STYLES)
     with pytest.raises(UserError, match="has no subject in 3 of noto"):
         dataclasses.replace(emoji, styles=("noto",), least_styles=3).world()
+    with pytest.raises(
+        UserError, match=rf"subjects is 1000, but the set at .* has {len(world.subjects)} in 5 of"
+    ):
+        dataclasses.replace(emoji, subjects=1000).world()
 
 
 def test_an_encoded_set_knows_which_pictures_it_is_of(emoji):

@@ -58,6 +58,19 @@ def test_prompts_are_drawn_once(world):
         first.tasks("x")
 
 
+def test_parts_without_prompts_are_left_out_and_none_at_all_is_refused(path, world, tmp_path, capsys):
+    few = dataclasses.replace(Emoji(path), subjects=2, tones=()).world()
+    bench = Benchmark(few, 3)
+    assert not bench.tasks("sequence") and bench.of(["told", "sequence"]).keys() == {"told"}
+    with pytest.raises(UserError, match="a world of 2 subjects has no prompts of sequence"):
+        bench.of(["sequence"])
+    flags = ("evaluate", "--world", "emoji", "--data", path, "--subjects", "2", "--parts", "sequence")
+    for more in (("--prompts", str(tmp_path / "asked")), ("--pictures", str(tmp_path))):
+        assert called(*flags, *more) == 2
+        assert "has no prompts of sequence" in capsys.readouterr().err
+    assert not (tmp_path / "asked").exists()
+
+
 def test_parts_ask_what_they_say(world):
     bench = Benchmark(world, 60)
 
