@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from mvader_jax.bounds import POSITIVE, Share
+from mvader_jax.bounds import POSITIVE, Share, above
 from mvader_jax.cli._given import listed, refuse
 from mvader_jax.cli._judges import EMOJI, SCENES, Asked, Ways
 from mvader_jax.cli._options import (
@@ -113,7 +113,7 @@ def evaluate(
     ] = None,
     minutes: Annotated[
         float | None,
-        POSITIVE,
+        above(0),
         typer.Option(help="emoji: begin nothing more after so many; --out goes on there"),
     ] = None,
     report: Annotated[
