@@ -69,5 +69,6 @@ DEMOS = {
 def demo_of(bundle: Bundle) -> Demo:
     """That of the data which the bundle says its UNet was trained on; of scenes where it says another or none."""
     trained = bundle.records.get("unet", {}).get("trained")
-    data = trained.get("data") if isinstance(trained, dict) else None
-    return DEMOS.get(str(data), DEMOS["scenes"])
+    data = str(trained.get("data") if isinstance(trained, dict) else None)
+    # As `train/origin.py` words it: "emoji", "precomputed emoji of runs/encoded".
+    return DEMOS.get(data.removeprefix("precomputed ").split(" ")[0], DEMOS["scenes"])

@@ -5,11 +5,14 @@ import micro
 import numpy as np
 import PIL.Image
 
+from mvader_jax.data.config import DataConfig
+from mvader_jax.data.sources import Emoji
 from mvader_jax.data.sources.base import Source
 from mvader_jax.paper.demo import demo
 from mvader_jax.paper.demos import DEMOS, demo_of
 from mvader_jax.sampling.pipeline import Pipeline
 from mvader_jax.sampling.settings import SamplingSettings
+from mvader_jax.train.origin import data_in_words
 
 TASKS = DEMOS["scenes"].tasks
 
@@ -41,9 +44,10 @@ def test_every_demo_has_the_same_tasks_and_the_pictures_that_they_show() -> None
 def test_a_bundle_shows_what_it_was_trained_on(tmp_path: Path) -> None:
     bundle = micro.bundle()
     assert demo_of(bundle) is DEMOS["scenes"]
-    trained = {"unet": {"trained": {"stage": "interleaved", "data": "emoji"}}}
-    emoji = dataclasses.replace(bundle, records=trained)
-    assert demo_of(emoji) is DEMOS["emoji"]
+    for data in (DataConfig(Emoji()), DataConfig(Emoji(), precomputed=("runs/encoded", "more"))):
+        trained = {"unet": {"trained": {"stage": "interleaved", "data": data_in_words(data)}}}
+        emoji = dataclasses.replace(bundle, records=trained)
+        assert demo_of(emoji) is DEMOS["emoji"]
     for unknown in ("interleaved", {"stage": "diffusion", "data": "records"}):
         assert demo_of(dataclasses.replace(bundle, records={"unet": {"trained": unknown}})) is DEMOS["scenes"]
     drawn = demo(Pipeline(emoji), tmp_path, SamplingSettings(steps=1), num_images=1)
