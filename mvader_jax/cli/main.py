@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Annotated, Any
 
@@ -67,9 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     if not app.registered_commands:
         register(app)
-    with lasting_streams():
+    signals: list[int] = []
+    with lasting_streams(), _at_once(signals):
         try:
-            with interruptible(), notices():
+            with interruptible(signals), notices():
                 code = app(args=arguments, prog_name="mvader", standalone_mode=False)
             sys.stdout.flush()
         except BrokenPipeError:
@@ -84,7 +85,22 @@ def main(arguments: list[str] | None = None) -> None:
                 print(sentence, file=sys.stderr)
             else:  # one line, whatever a library's own words hold: a log is searched by lines
                 print("mvader:", *map(str.strip, sentence.splitlines()), file=sys.stderr)
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _at_once(signals: Sequence[int]) -> Iterator[None]:
+    """Ends the process where a signal ended the command: what XLA still compiles in threads of its own does not outlive
+    the interpreter, which would crash."""
+    try:
+        yield
+    except SystemExit as end:
+        if signals:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise
 
 
 def explained(error: BaseException) -> tuple[str, int]:
@@ -124,16 +140,18 @@ def _raised_in(error: BaseException, file: str) -> bool:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(signals: list[int]) -> Iterator[None]:
     """Lets Ctrl-C, and SIGTERM without a word, end a command so that what is half written is removed.
 
-    Commands that save before they stop (train, sample with a file) set handlers of their own.
+    signals: where their numbers go. Commands that save before they stop (train, sample with a file) set handlers of
+    their own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
         if _importing(frame):
             # Nothing has been written, and a library may make another error of what is raised in it.
             if number == signal.SIGINT:
