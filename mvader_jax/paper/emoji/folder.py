@@ -34,11 +34,11 @@ def judge_folder(
 
     Raises UserError where no part has prompts, and as `read_folder`, before anything is judged.
     """
-    bench, scorer = Benchmark(world, count), Scorer(world)
-    table = Table(strips=strips)
-    table.begin({**bench.about(), "pictures": str(folder)})
+    bench = Benchmark(world, count)
     tasks = bench.of(parts)
     pictures = read_folder(folder, [task for found in tasks.values() for task in found])
+    scorer, table = Scorer(world), Table(strips=strips)
+    table.begin({**bench.about(), "pictures": str(folder)})
     for part, found in tasks.items():
         own, pictures = pictures[: len(found)], pictures[len(found) :]
         table.add(part, {"method": "pictures"}, own, scorer.score(found, own))
